@@ -1,0 +1,4 @@
+//! Generated gRPC code of `/proto`: the messages and services that nodes and operators speak.
+
+/// Encoded `FileDescriptorSet` of all of `/proto`, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
