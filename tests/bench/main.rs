@@ -1,0 +1,214 @@
+//! Measures what a chat message, a login and an idle session cost the server, from the kernel's accounting.
+//!
+//! `cargo run --release -p tests --bin bench -- [chat|login|idle]... [--binary PATH]` prints one line per
+//! figure. Every message is numbered and checked for loss, duplicates and order.
+
+mod link;
+mod process;
+mod scram;
+
+use std::{env, path::PathBuf, sync::Arc, time::Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use link::{Link, find};
+use process::Server;
+
+const PASSWORD: &str = "benchmark";
+const BASE_PORT: u16 = 15922;
+
+/// Pairs of users that chat at once.
+const PAIRS: usize = 20;
+/// Messages that each sender sends.
+const MESSAGES: usize = 20_000;
+/// Messages of a pair that are on their way at most.
+const WINDOW: usize = 64;
+/// Logins that are measured, and how many run at once.
+const LOGINS: usize = 2_000;
+const LOGINS_AT_ONCE: usize = 8;
+/// Idle sessions, and over how many accounts they spread.
+const IDLE: usize = 5_000;
+const IDLE_ACCOUNTS: usize = 500;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let mut binary = PathBuf::from("target/release/rookery");
+    let mut wanted = Vec::new();
+    let mut args = env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--binary" => binary = args.next().context("`--binary` wants a path")?.into(),
+            "chat" | "login" | "idle" => wanted.push(arg),
+            _ => bail!("unknown argument `{arg}`: expected `chat`, `login`, `idle` or `--binary PATH`"),
+        }
+    }
+    let all = wanted.is_empty();
+    let runs = |name: &str| all || wanted.iter().any(|w| w == name);
+    if runs("chat") {
+        chat(&Server::start(&binary, BASE_PORT)?).await?;
+    }
+    if runs("login") {
+        login(&Server::start(&binary, BASE_PORT + 10)?).await?;
+    }
+    if runs("idle") {
+        idle(&Server::start(&binary, BASE_PORT + 20)?).await?;
+    }
+    Ok(())
+}
+
+/// CPU per chat message at saturation: 20 pairs, each with a window of messages in flight.
+async fn chat(server: &Server) -> Result<()> {
+    let tls = link::tls_config()?;
+    let mut pairs = Vec::new();
+    for n in 0..PAIRS {
+        for side in ["a", "b"] {
+            server.add_user(&format!("{side}{n}"), PASSWORD)?;
+        }
+        let mut a = Link::log_in(&server.direct_tls, &tls, &format!("a{n}"), PASSWORD, "bench").await?;
+        let mut b = Link::log_in(&server.direct_tls, &tls, &format!("b{n}"), PASSWORD, "bench").await?;
+        a.appear().await?;
+        b.appear().await?;
+        b.buffer.clear();
+        pairs.push((a, b));
+    }
+    let cpu = server.cpu_us()?;
+    let start = Instant::now();
+    let mut running = JoinSet::new();
+    for (n, (a, b)) in pairs.into_iter().enumerate() {
+        let window = Arc::new(Semaphore::new(WINDOW));
+        running.spawn(send(a, n, window.clone()));
+        running.spawn(receive(b, window));
+    }
+    let mut ends = Vec::new();
+    while let Some(end) = running.join_next().await {
+        // kept open until all have ended, so that no logout is counted
+        ends.push(end??);
+    }
+    let cpu = server.cpu_us()? - cpu;
+    let messages = (PAIRS * MESSAGES) as u64;
+    println!(
+        "chat message, saturated: {:.2} us of server CPU, {:.0} messages/s, {messages} messages, none lost, doubled or out of order",
+        cpu as f64 / messages as f64,
+        messages as f64 / start.elapsed().as_secs_f64(),
+    );
+    Ok(())
+}
+
+async fn send(mut link: Link, pair: usize, window: Arc<Semaphore>) -> Result<Link> {
+    let mut next = 0;
+    while next < MESSAGES {
+        let mut permits = 1;
+        window.acquire().await?.forget();
+        while permits < 16 && next + permits < MESSAGES && window.try_acquire().map(|p| p.forget()).is_ok() {
+            permits += 1;
+        }
+        let mut text = String::new();
+        for n in next..next + permits {
+            text.push_str(&format!(
+                "<message to='b{pair}@localhost/bench' type='chat' id='c{n:08}'><body>{n} A message of \
+                 usual length, as people write them to each other all day long.</body><active \
+                 xmlns='http://jabber.org/protocol/chatstates'/><request xmlns='urn:xmpp:receipts'/></message>"
+            ));
+        }
+        link.write(&text).await?;
+        next += permits;
+    }
+    Ok(link)
+}
+
+async fn receive(mut link: Link, window: Arc<Semaphore>) -> Result<Link> {
+    let mut expected = 0;
+    while expected < MESSAGES {
+        link.fill().await?;
+        let mut done = 0;
+        let seen = expected;
+        while let Some(end) = find(&link.buffer[done..], b"</message>") {
+            let stanza = &link.buffer[done..done + end];
+            let body = find(stanza, b"<body>").context("a message without a body")? + 6;
+            let text = std::str::from_utf8(&stanza[body..])?;
+            let number: usize = text.split(' ').next().context("no number")?.parse()?;
+            if number != expected {
+                bail!("expected message {expected}, heard {number}");
+            }
+            expected += 1;
+            done += end + "</message>".len();
+        }
+        link.buffer.drain(..done);
+        window.add_permits(expected - seen);
+    }
+    Ok(link)
+}
+
+/// CPU per login: TLS 1.3 handshake without resumption, SCRAM-SHA-1, bind, roster, presence, and the end.
+async fn login(server: &Server) -> Result<()> {
+    let tls = link::tls_config()?;
+    for n in 0..LOGINS_AT_ONCE {
+        server.add_user(&format!("l{n}"), PASSWORD)?;
+    }
+    let cpu = server.cpu_us()?;
+    let mut running = JoinSet::new();
+    for user in 0..LOGINS_AT_ONCE {
+        let (address, tls) = (server.direct_tls.clone(), tls.clone());
+        running.spawn(async move {
+            for n in 0..LOGINS / LOGINS_AT_ONCE {
+                let mut link =
+                    Link::log_in(&address, &tls, &format!("l{user}"), PASSWORD, &format!("r{n}")).await?;
+                link.appear().await?;
+                link.write("</stream:stream>").await?;
+                link.until("</stream:stream>").await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(end) = running.join_next().await {
+        end??;
+    }
+    let cpu = server.cpu_us()? - cpu;
+    println!("login and logout: {:.0} us of server CPU, {LOGINS} logins", cpu as f64 / LOGINS as f64);
+    Ok(())
+}
+
+/// Memory per idle session over TLS: proportional set size with and without the sessions.
+async fn idle(server: &Server) -> Result<()> {
+    let tls = link::tls_config()?;
+    for n in 0..IDLE_ACCOUNTS {
+        server.add_user(&format!("i{n}"), PASSWORD)?;
+    }
+    // the first sessions pay for what the server makes once
+    let mut links = open(server, &tls, 0..IDLE_ACCOUNTS).await?;
+    let before = server.pss_kib()?;
+    links.append(&mut open(server, &tls, IDLE_ACCOUNTS..IDLE_ACCOUNTS + IDLE).await?);
+    let after = server.pss_kib()?;
+    println!(
+        "idle session over TLS: {:.1} KiB (PSS {before} KiB with {IDLE_ACCOUNTS} sessions, {after} KiB with {})",
+        (after - before) as f64 / IDLE as f64,
+        links.len(),
+    );
+    Ok(())
+}
+
+async fn open(
+    server: &Server,
+    tls: &Arc<rustls::ClientConfig>,
+    numbers: std::ops::Range<usize>,
+) -> Result<Vec<Link>> {
+    let mut running = JoinSet::new();
+    let turn = Arc::new(Semaphore::new(32));
+    for n in numbers {
+        let (address, tls, turn) = (server.direct_tls.clone(), tls.clone(), turn.clone());
+        running.spawn(async move {
+            let _turn = turn.acquire_owned().await?;
+            let user = format!("i{}", n % IDLE_ACCOUNTS);
+            let mut link = Link::log_in(&address, &tls, &user, PASSWORD, &format!("r{n}")).await?;
+            link.appear().await?;
+            link.buffer = Vec::new();
+            anyhow::Ok(link)
+        });
+    }
+    let mut links = Vec::new();
+    while let Some(link) = running.join_next().await {
+        links.push(link??);
+    }
+    Ok(links)
+}

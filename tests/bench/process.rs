@@ -1,0 +1,103 @@
+//! The server under test as the kernel sees it: its life, CPU time and memory.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+/// A running `rookery serve` on ports of its own, killed when dropped.
+pub struct Server {
+    child: Child,
+    folder: tempfile::TempDir,
+    binary: PathBuf,
+    /// Where clients connect with direct TLS.
+    pub direct_tls: String,
+    admin: String,
+}
+
+impl Server {
+    /// Starts one node with default settings but for the ports and the data folder.
+    pub fn start(binary: &Path, base_port: u16) -> Result<Server> {
+        let folder = tempfile::tempdir()?;
+        let config = folder.path().join("bench.toml");
+        let admin = format!("127.0.0.1:{}", base_port + 2);
+        let direct_tls = format!("127.0.0.1:{}", base_port + 1);
+        fs::write(
+            &config,
+            format!(
+                "hosts = [\"localhost\"]\n[node]\ndata_dir = \"{}\"\n[c2s]\nlisten = [\"127.0.0.1:{}\"]\n\
+                 direct_tls_listen = [\"{direct_tls}\"]\n[admin]\nlisten = \"{admin}\"\n[limits]\n\
+                 connections_per_address = 20000\n",
+                folder.path().join("data").display(),
+                base_port,
+            ),
+        )?;
+        let log = fs::File::create(folder.path().join("log"))?;
+        let child = Command::new(binary)
+            .args(["serve", "--config"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("failed to start `{}`", binary.display()))?;
+        let mut server = Server { child, folder, binary: binary.to_owned(), direct_tls, admin };
+        server.wait_until_ready()?;
+        Ok(server)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::net::TcpStream::connect(&self.direct_tls).is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+                bail!("the server ended with {status}: {log}");
+            }
+            if Instant::now() > deadline {
+                bail!("the server does not listen on `{}`", self.direct_tls);
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// Creates an account through the admin service.
+    pub fn add_user(&self, name: &str, password: &str) -> Result<()> {
+        let out = Command::new(&self.binary)
+            .args(["user", "add", &format!("{name}@localhost"), "--password", password, "--admin"])
+            .arg(format!("http://{}", self.admin))
+            .output()?;
+        if !out.status.success() {
+            bail!("failed to add `{name}`: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        Ok(())
+    }
+
+    /// User and system time of all threads so far, in microseconds (clock ticks of the kernel).
+    pub fn cpu_us(&self) -> Result<u64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let after_name = stat.rsplit_once(')').context("no name in stat")?.1;
+        let fields: Vec<&str> = after_name.split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+        Ok(ticks * 10_000)
+    }
+
+    /// Proportional set size, in KiB.
+    pub fn pss_kib(&self) -> Result<u64> {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))?;
+        let line = rollup.lines().find(|l| l.starts_with("Pss:")).context("no Pss in smaps_rollup")?;
+        Ok(line.split_whitespace().nth(1).context("no figure behind Pss")?.parse()?)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // a server that is gone already leaves nothing to kill
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

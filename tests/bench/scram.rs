@@ -1,0 +1,33 @@
+//! The client's half of SCRAM-SHA-1 (RFC 5802), with nothing of the server's code in it.
+
+use std::num::NonZeroU32;
+
+use anyhow::{Context, Result};
+use aws_lc_rs::{digest, hmac, pbkdf2};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+
+/// The bare first message (RFC 5802, 5.1). The nonce is fixed: the server's half makes it unique.
+pub fn first(user: &str) -> String {
+    format!("n={user},r=benchmarkbenchmarkbench")
+}
+
+/// The last message: the proof for `challenge`.
+pub fn last(first: &str, challenge: &str, password: &str) -> Result<String> {
+    let field = |name: &str| challenge.split(',').find_map(|f| f.strip_prefix(name));
+    let nonce = field("r=").context("no nonce in the challenge")?;
+    let salt = BASE64.decode(field("s=").context("no salt in the challenge")?)?;
+    let rounds: NonZeroU32 = field("i=").context("no iteration count in the challenge")?.parse()?;
+    let mut salted = [0; 20];
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA1, rounds, &salt, password.as_bytes(), &mut salted);
+    let client_key = sign(&salted, b"Client Key");
+    let stored = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &client_key);
+    let without_proof = format!("c=biws,r={nonce}");
+    let signature = sign(stored.as_ref(), format!("{first},{challenge},{without_proof}").as_bytes());
+    let proof: Vec<u8> = client_key.iter().zip(&signature).map(|(a, b)| a ^ b).collect();
+    Ok(format!("{without_proof},p={}", BASE64.encode(proof)))
+}
+
+fn sign(key: &[u8], text: &[u8]) -> Vec<u8> {
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, key);
+    hmac::sign(&key, text).as_ref().to_vec()
+}
