@@ -1,0 +1,3 @@
+//! The engines that this crate brings along.
+
+pub mod memory;
