@@ -2,3 +2,8 @@
 
 /// Encoded `FileDescriptorSet` of all of `/proto`, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// What operators ask of a node.
+pub mod admin {
+    tonic::include_proto!("rookery.admin.v1");
+}

@@ -1,0 +1,38 @@
+//! The config of a node: keys, reading, combinations, and the settings that come of it.
+
+pub mod check;
+pub mod keys;
+pub mod nearest;
+pub mod print;
+pub mod read;
+pub mod settings;
+
+pub use read::Faults;
+pub use settings::Settings;
+
+use std::path::Path;
+
+/// Reads a config file, if one is given, with keys set over it, and checks all of it.
+pub fn load(file: Option<&Path>, set: &[String]) -> Result<Settings, Faults> {
+    let (name, text) = match file {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|e| Faults::unreadable(path, &e))?;
+            (path.display().to_string(), text)
+        }
+        None => (String::new(), String::new()),
+    };
+    parse(&name, &text, set)
+}
+
+/// As [`load`], for a text that is at hand; `name` is what errors call the file.
+pub fn parse(name: &str, text: &str, set: &[String]) -> Result<Settings, Faults> {
+    let values = read::read(name, text, set)?;
+    let faults = check::combinations(&values);
+    if !faults.is_empty() {
+        return Err(Faults(faults));
+    }
+    Settings::of(&values)
+}
+
+#[cfg(test)]
+mod tests;

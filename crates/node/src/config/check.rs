@@ -1,0 +1,174 @@
+//! Combinations of keys that cannot work.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use toml_edit::Value;
+
+use super::read::{self, Fault, Values};
+
+/// All combinations that cannot work, each at the key that is best changed.
+pub fn combinations(values: &Values) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    pairs(values, &mut faults);
+    roles(values, &mut faults);
+    links(values, &mut faults);
+    store(values, &mut faults);
+    admin(values, &mut faults);
+    ports(values, &mut faults);
+    faults
+}
+
+fn text(values: &Values, path: &str) -> Option<String> {
+    values.value(path)?.as_str().map(str::to_owned)
+}
+
+fn texts(values: &Values, path: &str) -> Vec<String> {
+    let value = values.value(path);
+    let list = value.as_ref().and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(|t| t.as_str().map(str::to_owned)).collect()
+}
+
+fn pairs(values: &Values, faults: &mut Vec<Fault>) {
+    let needs = [
+        ("tls.cert", "tls.key"),
+        ("tls.key", "tls.cert"),
+        ("cluster.cert", "cluster.key"),
+        ("cluster.cert", "cluster.ca"),
+        ("cluster.key", "cluster.cert"),
+        ("cluster.ca", "cluster.cert"),
+    ];
+    for (given, missing) in needs {
+        if values.said(given).is_some() && values.said(missing).is_none() {
+            faults.push(values.fault(given, format!("needs `{missing}` beside it, which is not set")));
+        }
+    }
+}
+
+const DISCOVERY: [&str; 3] = ["cluster.discovery.static", "cluster.discovery.dns", "cluster.discovery.file"];
+
+fn roles(values: &Values, faults: &mut Vec<Fault>) {
+    let given: Vec<&str> = DISCOVERY.into_iter().filter(|d| values.said(d).is_some()).collect();
+    if let [first, second, ..] = given[..] {
+        let what = format!("cannot be given beside `{first}`: choose one way of discovery");
+        faults.push(values.fault(second, what));
+    }
+    let roles = texts(values, "node.roles");
+    let backend = roles.iter().any(|r| r == "backend");
+    let frontend = roles.iter().any(|r| r == "frontend");
+    if !backend && given.is_empty() {
+        let what = "a node without the role `backend` keeps nothing itself: expected \
+                    `cluster.discovery.static`, `.dns` or `.file` to find the backends";
+        faults.push(values.fault("node.roles", what));
+    }
+    let expect = values.said("cluster.expect").and_then(|f| f.value.as_integer()).unwrap_or(1);
+    if backend && expect > 1 && given.is_empty() {
+        let what = format!(
+            "expected `cluster.discovery.static`, `.dns` or `.file`, with which the {expect} backends find each other"
+        );
+        faults.push(values.fault("cluster.expect", what));
+    }
+    if frontend && texts(values, "c2s.listen").is_empty() && texts(values, "c2s.direct_tls_listen").is_empty()
+    {
+        let what = "a frontend needs an address in `c2s.listen` or `c2s.direct_tls_listen`";
+        faults.push(values.fault("c2s.listen", what));
+    }
+}
+
+fn links(values: &Values, faults: &mut Vec<Fault>) {
+    if !values.any_below("cluster") {
+        return;
+    }
+    let listen = text(values, "cluster.listen").unwrap_or_default();
+    let unspecified = read::address(&listen).is_ok_and(|a| a.ip().is_unspecified());
+    let advertise = text(values, "cluster.advertise");
+    if unspecified && advertise.is_none() {
+        let what = format!("`{listen}` is no address to connect to: expected `cluster.advertise` beside it");
+        faults.push(values.fault("cluster.listen", what));
+    }
+    let certified = values.said("cluster.cert").is_some();
+    let plain = values.said("cluster.plain").and_then(|f| f.value.as_bool());
+    let far = if !read::is_loopback(&listen) {
+        Some(("cluster.listen", listen.as_str()))
+    } else {
+        let advertise = advertise.as_deref().filter(|a| !read::is_loopback(a));
+        advertise.map(|a| ("cluster.advertise", a))
+    };
+    match (plain, certified, far) {
+        (Some(true), true, _) => {
+            let what = "plain links use no certificate: remove this key, or `cluster.cert`";
+            faults.push(values.fault("cluster.plain", what));
+        }
+        (Some(true), false, Some((key, address))) => {
+            let what = format!("plain links are for loopback only, and `{key}` is `{address}`");
+            faults.push(values.fault("cluster.plain", what));
+        }
+        (None | Some(false), false, Some((key, address))) => {
+            let what = format!(
+                "`{address}` is not loopback, so links need mTLS: expected `cluster.cert`, `cluster.key` and `cluster.ca`"
+            );
+            faults.push(values.fault(key, what));
+        }
+        (Some(false), false, None) => {
+            let what = "links with TLS need `cluster.cert`, `cluster.key` and `cluster.ca`";
+            faults.push(values.fault("cluster.plain", what));
+        }
+        _ => {}
+    }
+}
+
+fn store(values: &Values, faults: &mut Vec<Fault>) {
+    let Some(engine) = values.said("store.engine").and_then(|f| f.value.as_str()) else { return };
+    let clustered = values.any_below("cluster");
+    if engine == "replicated" && !clustered {
+        faults
+            .push(values.fault("store.engine", "`replicated` needs a cluster: expected a table `[cluster]`"));
+    }
+    let alone = DISCOVERY.iter().all(|d| values.said(d).is_none());
+    if engine != "replicated" && clustered && !alone {
+        let what = format!("`{engine}` is seen by its own node only: expected \"replicated\" in a cluster");
+        faults.push(values.fault("store.engine", what));
+    }
+}
+
+fn admin(values: &Values, faults: &mut Vec<Fault>) {
+    let listen = text(values, "admin.listen").unwrap_or_default();
+    if !read::is_loopback(&listen) {
+        let what = format!("the admin service has no TLS yet: expected a loopback address, found `{listen}`");
+        faults.push(values.fault("admin.listen", what));
+    }
+}
+
+/// Two keys that want the same port of the same address.
+fn ports(values: &Values, faults: &mut Vec<Fault>) {
+    let mut wanted: Vec<(&str, SocketAddr)> = Vec::new();
+    let mut want = |key: &'static str, list: Vec<String>| {
+        wanted.extend(list.iter().filter_map(|t| Some((key, read::address(t).ok()?))));
+    };
+    let frontend = texts(values, "node.roles").iter().any(|r| r == "frontend");
+    if frontend {
+        want("c2s.listen", texts(values, "c2s.listen"));
+        want("c2s.direct_tls_listen", texts(values, "c2s.direct_tls_listen"));
+    }
+    want("admin.listen", text(values, "admin.listen").into_iter().collect());
+    if values.any_below("cluster") {
+        want("cluster.listen", text(values, "cluster.listen").into_iter().collect());
+    }
+    want("metrics.listen", text(values, "metrics.listen").into_iter().collect());
+    let mut taken: BTreeMap<u16, Vec<(&str, SocketAddr)>> = BTreeMap::new();
+    for (key, address) in wanted {
+        // port 0 is whatever is free
+        if address.port() == 0 {
+            continue;
+        }
+        let others = taken.entry(address.port()).or_default();
+        let same = |a: &SocketAddr| {
+            a.ip() == address.ip()
+                || a.is_ipv4() == address.is_ipv4()
+                    && (a.ip().is_unspecified() || address.ip().is_unspecified())
+        };
+        if let Some((other, _)) = others.iter().find(|(_, a)| same(a)) {
+            faults.push(values.fault(key, format!("port {} is already taken by `{other}`", address.port())));
+        }
+        others.push((key, address));
+    }
+}

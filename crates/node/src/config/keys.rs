@@ -1,0 +1,294 @@
+//! The table of all keys: path, form, default and the sentence that explains it.
+
+/// What a value must look like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Form {
+    /// `true` or `false`.
+    Flag,
+    /// A whole number between the two bounds, both included.
+    Whole(i64, i64),
+    /// Any text.
+    Text,
+    /// One of the words.
+    Choice(&'static [&'static str]),
+    /// A list of at least one of the words.
+    Choices(&'static [&'static str]),
+    /// An IP address and port to listen on; an IPv6 address in brackets.
+    Address,
+    /// A list of addresses to listen on, which may be empty.
+    Addresses,
+    /// A name or IP address, and a port, to connect to.
+    HostPort,
+    /// A list of at least one name or address with its port.
+    HostPorts,
+    /// A list of at least one domain name.
+    Domains,
+    /// A path, relative to the working directory of the server.
+    Path,
+}
+
+impl Form {
+    /// What to write, for an error message.
+    pub fn expected(self) -> String {
+        match self {
+            Form::Flag => "`true` or `false`".into(),
+            Form::Whole(min, i64::MAX) => format!("a whole number of at least {min}"),
+            Form::Whole(min, max) => format!("a whole number from {min} to {max}"),
+            Form::Text => "a text in quotes".into(),
+            Form::Choice(words) => format!("one of {}", quoted(words)),
+            Form::Choices(words) => format!("a list of one or more of {}", quoted(words)),
+            Form::Address => "an IP address and port, as in \"127.0.0.1:5222\"".into(),
+            Form::Addresses => "a list of IP addresses with ports, as in [\"0.0.0.0:5222\"]".into(),
+            Form::HostPort => "a name or address with a port, as in \"node1.example.org:7400\"".into(),
+            Form::HostPorts => {
+                "a list of names or addresses with ports, as in [\"node1.example.org:7400\"]".into()
+            }
+            Form::Domains => "a list of domain names, as in [\"example.org\"]".into(),
+            Form::Path => "a path in quotes".into(),
+        }
+    }
+}
+
+fn quoted(words: &[&str]) -> String {
+    words.iter().map(|w| format!("\"{w}\"")).collect::<Vec<_>>().join(", ")
+}
+
+/// What a key is when the file says nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fallback {
+    /// This value, in TOML.
+    Is(&'static str),
+    /// Not set; the text is an example in TOML.
+    Unset(&'static str),
+}
+
+/// One key.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Full path with dots.
+    pub path: &'static str,
+    /// What its value must look like.
+    pub form: Form,
+    /// What it is when the file says nothing.
+    pub fallback: Fallback,
+    /// What it means, in one or two sentences.
+    pub sentence: &'static str,
+}
+
+const fn key(path: &'static str, form: Form, fallback: Fallback, sentence: &'static str) -> Key {
+    Key { path, form, fallback, sentence }
+}
+
+use Fallback::{Is, Unset};
+use Form::*;
+
+/// Largest value that makes sense for a bound; keeps sums of bounds far from overflow.
+const MANY: i64 = 1 << 40;
+
+/// Every key but those of `[modules.NAME]`, which the modules themselves read.
+pub const KEYS: &[Key] = &[
+    key(
+        "hosts",
+        Domains,
+        Is("[\"localhost\"]"),
+        "The domains that this server serves; accounts belong to one of them.",
+    ),
+    key(
+        "node.name",
+        Text,
+        Unset("\"node1\""),
+        "Name of the node in lists and logs; not set, it is made of the host name of the machine.",
+    ),
+    key(
+        "node.roles",
+        Choices(&["frontend", "backend"]),
+        Is("[\"frontend\", \"backend\"]"),
+        "What the node does: a frontend serves clients, a backend keeps data and takes part in agreement.",
+    ),
+    key(
+        "node.data_dir",
+        Path,
+        Is("\"./data\""),
+        "Folder of everything that the node keeps; made at the first start.",
+    ),
+    key("c2s.listen", Addresses, Is("[\"0.0.0.0:5222\"]"), "Where clients connect with STARTTLS (RFC 6120)."),
+    key(
+        "c2s.direct_tls_listen",
+        Addresses,
+        Is("[\"0.0.0.0:5223\"]"),
+        "Where clients connect with TLS from the first byte (XEP-0368).",
+    ),
+    key("c2s.tls_required", Flag, Is("true"), "Whether a client must have TLS before it may log in."),
+    key(
+        "tls.cert",
+        Path,
+        Unset("\"/etc/rookery/cert.pem\""),
+        "Certificate chain for clients, in PEM; read again when the file changes. Not set, a self-signed one is made in the data folder.",
+    ),
+    key(
+        "tls.key",
+        Path,
+        Unset("\"/etc/rookery/key.pem\""),
+        "Private key of `tls.cert`, in PEM; read again when the file changes.",
+    ),
+    key(
+        "admin.listen",
+        Address,
+        Is("\"127.0.0.1:5280\""),
+        "Where the admin service (gRPC) listens; loopback only.",
+    ),
+    key(
+        "cluster.listen",
+        Address,
+        Is("\"127.0.0.1:7400\""),
+        "Where the other nodes connect. Giving any key of this table makes the node part of a cluster.",
+    ),
+    key(
+        "cluster.advertise",
+        HostPort,
+        Unset("\"node1.example.org:7400\""),
+        "Address at which the other nodes reach this one; not set, it is `cluster.listen`.",
+    ),
+    key(
+        "cluster.expect",
+        Whole(1, 64),
+        Unset("3"),
+        "Backends that must see each other before the cluster is formed for the first time; not set, 3 with discovery and 1 without.",
+    ),
+    key(
+        "cluster.discovery.static",
+        HostPorts,
+        Unset("[\"node1.example.org:7400\", \"node2.example.org:7400\"]"),
+        "Finds other nodes: a fixed list of addresses. Only one way of discovery can be given.",
+    ),
+    key(
+        "cluster.discovery.dns",
+        HostPort,
+        Unset("\"rookery.example.org:7400\""),
+        "Finds other nodes: all addresses of a name, asked again and again.",
+    ),
+    key(
+        "cluster.discovery.file",
+        Path,
+        Unset("\"/etc/rookery/nodes\""),
+        "Finds other nodes: a file with one address per line, read again when it changes.",
+    ),
+    key(
+        "cluster.plain",
+        Flag,
+        Unset("true"),
+        "Whether links between nodes go without TLS, which only loopback addresses may; not set, true where `cluster.listen` and `cluster.advertise` are loopback and no certificate is given.",
+    ),
+    key(
+        "cluster.cert",
+        Path,
+        Unset("\"/etc/rookery/node.pem\""),
+        "Certificate of the node for links between nodes (mTLS), in PEM.",
+    ),
+    key("cluster.key", Path, Unset("\"/etc/rookery/node.key\""), "Private key of `cluster.cert`, in PEM."),
+    key(
+        "cluster.ca",
+        Path,
+        Unset("\"/etc/rookery/ca.pem\""),
+        "Certificate of the authority that signed the certificates of all nodes, in PEM.",
+    ),
+    key(
+        "store.engine",
+        Choice(&["sled", "memory", "replicated"]),
+        Unset("\"sled\""),
+        "Where data is kept; not set, `sled` on a single node and `replicated` in a cluster. `memory` forgets everything at the end.",
+    ),
+    key(
+        "log.format",
+        Choice(&["text", "json"]),
+        Is("\"text\""),
+        "How log lines look: for people or for programs.",
+    ),
+    key("log.filter", Text, Is("\"info\""), "What is logged, as in \"info,router=debug\"."),
+    key(
+        "metrics.listen",
+        Address,
+        Unset("\"127.0.0.1:5281\""),
+        "Where Prometheus reads metrics, by HTTP at /metrics; not set, nowhere.",
+    ),
+    key(
+        "limits.before_auth_stanza_bytes",
+        Whole(1_000, MANY),
+        Is("8192"),
+        "Largest stanza or stream element before login, in bytes; a larger one ends the stream.",
+    ),
+    key(
+        "limits.before_auth_elements",
+        Whole(4, MANY),
+        Is("32"),
+        "Most elements in one stanza before login; more end the stream.",
+    ),
+    key(
+        "limits.before_auth_depth",
+        Whole(2, 1_000),
+        Is("8"),
+        "Deepest nesting before login; deeper ends the stream.",
+    ),
+    key(
+        "limits.stanza_bytes",
+        Whole(10_000, MANY),
+        Is("262144"),
+        "Largest stanza after login, in bytes (never below the 10000 of RFC 6120); a larger one ends the stream.",
+    ),
+    key(
+        "limits.stanza_elements",
+        Whole(16, MANY),
+        Is("2000"),
+        "Most elements in one stanza after login; more end the stream.",
+    ),
+    key(
+        "limits.stanza_depth",
+        Whole(8, 1_000),
+        Is("64"),
+        "Deepest nesting after login; deeper ends the stream.",
+    ),
+    key(
+        "limits.attributes",
+        Whole(8, 10_000),
+        Is("64"),
+        "Most attributes of one element; more end the stream.",
+    ),
+    key(
+        "limits.mailbox_stanzas",
+        Whole(1, MANY),
+        Is("5000"),
+        "Stanzas that may wait to be written to one session; at the bound the slow session is closed and they go elsewhere.",
+    ),
+    key(
+        "limits.mailbox_bytes",
+        Whole(10_000, MANY),
+        Is("1048576"),
+        "Bytes that may wait to be written to one session; at the bound the slow session is closed and they go elsewhere.",
+    ),
+];
+
+/// The key of that path.
+pub fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|k| k.path == path)
+}
+
+/// Whether the path names a table that holds known keys.
+pub fn is_table(path: &str) -> bool {
+    KEYS.iter().any(|k| k.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// Every path that may be meant: keys and the tables above them.
+pub fn known_paths() -> Vec<&'static str> {
+    let mut paths = Vec::new();
+    for key in KEYS {
+        let ends = key.path.match_indices('.').map(|(i, _)| i).chain([key.path.len()]);
+        for end in ends {
+            let path = &key.path[..end];
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+    }
+    paths.push("modules");
+    paths
+}

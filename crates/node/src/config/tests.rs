@@ -1,0 +1,182 @@
+//! Tests of the config: each bad file with the exact line, key and hint.
+
+use super::*;
+
+fn faults(text: &str) -> Vec<String> {
+    match parse("bad.toml", text, &[]) {
+        Ok(_) => Vec::new(),
+        Err(faults) => faults.0.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[test]
+fn an_empty_file_is_a_single_node_for_localhost() {
+    let settings = parse("", "", &[]).unwrap();
+    assert_eq!(settings.hosts, ["localhost"]);
+    assert_eq!(settings.c2s.listen[0].port(), 5222);
+    assert_eq!(settings.c2s.direct_tls_listen[0].port(), 5223);
+    assert_eq!(settings.admin_listen.to_string(), "127.0.0.1:5280");
+    assert!(settings.cluster.is_none() && settings.c2s.tls_required);
+    assert!(settings.node.frontend && settings.node.backend);
+    assert_eq!(settings.engine, settings::Engine::Sled);
+}
+
+#[test]
+fn each_bad_file_is_refused_with_line_key_and_hint() {
+    for (text, expected) in [
+        (
+            "hosts = [\"a.example\"]\n[c2s]\nlisen = [\"0.0.0.0:5222\"]\n",
+            "bad.toml:3: `c2s.lisen`: unknown key; the nearest known key is `c2s.listen`",
+        ),
+        ("host = []\n", "bad.toml:1: `host`: unknown key; the nearest known key is `hosts`"),
+        (
+            "[clusster]\nexpect = 3\n",
+            "bad.toml:1: `clusster`: unknown key; the nearest known key is `cluster`",
+        ),
+        (
+            "[c2s]\ntls_required = \"yes\"\n",
+            "bad.toml:2: `c2s.tls_required`: expected `true` or `false`, found a text",
+        ),
+        (
+            "[c2s]\n\nlisten = \"0.0.0.0:5222\"\n",
+            "bad.toml:3: `c2s.listen`: expected a list of IP addresses with ports, as in [\"0.0.0.0:5222\"], found a text",
+        ),
+        (
+            "[node]\nroles = [\"fronted\"]\n",
+            "bad.toml:2: `node.roles`: expected a list of one or more of \"frontend\", \"backend\", found `fronted`; the nearest is `frontend`",
+        ),
+        (
+            "[limits]\nstanza_bytes = 9999\n",
+            "bad.toml:2: `limits.stanza_bytes`: expected a whole number from 10000 to 1099511627776, found `9999`",
+        ),
+        (
+            "hosts = [\"a@b\"]\n",
+            "bad.toml:1: `hosts`: expected a list of domain names, as in [\"example.org\"], found the address `a@b`",
+        ),
+        ("[tls]\ncert = \"a.pem\"\n", "bad.toml:2: `tls.cert`: needs `tls.key` beside it, which is not set"),
+        (
+            "[node]\nroles = [\"frontend\"]\n",
+            "bad.toml:2: `node.roles`: a node without the role `backend` keeps nothing itself: expected `cluster.discovery.static`, `.dns` or `.file` to find the backends",
+        ),
+        (
+            "[cluster]\nexpect = 3\n",
+            "bad.toml:2: `cluster.expect`: expected `cluster.discovery.static`, `.dns` or `.file`, with which the 3 backends find each other",
+        ),
+        (
+            "[cluster]\nlisten = \"10.0.0.1:7400\"\n",
+            "bad.toml:2: `cluster.listen`: `10.0.0.1:7400` is not loopback, so links need mTLS: expected `cluster.cert`, `cluster.key` and `cluster.ca`",
+        ),
+        (
+            "[cluster]\nlisten = \"10.0.0.1:7400\"\nplain = true\n",
+            "bad.toml:3: `cluster.plain`: plain links are for loopback only, and `cluster.listen` is `10.0.0.1:7400`",
+        ),
+        (
+            "[admin]\nlisten = \"0.0.0.0:5280\"\n",
+            "bad.toml:2: `admin.listen`: the admin service has no TLS yet: expected a loopback address, found `0.0.0.0:5280`",
+        ),
+        (
+            "[admin]\nlisten = \"127.0.0.1:5222\"\n",
+            "bad.toml:2: `admin.listen`: port 5222 is already taken by `c2s.listen`",
+        ),
+        (
+            "[store]\nengine = \"replicated\"\n",
+            "bad.toml:2: `store.engine`: `replicated` needs a cluster: expected a table `[cluster]`",
+        ),
+        (
+            "[cluster]\nexpect = 3\ndiscovery = { static = [\"a:1\"], dns = \"b:2\" }\n",
+            "bad.toml:3: `cluster.discovery.dns`: cannot be given beside `cluster.discovery.static`: choose one way of discovery",
+        ),
+        (
+            "[cluster]\ndiscovery = \"dns\"\n",
+            "bad.toml:2: `cluster.discovery`: expected a table with keys such as `cluster.discovery.static`, `cluster.discovery.dns`, `cluster.discovery.file`, found a text",
+        ),
+    ] {
+        assert_eq!(faults(text), [expected], "{text}");
+    }
+}
+
+#[test]
+fn every_fault_of_a_file_is_told_at_once() {
+    assert_eq!(faults("a = 1\nb = 2\n[log]\nformat = 1\n").len(), 3);
+}
+
+#[test]
+fn what_is_not_toml_is_refused_with_its_line() {
+    let faults = faults("hosts = [\"a\"]\n[c2s\n");
+    assert!(faults[0].starts_with("bad.toml:2: this is not TOML"), "{faults:?}");
+}
+
+#[test]
+fn the_keys_that_scripts_rely_on_make_a_cluster_on_loopback() {
+    let text = r#"
+        hosts = ["localhost"]
+        [node]
+        name = "a"
+        roles = ["frontend", "backend"]
+        data_dir = "/tmp/a"
+        [c2s]
+        listen = ["0.0.0.0:5222"]
+        direct_tls_listen = ["0.0.0.0:5223"]
+        tls_required = true
+        [admin]
+        listen = "127.0.0.1:5280"
+        [cluster]
+        listen = "127.0.0.1:7400"
+        advertise = "127.0.0.1:7400"
+        expect = 3
+        discovery = { static = ["127.0.0.1:7400", "127.0.0.1:7401"] }
+    "#;
+    let settings = parse("a.toml", text, &[]).unwrap();
+    let cluster = settings.cluster.unwrap();
+    assert_eq!(cluster.expect, 3);
+    assert!(cluster.links.is_none());
+    assert_eq!(settings.engine, settings::Engine::Replicated);
+}
+
+#[test]
+fn a_key_set_on_the_command_line_wins_over_the_file() {
+    let set = |pairs: &[&str]| pairs.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let text = "[c2s]\ntls_required = true\n";
+    let settings =
+        parse("a.toml", text, &set(&["c2s.tls_required=false", "node.name=bare", "hosts=[\"x.example\"]"]))
+            .unwrap();
+    assert!(!settings.c2s.tls_required);
+    assert_eq!((settings.node.name.as_str(), settings.hosts[0].as_str()), ("bare", "x.example"));
+    let wrong = parse("a.toml", text, &set(&["c2s.tls_requird=false"])).unwrap_err();
+    assert_eq!(
+        wrong.to_string(),
+        "--set c2s.tls_requird=false: `c2s.tls_requird`: unknown key; the nearest known key is `c2s.tls_required`"
+    );
+}
+
+#[test]
+fn the_committed_config_files_are_accepted() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config");
+    for name in ["rookery.toml", "single.toml", "frontend.toml", "backend.toml"] {
+        if let Err(faults) = load(Some(&folder.join(name)), &[]) {
+            panic!("{faults}");
+        }
+    }
+}
+
+#[test]
+fn the_committed_list_of_keys_is_not_stale() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/rookery.toml");
+    let committed = std::fs::read_to_string(file).unwrap();
+    assert_eq!(
+        committed,
+        print::default_file(),
+        "run: cargo run -- config print-default > config/rookery.toml"
+    );
+}
+
+#[test]
+fn every_default_has_the_form_of_its_key() {
+    for key in keys::KEYS {
+        let (keys::Fallback::Is(text) | keys::Fallback::Unset(text)) = key.fallback;
+        let pair = format!("{}={text}", key.path);
+        if let Err(faults) = read::read("", "", &[pair]) {
+            panic!("{faults}");
+        }
+    }
+}
