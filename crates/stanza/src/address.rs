@@ -1,0 +1,82 @@
+//! Addresses (RFC 7622's predecessor stringprep through `jid`), prepared at every door.
+
+pub use jid::{BareJid, DomainPart, DomainRef, FullJid, Jid, NodePart, NodeRef, ResourcePart, ResourceRef};
+
+/// The host name as it is compared everywhere: prepared and in lower case.
+/// Fails for anything that is no domain (empty, with `@` or `/`, too long).
+pub fn host(name: &str) -> Result<DomainPart, jid::Error> {
+    // A final dot only says that the name is complete (RFC 6122, 2.2): the same host without it.
+    let name = name.strip_suffix('.').unwrap_or(name);
+    DomainPart::new(name).map(|part| part.into_owned())
+}
+
+/// The bare JID `localpart@host` of an account from an unprepared localpart, as a login sends it.
+/// A localpart with `@` or `/` is refused by the preparation (RFC 6122, appendix A.5).
+pub fn account(localpart: &str, host: &DomainRef) -> Result<BareJid, jid::Error> {
+    let node = NodePart::new(localpart)?;
+    Ok(BareJid::from_parts(Some(&node), host))
+}
+
+/// The address without its resource.
+pub fn bare(jid: &Jid) -> BareJid {
+    jid.to_bare()
+}
+
+/// The full JID, or `None` where the address has no resource.
+pub fn full(jid: &Jid) -> Option<&FullJid> {
+    jid.try_as_full().ok()
+}
+
+/// Whether the address is the host itself: no localpart, no resource.
+pub fn is_host(jid: &Jid, host: &DomainRef) -> bool {
+    jid.node().is_none() && jid.resource().is_none() && jid.domain() == host
+}
+
+/// Whether both addresses belong to one account (same localpart and domain).
+pub fn same_account(a: &Jid, b: &Jid) -> bool {
+    a.node() == b.node() && a.domain() == b.domain()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_spellings_are_one_account() {
+        let localhost = host("LOCALHOST.").unwrap();
+        let alice = account("alice", &localhost).unwrap();
+        assert_eq!(alice, account("ALICE", &localhost).unwrap());
+        assert_eq!(alice, account("ＡＬＩＣＥ", &localhost).unwrap());
+        assert_eq!(alice.as_str(), "alice@localhost");
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_without_a_panic() {
+        for bad in ["", "@x", "x@", "x@y/", "a@b@c", "\u{200e}@x", "a\u{0}b@x", "@@@", "a b@x"] {
+            assert!(Jid::new(bad).is_err(), "{bad:?}");
+        }
+        let long = "a".repeat(1024);
+        assert!(Jid::new(&format!("{long}@x")).is_err());
+        assert!(Jid::new(&format!("a@x/{long}")).is_err());
+        let localhost = host("localhost").unwrap();
+        for bad in ["", "a@b", "a/b", "a\"b", "a b"] {
+            assert!(account(bad, &localhost).is_err(), "{bad:?}");
+        }
+        for bad in ["", "a@b", "a/b"] {
+            assert!(host(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_account_is_told_from_a_host() {
+        let localhost = host("localhost").unwrap();
+        let jid = |s: &str| Jid::new(s).unwrap();
+        assert!(is_host(&jid("localhost"), &localhost));
+        assert!(!is_host(&jid("localhost/x"), &localhost));
+        assert!(!is_host(&jid("a@localhost"), &localhost));
+        assert!(same_account(&jid("a@localhost/x"), &jid("a@localhost")));
+        assert!(!same_account(&jid("b@localhost/x"), &jid("a@localhost")));
+        assert!(full(&jid("a@localhost/x")).is_some());
+        assert!(full(&jid("a@localhost")).is_none());
+    }
+}

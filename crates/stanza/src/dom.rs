@@ -1,0 +1,275 @@
+//! XML text to `minidom` and back: trees come from checked events only, and writing cannot fail.
+
+use std::fmt::Write as _;
+
+use bytes::BytesMut;
+use minidom::{Element, Node};
+use rxml::error::EndOrError;
+use rxml::{Namespace, NcName, Options, Parse, RawEvent, RawParser, WithOptions};
+
+use crate::ns;
+use crate::scope::{RawAttribute, Scope};
+
+/// Deepest tree that is built: deep trees overflow the stack when they are dropped.
+pub const DEPTH_MAX: usize = 128;
+
+/// Why a piece of XML gave no tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadXml {
+    /// Not well-formed, or a construct that XMPP forbids.
+    NotWellFormed,
+    /// Well-formed, but a prefix is undeclared or an attribute appears twice.
+    Namespaces,
+    /// Deeper than [`DEPTH_MAX`].
+    TooDeep,
+}
+
+impl std::fmt::Display for BadXml {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            BadXml::NotWellFormed => "not well-formed XML",
+            BadXml::Namespaces => "not namespace-well-formed XML",
+            BadXml::TooDeep => "XML nested too deep",
+        })
+    }
+}
+
+impl std::error::Error for BadXml {}
+
+/// Reads one whole element, as it stands in a file or a table.
+pub fn parse(xml: &[u8]) -> Result<Element, BadXml> {
+    let mut builder = Builder::default();
+    builder.feed(xml)?;
+    builder.root.ok_or(BadXml::NotWellFormed)
+}
+
+/// Reads the children of an element: `xml` is what stood between its tags, `declared` the namespaces in
+/// scope there (`None` is the default namespace). The nodes are appended to `parent`.
+pub fn parse_children(
+    parent: &mut Element,
+    declared: &[(Option<&str>, &str)],
+    xml: &[u8],
+) -> Result<(), BadXml> {
+    if xml.is_empty() {
+        return Ok(());
+    }
+    let mut open = BytesMut::from(&b"<r"[..]);
+    for (prefix, uri) in declared {
+        match prefix {
+            None => open.extend_from_slice(b" xmlns='"),
+            Some(prefix) => {
+                open.extend_from_slice(b" xmlns:");
+                open.extend_from_slice(prefix.as_bytes());
+                open.extend_from_slice(b"='");
+            }
+        }
+        escape_attribute(uri, &mut open);
+        open.extend_from_slice(b"'");
+    }
+    open.extend_from_slice(b">");
+    let mut builder = Builder::default();
+    builder.feed(&open)?;
+    builder.feed(xml)?;
+    // A body that closes the wrapper itself would hide what follows: only our own tag may close it.
+    if builder.stack.len() != 1 {
+        return Err(BadXml::NotWellFormed);
+    }
+    builder.feed(b"</r>")?;
+    let mut root = builder.root.ok_or(BadXml::NotWellFormed)?;
+    for node in root.take_nodes() {
+        parent.append_node(node);
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Builder {
+    parser: Option<Box<RawParser>>,
+    scope: Scope,
+    stack: Vec<Element>,
+    name: Option<rxml::RawQName>,
+    attributes: Vec<RawAttribute>,
+    root: Option<Element>,
+}
+
+impl Builder {
+    fn feed(&mut self, mut xml: &[u8]) -> Result<(), BadXml> {
+        // The reader has bounded tokens already; here only the whole is bounded, by its caller.
+        let options = || Options { max_token_length: usize::MAX / 2, ..Options::default() };
+        let mut parser = self.parser.take().unwrap_or_else(|| Box::new(RawParser::with_options(options())));
+        loop {
+            match parser.parse(&mut xml, false) {
+                Ok(Some(event)) => self.event(event)?,
+                Ok(None) => break,
+                Err(EndOrError::NeedMoreData) => break,
+                Err(EndOrError::Error(_)) => return Err(BadXml::NotWellFormed),
+            }
+        }
+        self.parser = Some(parser);
+        Ok(())
+    }
+
+    fn event(&mut self, event: RawEvent) -> Result<(), BadXml> {
+        match event {
+            RawEvent::XmlDeclaration(..) => {}
+            RawEvent::ElementHeadOpen(_, name) => {
+                if self.stack.len() >= DEPTH_MAX {
+                    return Err(BadXml::TooDeep);
+                }
+                self.name = Some(name);
+            }
+            RawEvent::Attribute(_, (prefix, name), value) => {
+                self.attributes.push(RawAttribute { prefix, name, value });
+            }
+            RawEvent::ElementHeadClose(_) => self.open()?,
+            RawEvent::ElementFoot(_) => {
+                self.scope.close();
+                if let Some(element) = self.stack.pop() {
+                    match self.stack.last_mut() {
+                        Some(parent) => {
+                            parent.append_child(element);
+                        }
+                        None => self.root = Some(element),
+                    }
+                }
+            }
+            RawEvent::Text(_, text) => {
+                if let Some(parent) = self.stack.last_mut() {
+                    parent.append_text(text);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self) -> Result<(), BadXml> {
+        self.scope.open(&self.attributes).map_err(|_| BadXml::Namespaces)?;
+        let (prefix, name) = self.name.take().ok_or(BadXml::NotWellFormed)?;
+        let uri = self.scope.uri_of(prefix.as_deref().map(|p| &**p)).map_err(|_| BadXml::Namespaces)?;
+        let mut element = Element::bare(name.as_str(), uri);
+        for a in self.attributes.drain(..) {
+            if a.declares().is_some() {
+                continue;
+            }
+            let uri = match a.foreign_prefix() {
+                None => Namespace::NONE,
+                Some(prefix) => {
+                    let uri = self.scope.uri_of(Some(prefix)).map_err(|_| BadXml::Namespaces)?;
+                    Namespace::from(uri.to_owned())
+                }
+            };
+            element.set_attr(uri, a.name, a.value);
+        }
+        self.stack.push(element);
+        Ok(())
+    }
+}
+
+/// Writes `element` where `inherited` is the default namespace in scope. No prefix of the outside is used.
+pub fn write(element: &Element, inherited: &str, out: &mut BytesMut) {
+    let own;
+    let uri = if element.has_ns(inherited) {
+        inherited
+    } else {
+        own = element.ns();
+        own.as_str()
+    };
+    out.extend_from_slice(b"<");
+    out.extend_from_slice(element.name().as_bytes());
+    if uri != inherited {
+        out.extend_from_slice(b" xmlns='");
+        escape_attribute(uri, out);
+        out.extend_from_slice(b"'");
+    }
+    let mut prefixes = 0;
+    for ((uri, name), value) in element.attrs().iter() {
+        write_attribute(uri.as_str(), name.as_str(), value, &mut prefixes, out);
+    }
+    if element.nodes().next().is_none() {
+        out.extend_from_slice(b"/>");
+        return;
+    }
+    out.extend_from_slice(b">");
+    for node in element.nodes() {
+        match node {
+            Node::Element(child) => write(child, uri, out),
+            Node::Text(text) => escape_text(text, out),
+        }
+    }
+    out.extend_from_slice(b"</");
+    out.extend_from_slice(element.name().as_bytes());
+    out.extend_from_slice(b">");
+}
+
+/// Writes one attribute; one in a namespace brings its own prefix, numbered by `prefixes`.
+pub(crate) fn write_attribute(uri: &str, name: &str, value: &str, prefixes: &mut u32, out: &mut BytesMut) {
+    match uri {
+        "" => out.extend_from_slice(b" "),
+        ns::XML => out.extend_from_slice(b" xml:"),
+        uri => {
+            let prefix = *prefixes;
+            *prefixes += 1;
+            // Writing into a `BytesMut` cannot fail.
+            let _ = write!(out, " xmlns:a{prefix}='");
+            escape_attribute(uri, out);
+            let _ = write!(out, "' a{prefix}:");
+        }
+    }
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"='");
+    escape_attribute(value, out);
+    out.extend_from_slice(b"'");
+}
+
+/// The element as bytes, with its namespace declared.
+pub fn to_bytes(element: &Element) -> bytes::Bytes {
+    let mut out = BytesMut::with_capacity(256);
+    write(element, "", &mut out);
+    out.freeze()
+}
+
+/// Escapes character data.
+pub fn escape_text(text: &str, out: &mut BytesMut) {
+    escape(text, false, out);
+}
+
+/// Escapes an attribute value for either kind of quotes.
+pub fn escape_attribute(value: &str, out: &mut BytesMut) {
+    escape(value, true, out);
+}
+
+/// The attribute name as `minidom` wants it; `None` where it is no XML name.
+pub fn attribute_name(name: &str) -> Option<NcName> {
+    NcName::try_from(name).ok()
+}
+
+fn escape(text: &str, attribute: bool, out: &mut BytesMut) {
+    let bytes = text.as_bytes();
+    let mut from = 0;
+    for (i, &b) in bytes.iter().enumerate() {
+        let with: &[u8] = match b {
+            b'<' => b"&lt;",
+            b'>' => b"&gt;",
+            b'&' => b"&amp;",
+            b'\'' if attribute => b"&apos;",
+            b'"' if attribute => b"&quot;",
+            b'\n' if attribute => b"&#10;",
+            b'\t' if attribute => b"&#9;",
+            b'\r' => b"&#13;",
+            b'\n' | b'\t' => continue,
+            // XML 1.0, 2.2: these cannot be written at all, and must not end the receiver's stream.
+            0..=0x1f => "\u{fffd}".as_bytes(),
+            0xbe | 0xbf if i >= 2 && bytes[i - 2..i] == [0xef, 0xbf] => {
+                out.extend_from_slice(&bytes[from..i - 2]);
+                out.extend_from_slice("\u{fffd}".as_bytes());
+                from = i + 1;
+                continue;
+            }
+            _ => continue,
+        };
+        out.extend_from_slice(&bytes[from..i]);
+        out.extend_from_slice(with);
+        from = i + 1;
+    }
+    out.extend_from_slice(&bytes[from..]);
+}
