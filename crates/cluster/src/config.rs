@@ -1,0 +1,120 @@
+//! Settings of the cluster: where to listen, whom to look for, and the times that hold it together.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// `[cluster]`; without `listen` the node is a cluster of one that speaks to nobody.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Where the cluster's gRPC listens.
+    pub listen: Option<SocketAddr>,
+    /// `host:port` at which other nodes reach this one; the listen address if it is not given.
+    pub advertise: Option<String>,
+    /// How many backends must see each other before the cluster is formed for the first time.
+    pub expect: usize,
+    /// Where to look for other nodes.
+    pub discovery: Discovery,
+    /// Links without TLS, on loopback only.
+    pub plain: bool,
+    /// The certificates of the links.
+    pub tls: Option<TlsFiles>,
+    /// The times.
+    pub times: Times,
+}
+
+/// Where to look for other nodes; each gives addresses and no more.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Discovery {
+    /// Nobody to look for.
+    #[default]
+    None,
+    /// A list of `host:port`.
+    Static(Vec<String>),
+    /// `name:port`, looked up again and again (A and AAAA).
+    Dns(String),
+    /// A file with a `host:port` per line, read again when it changes.
+    File(PathBuf),
+}
+
+/// PEM files of the links between nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TlsFiles {
+    /// The certificates of the cluster's authority.
+    pub ca: PathBuf,
+    /// This node's certificate chain.
+    pub cert: PathBuf,
+    /// This node's key.
+    pub key: PathBuf,
+}
+
+/// Times of the lease and of Raft, in milliseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Times {
+    /// A node renews its lease this often.
+    pub renew_ms: u64,
+    /// A node fences itself this long after the sending of its last acknowledged renewal.
+    pub fence_ms: u64,
+    /// The leader expires a node this long after the last renewal that it received.
+    pub expire_ms: u64,
+    /// Raft's heartbeat.
+    pub heartbeat_ms: u64,
+    /// The shortest election timeout.
+    pub election_min_ms: u64,
+    /// The longest election timeout.
+    pub election_max_ms: u64,
+    /// The leader takes no proposal when its last quorum is older than this.
+    pub quorum_age_ms: u64,
+    /// How long a route command may take before it is given up.
+    pub command_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: None,
+            advertise: None,
+            expect: 1,
+            discovery: Discovery::None,
+            plain: false,
+            tls: None,
+            times: Times::default(),
+        }
+    }
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Times {
+            renew_ms: 500,
+            fence_ms: 3000,
+            expire_ms: 5000,
+            heartbeat_ms: 250,
+            election_min_ms: 1000,
+            election_max_ms: 2000,
+            quorum_age_ms: 1000,
+            command_ms: 10_000,
+        }
+    }
+}
+
+impl Times {
+    pub(crate) fn renew(&self) -> Duration {
+        Duration::from_millis(self.renew_ms)
+    }
+
+    pub(crate) fn fence(&self) -> Duration {
+        Duration::from_millis(self.fence_ms)
+    }
+
+    pub(crate) fn expire(&self) -> Duration {
+        Duration::from_millis(self.expire_ms)
+    }
+
+    pub(crate) fn command(&self) -> Duration {
+        Duration::from_millis(self.command_ms)
+    }
+}

@@ -1,0 +1,83 @@
+//! What can go wrong in the cluster.
+
+use std::{io, path::PathBuf};
+
+use crate::role::ClusterId;
+
+/// The cluster cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// Another cluster answers at an address that this node was told to look at.
+    #[error(
+        "refused to start: this node belongs to cluster `{ours}`, but `{address}` belongs to cluster `{theirs}`"
+    )]
+    Foreign {
+        /// The cluster in this node's data directory.
+        ours: ClusterId,
+        /// The cluster that answered.
+        theirs: ClusterId,
+        /// Where it answered.
+        address: String,
+    },
+    /// A setting cannot work.
+    #[error("failed to use the settings of the cluster: {0}")]
+    Config(String),
+    /// The data directory cannot be used.
+    #[error("failed to use `{path}`: {source}")]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A Raft group cannot start or has stopped.
+    #[error("failed to run the Raft group `{group}`: {reason}")]
+    Raft {
+        /// The group.
+        group: String,
+        /// Why.
+        reason: String,
+    },
+    /// A certificate cannot be used.
+    #[error("failed to use the certificates of the cluster: {0}")]
+    Identity(String),
+    /// The node was stopped before it was ready.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// The cluster has no quorum, or this node has no lease.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the cluster is unavailable: {0}")]
+pub struct Unavailable(pub String);
+
+/// A resource was not bound.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BindError {
+    /// Another session has the full JID, and the policy does not replace it.
+    #[error("the resource is taken")]
+    Conflict,
+    /// The cluster has no quorum, or this node has no lease.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// A proposal was not acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// The deadline passed; the proposal may still be applied later.
+    #[error("the deadline passed before the proposal was acknowledged")]
+    Deadline,
+    /// The group has stopped, or this node has no part in it.
+    #[error("the group has stopped: {0}")]
+    Stopped(String),
+    /// The proposal is larger than a log entry may be.
+    #[error("the proposal is larger than {0} bytes")]
+    TooLarge(usize),
+}
+
+impl From<ProposeError> for Unavailable {
+    fn from(e: ProposeError) -> Self {
+        Unavailable(e.to_string())
+    }
+}

@@ -1,0 +1,4 @@
+//! Agreement: the only place where openraft's types are seen.
+
+pub mod group;
+pub mod machine;

@@ -1,0 +1,513 @@
+//! The route table: who is here and who is where, as a plain struct with a total `apply`.
+//!
+//! A row is visible only while its node is here under the row's incarnation, so losing a node is one small
+//! command that hides all of its sessions everywhere at the same index; hidden rows are swept later, by each
+//! node for itself, since nobody can see the difference.
+
+use std::collections::{BTreeMap, HashMap};
+
+use jid::{BareJid, FullJid, ResourcePart};
+use serde::{Deserialize, Serialize};
+
+use crate::role::{Incarnation, MemberId, NodeId, Roles, Sid};
+
+/// Whether a node is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeState {
+    /// It serves.
+    Up,
+    /// It serves what it has and takes nothing new.
+    Draining,
+    /// Its lease ran out; its rows are hidden.
+    Gone,
+}
+
+/// A node as Raft agreed on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// Its id.
+    pub node: NodeId,
+    /// How often it has come up.
+    pub incarnation: Incarnation,
+    /// Its name in the config, for people.
+    pub name: String,
+    /// `host:port` of its cluster listener; empty for a node that has none.
+    pub address: String,
+    /// What it does.
+    pub roles: Roles,
+    /// Whether it is here.
+    pub state: NodeState,
+    /// Its part in the Raft groups, for a backend.
+    pub member: Option<MemberId>,
+    /// What its data directory calls itself, so that a restarted node is known again.
+    pub key: u128,
+    /// Drawn at the start that led to this incarnation, so that a repeated `NodeUp` changes nothing.
+    pub start: u128,
+}
+
+/// A session in the table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// Its full JID.
+    pub jid: FullJid,
+    /// The node that has it.
+    pub node: NodeId,
+    /// The incarnation of that node when it was bound.
+    pub incarnation: Incarnation,
+    /// The life of the session.
+    pub sid: Sid,
+    /// Its presence priority; `None` while it is not available.
+    pub priority: Option<i8>,
+    /// Without a connection, waiting to be resumed (XEP-0198).
+    pub detached: bool,
+}
+
+impl Row {
+    /// The resource of the session.
+    pub fn resource(&self) -> &str {
+        self.jid.resource().as_str()
+    }
+}
+
+/// What becomes of the older session when a full JID is bound twice (RFC 6120, 7.7.2.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConflictPolicy {
+    /// The older session is closed.
+    #[default]
+    Replace,
+    /// The newer one is refused.
+    Refuse,
+    /// The newer one gets another resource.
+    Rename,
+}
+
+/// A living session that a node brings back after it lost its lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Living {
+    /// Its full JID.
+    pub jid: FullJid,
+    /// Its life.
+    pub sid: Sid,
+    /// Its priority.
+    pub priority: Option<i8>,
+    /// Without a connection.
+    pub detached: bool,
+}
+
+/// What the table is told, in the order of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Gives a full JID to a session.
+    Bind { jid: FullJid, node: NodeId, incarnation: Incarnation, sid: Sid, policy: ConflictPolicy },
+    /// Takes it back, if the session still has it.
+    Unbind { jid: FullJid, sid: Sid },
+    /// Changes its priority, if the session still has it.
+    SetPriority { jid: FullJid, sid: Sid, priority: Option<i8> },
+    /// The session lost its connection and waits to be resumed.
+    Detach { jid: FullJid, sid: Sid },
+    /// The session goes on, maybe at another node and under a new life.
+    Attach { jid: FullJid, sid: Sid, node: NodeId, incarnation: Incarnation, new_sid: Sid },
+    /// A node comes up: admitted if its key is new, under a new incarnation if its start is new.
+    NodeUp { key: u128, start: u128, name: String, address: String, roles: Roles, member: Option<MemberId> },
+    /// A node takes nothing new from now on.
+    NodeDrain { node: NodeId, incarnation: Incarnation },
+    /// A node is gone, if that incarnation is still the current one.
+    ExpireNode { node: NodeId, incarnation: Incarnation },
+    /// A node is forgotten, if it is gone.
+    Forget { node: NodeId },
+    /// A node brings back its living sessions; each is bound if its full JID is free.
+    Resync { node: NodeId, incarnation: Incarnation, living: Vec<Living> },
+    /// Takes a full JID from whoever has it.
+    Kick { jid: FullJid },
+}
+
+/// What the table answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The session has this full JID.
+    Bound { jid: FullJid },
+    /// The full JID is taken.
+    Conflict,
+    /// It is so.
+    Done,
+    /// Nothing to do: the session or node named is no longer the current one.
+    Stale,
+    /// The node is up.
+    Up { node: NodeId, incarnation: Incarnation },
+    /// Two nodes asked to be admitted by one entry; an entry names one node only.
+    TryAgain,
+    /// These sessions were not brought back: their full JIDs are taken.
+    Resynced { refused: Vec<Sid> },
+    /// The command could not be read: a newer version wrote it.
+    Unreadable,
+}
+
+/// Why a session has to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Another session was bound to its full JID.
+    Conflict,
+    /// An operator ended it.
+    Kicked,
+}
+
+/// What a command changed, for those who must act on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// A session lost its full JID.
+    Displaced { node: NodeId, incarnation: Incarnation, jid: FullJid, sid: Sid, loss: Loss },
+    /// A node's incarnation ended; its rows are hidden and wait to be swept.
+    NodeGone { node: NodeId, incarnation: Incarnation },
+    /// A node came up.
+    NodeUp { node: NodeId, incarnation: Incarnation },
+    /// A node drains.
+    NodeDraining { node: NodeId },
+}
+
+/// The table.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Routes {
+    nodes: BTreeMap<NodeId, NodeRow>,
+    users: HashMap<Box<str>, Vec<Row>>,
+    index: u64,
+}
+
+/// Version of the commands in the log; the first byte of each.
+const COMMAND_VERSION: u8 = 1;
+/// Version of the table in a snapshot; the first byte of it.
+const TABLE_VERSION: u8 = 1;
+
+impl Command {
+    /// The bytes that go into the log.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(COMMAND_VERSION, self)
+    }
+
+    /// Reads what [`Command::encode`] wrote; `None` for another version or broken bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Command> {
+        decode(COMMAND_VERSION, bytes)
+    }
+}
+
+impl Outcome {
+    /// The bytes that travel back to who proposed.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(COMMAND_VERSION, self)
+    }
+
+    /// Reads what [`Outcome::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Option<Outcome> {
+        decode(COMMAND_VERSION, bytes)
+    }
+}
+
+fn encode<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
+    // Writing these types to memory cannot fail: they hold no map without a length and no foreign type.
+    postcard::to_extend(value, vec![version]).expect("a route command can be written to memory")
+}
+
+fn decode<T: for<'a> Deserialize<'a>>(version: u8, bytes: &[u8]) -> Option<T> {
+    let (first, rest) = bytes.split_first()?;
+    if *first != version {
+        return None;
+    }
+    postcard::from_bytes(rest).ok()
+}
+
+/// The account's part of a full JID, without a copy.
+pub(crate) fn bare_of(jid: &FullJid) -> &str {
+    let whole = jid.as_str();
+    // A slash may stand neither in the local part nor in the domain (RFC 7622, 3.1).
+    whole.split('/').next().unwrap_or(whole)
+}
+
+impl Routes {
+    /// An empty table.
+    pub fn new() -> Routes {
+        Routes::default()
+    }
+
+    /// The index of the newest entry applied.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// The bytes of a snapshot; hidden rows stay behind.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut visible = self.clone();
+        let nodes = &self.nodes;
+        visible.users.retain(|_, rows| {
+            rows.retain(|row| visible_in(nodes, row));
+            !rows.is_empty()
+        });
+        encode(TABLE_VERSION, &visible)
+    }
+
+    /// Reads what [`Routes::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Option<Routes> {
+        decode(TABLE_VERSION, bytes)
+    }
+
+    /// Every node that was not forgotten, by id.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeRow> {
+        self.nodes.values()
+    }
+
+    /// One node.
+    pub fn node(&self, node: NodeId) -> Option<&NodeRow> {
+        self.nodes.get(&node)
+    }
+
+    /// The visible sessions of an account.
+    pub fn users<'a>(&'a self, bare: &BareJid) -> impl Iterator<Item = &'a Row> + use<'a> {
+        self.rows(bare.as_str()).iter().filter(|row| self.is_visible(row))
+    }
+
+    /// The visible session that has a full JID.
+    pub fn full(&self, jid: &FullJid) -> Option<&Row> {
+        self.rows(bare_of(jid)).iter().find(|row| row.jid == *jid && self.is_visible(row))
+    }
+
+    /// Every visible session.
+    pub fn each(&self) -> impl Iterator<Item = &Row> {
+        self.users.values().flatten().filter(|row| self.is_visible(row))
+    }
+
+    /// All rows of one life of a node, visible or hidden.
+    pub fn rows_of(&self, node: NodeId, incarnation: Incarnation) -> Vec<Row> {
+        let mine = |row: &&Row| row.node == node && row.incarnation == incarnation;
+        self.users.values().flatten().filter(mine).cloned().collect()
+    }
+
+    /// Removes one hidden row for good; the sweep after a node is gone.
+    pub fn sweep(&mut self, row: &Row) {
+        if !self.is_visible(row) {
+            self.remove(&row.jid, |r| r.sid == row.sid && r.incarnation == row.incarnation);
+        }
+    }
+
+    /// Whether the node of a row is here under the row's incarnation.
+    pub fn is_visible(&self, row: &Row) -> bool {
+        visible_in(&self.nodes, row)
+    }
+
+    /// Notes that an entry was applied, whether or not it carried commands.
+    pub fn advance(&mut self, index: u64) {
+        self.index = self.index.max(index);
+    }
+
+    /// Applies a command of the entry at `index`; total and pure.
+    pub fn apply(&mut self, index: u64, command: Command, effects: &mut Vec<Effect>) -> Outcome {
+        self.advance(index);
+        match command {
+            Command::Bind { jid, node, incarnation, sid, policy } => {
+                let row = Row { jid, node, incarnation, sid, priority: None, detached: false };
+                self.bind(row, policy, effects)
+            }
+            Command::Unbind { jid, sid } => match self.remove(&jid, |row| row.sid == sid) {
+                Some(_) => Outcome::Done,
+                None => Outcome::Stale,
+            },
+            Command::SetPriority { jid, sid, priority } => {
+                self.change(&jid, sid, |row| row.priority = priority)
+            }
+            Command::Detach { jid, sid } => self.change(&jid, sid, |row| row.detached = true),
+            Command::Attach { jid, sid, node, incarnation, new_sid } => {
+                self.attach(jid, sid, (node, incarnation), new_sid, effects)
+            }
+            Command::NodeUp { key, start, name, address, roles, member } => {
+                let incarnation = Incarnation(0);
+                let node = NodeId(index);
+                let state = NodeState::Up;
+                let row = NodeRow { node, incarnation, name, address, roles, state, member, key, start };
+                self.node_up(row, effects)
+            }
+            Command::NodeDrain { node, incarnation } => self.node_drain(node, incarnation, effects),
+            Command::ExpireNode { node, incarnation } => self.expire(node, incarnation, effects),
+            Command::Forget { node } => self.forget(node),
+            Command::Resync { node, incarnation, living } => self.resync(node, incarnation, living),
+            Command::Kick { jid } => match self.remove(&jid, |_| true) {
+                Some(row) if self.is_visible(&row) => {
+                    effects.push(displaced(&row, Loss::Kicked));
+                    Outcome::Done
+                }
+                _ => Outcome::Stale,
+            },
+        }
+    }
+
+    fn bind(&mut self, mut row: Row, policy: ConflictPolicy, effects: &mut Vec<Effect>) -> Outcome {
+        if !self.is_visible(&row) {
+            return Outcome::Stale;
+        }
+        if let Some(older) = self.full(&row.jid).cloned() {
+            if older.sid == row.sid {
+                return Outcome::Bound { jid: older.jid };
+            }
+            match policy {
+                ConflictPolicy::Replace => effects.push(displaced(&older, Loss::Conflict)),
+                ConflictPolicy::Refuse => return Outcome::Conflict,
+                ConflictPolicy::Rename => {
+                    let Some(jid) = renamed(&row.jid, row.sid) else { return Outcome::Conflict };
+                    match self.full(&jid) {
+                        Some(mine) if mine.sid == row.sid => return Outcome::Bound { jid },
+                        Some(_) => return Outcome::Conflict,
+                        None => row.jid = jid,
+                    }
+                }
+            }
+        }
+        let jid = row.jid.clone();
+        self.put(row);
+        Outcome::Bound { jid }
+    }
+
+    fn attach(
+        &mut self,
+        jid: FullJid,
+        sid: Sid,
+        (node, incarnation): (NodeId, Incarnation),
+        new_sid: Sid,
+        effects: &mut Vec<Effect>,
+    ) -> Outcome {
+        let Some(older) = self.full(&jid).cloned() else { return Outcome::Stale };
+        let row = Row { jid: jid.clone(), node, incarnation, sid: new_sid, detached: false, ..older.clone() };
+        if !self.is_visible(&row) || (older.sid != sid && older.sid != new_sid) {
+            return Outcome::Stale;
+        }
+        if older.sid == sid && sid != new_sid {
+            effects.push(displaced(&older, Loss::Conflict));
+        }
+        self.put(row);
+        Outcome::Bound { jid }
+    }
+
+    fn node_up(&mut self, mut row: NodeRow, effects: &mut Vec<Effect>) -> Outcome {
+        if let Some(known) = self.nodes.values().find(|known| known.key == row.key) {
+            if known.start == row.start {
+                return Outcome::Up { node: known.node, incarnation: known.incarnation };
+            }
+            if known.state != NodeState::Gone {
+                effects.push(Effect::NodeGone { node: known.node, incarnation: known.incarnation });
+            }
+            row.node = known.node;
+            row.incarnation = Incarnation(known.incarnation.0 + 1);
+        } else if self.nodes.contains_key(&row.node) {
+            return Outcome::TryAgain;
+        } else {
+            row.incarnation = Incarnation(1);
+        }
+        let (node, incarnation) = (row.node, row.incarnation);
+        effects.push(Effect::NodeUp { node, incarnation });
+        self.nodes.insert(node, row);
+        Outcome::Up { node, incarnation }
+    }
+
+    fn node_drain(&mut self, node: NodeId, incarnation: Incarnation, effects: &mut Vec<Effect>) -> Outcome {
+        match self.nodes.get_mut(&node) {
+            Some(row) if row.incarnation == incarnation && row.state != NodeState::Gone => {
+                if row.state == NodeState::Up {
+                    row.state = NodeState::Draining;
+                    effects.push(Effect::NodeDraining { node });
+                }
+                Outcome::Done
+            }
+            _ => Outcome::Stale,
+        }
+    }
+
+    fn expire(&mut self, node: NodeId, incarnation: Incarnation, effects: &mut Vec<Effect>) -> Outcome {
+        match self.nodes.get_mut(&node) {
+            Some(row) if row.incarnation == incarnation && row.state != NodeState::Gone => {
+                row.state = NodeState::Gone;
+                effects.push(Effect::NodeGone { node, incarnation });
+                Outcome::Done
+            }
+            _ => Outcome::Stale,
+        }
+    }
+
+    fn forget(&mut self, node: NodeId) -> Outcome {
+        match self.nodes.get(&node) {
+            Some(row) if row.state == NodeState::Gone => {
+                self.nodes.remove(&node);
+                Outcome::Done
+            }
+            _ => Outcome::Stale,
+        }
+    }
+
+    fn resync(&mut self, node: NodeId, incarnation: Incarnation, living: Vec<Living>) -> Outcome {
+        let mut refused = Vec::new();
+        for Living { jid, sid, priority, detached } in living {
+            let row = Row { jid, node, incarnation, sid, priority, detached };
+            let taken = self.full(&row.jid).is_some_and(|older| older.sid != sid);
+            if taken || !self.is_visible(&row) {
+                refused.push(sid);
+            } else {
+                self.put(row);
+            }
+        }
+        Outcome::Resynced { refused }
+    }
+
+    fn rows(&self, bare: &str) -> &[Row] {
+        self.users.get(bare).map_or(&[], Vec::as_slice)
+    }
+
+    fn change(&mut self, jid: &FullJid, sid: Sid, change: impl FnOnce(&mut Row)) -> Outcome {
+        let nodes = &self.nodes;
+        let rows = self.users.get_mut(bare_of(jid)).map_or(&mut [][..], Vec::as_mut_slice);
+        let mut visible = rows.iter_mut().filter(|row| visible_in(nodes, row));
+        match visible.find(|row| row.sid == sid && row.jid == *jid) {
+            Some(row) => {
+                change(row);
+                Outcome::Done
+            }
+            None => Outcome::Stale,
+        }
+    }
+
+    /// Puts a row in the place of whatever has its full JID.
+    fn put(&mut self, row: Row) {
+        self.remove(&row.jid, |_| true);
+        let rows = match self.users.get_mut(bare_of(&row.jid)) {
+            Some(rows) => rows,
+            None => self.users.entry(bare_of(&row.jid).into()).or_insert_with(|| Vec::with_capacity(1)),
+        };
+        rows.push(row);
+    }
+
+    fn remove(&mut self, jid: &FullJid, which: impl Fn(&Row) -> bool) -> Option<Row> {
+        let rows = self.users.get_mut(bare_of(jid))?;
+        let at = rows.iter().position(|row| row.jid == *jid && which(row))?;
+        let row = rows.remove(at);
+        if rows.is_empty() {
+            self.users.remove(bare_of(jid));
+        }
+        Some(row)
+    }
+}
+
+fn visible_in(nodes: &BTreeMap<NodeId, NodeRow>, row: &Row) -> bool {
+    let here = |node: &NodeRow| node.incarnation == row.incarnation && node.state != NodeState::Gone;
+    nodes.get(&row.node).is_some_and(here)
+}
+
+fn displaced(row: &Row, loss: Loss) -> Effect {
+    let Row { node, incarnation, sid, .. } = *row;
+    Effect::Displaced { node, incarnation, jid: row.jid.clone(), sid, loss }
+}
+
+/// The other resource of the rename policy: a part of the `sid` makes it the same on every replica.
+fn renamed(jid: &FullJid, sid: Sid) -> Option<FullJid> {
+    let mut stem = jid.resource().as_str();
+    // RFC 7622, 3.4: a resource has 1023 bytes at most.
+    while stem.len() > 1000 {
+        let end = (0..=1000).rev().find(|end| stem.is_char_boundary(*end)).unwrap_or(0);
+        stem = &stem[..end];
+    }
+    let resource = format!("{stem}-{:08x}", sid.0 as u32);
+    let resource = ResourcePart::new(&resource).ok()?;
+    Some(jid.to_bare().with_resource(&resource))
+}

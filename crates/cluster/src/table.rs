@@ -1,0 +1,81 @@
+//! This node's copy of the route table: lookups that never wait, applied entries, and what they set off.
+
+use std::sync::Arc;
+
+use jid::{BareJid, FullJid};
+use parking_lot::RwLock;
+
+use crate::{
+    role::{Incarnation, NodeId},
+    routes::{NodeRow, NodeState, Routes, Row},
+};
+
+/// A view of the route table as this node has applied it; lookups are local and never wait.
+#[derive(Debug, Default)]
+pub struct TableView {
+    // One shard today. The key is the bare JID, so that there can be more of them.
+    pub(crate) routes: RwLock<Routes>,
+}
+
+impl TableView {
+    /// The visible sessions of an account.
+    pub fn users(&self, account: &BareJid) -> Vec<Row> {
+        self.routes.read().users(account).cloned().collect()
+    }
+
+    /// Looks at the visible sessions of an account without a copy. The table is locked meanwhile: do not await
+    /// or look up anything else inside.
+    pub fn with_users<T>(
+        &self,
+        account: &BareJid,
+        look: impl FnOnce(&mut dyn Iterator<Item = &Row>) -> T,
+    ) -> T {
+        let routes = self.routes.read();
+        let mut rows = routes.users(account);
+        look(&mut rows)
+    }
+
+    /// The visible session that has a full JID.
+    pub fn full(&self, jid: &FullJid) -> Option<Row> {
+        self.routes.read().full(jid).cloned()
+    }
+
+    /// Every node that was not forgotten.
+    pub fn nodes(&self) -> Vec<NodeRow> {
+        self.routes.read().nodes().cloned().collect()
+    }
+
+    /// One node.
+    pub fn node(&self, node: NodeId) -> Option<NodeRow> {
+        self.routes.read().node(node).cloned()
+    }
+
+    /// Whether a node is here under that incarnation.
+    pub fn is_current(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        let here = |row: &NodeRow| row.incarnation == incarnation && row.state != NodeState::Gone;
+        self.routes.read().node(node).is_some_and(here)
+    }
+
+    /// The index of the newest entry applied here.
+    pub fn index(&self) -> u64 {
+        self.routes.read().index()
+    }
+
+    /// Shows every visible session, for operators: it reads the whole table, so keep `look` small.
+    pub fn each(&self, mut look: impl FnMut(&Row)) {
+        self.routes.read().each().for_each(|row| look(row));
+    }
+
+    /// How many sessions are visible.
+    pub fn len(&self) -> usize {
+        self.routes.read().each().count()
+    }
+
+    /// Whether no session is visible.
+    pub fn is_empty(&self) -> bool {
+        self.routes.read().each().next().is_none()
+    }
+}
+
+/// Shared by whoever looks up routes.
+pub type SharedTable = Arc<TableView>;
