@@ -1,0 +1,277 @@
+//! The commands that talk to the admin service of a running node.
+
+use std::{
+    io::{self, BufRead, IsTerminal, Write},
+    time::Duration,
+};
+
+use proto::admin::{self, admin_client::AdminClient};
+use serde_json::json;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    cli::{Admin, Cluster, Format, Password, Session, User},
+    table::Table,
+};
+
+/// How long a call may take; removing an account with a large archive is the longest.
+const CALL: Duration = Duration::from_secs(30);
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// What a command could not do, in words for whoever typed it.
+#[derive(Debug, thiserror::Error)]
+pub enum CtlError {
+    #[error("failed to reach the admin service at `{url}`: {reason} (is the node running? `--admin URL` names another)")]
+    Unreachable { url: String, reason: String },
+    #[error("failed to {attempt}: {reason}")]
+    Refused { attempt: String, reason: String },
+    #[error("failed to read the password: {0}")]
+    Password(String),
+}
+
+/// Connects to an admin service.
+pub async fn connect(url: &str) -> Result<AdminClient<Channel>, CtlError> {
+    let unreachable = |reason: String| CtlError::Unreachable { url: url.to_owned(), reason };
+    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|_| unreachable("this is no URL".into()))?;
+    let channel = endpoint.connect_timeout(CONNECT).timeout(CALL).connect().await;
+    Ok(AdminClient::new(channel.map_err(|e| unreachable(innermost(&e)))?))
+}
+
+/// The last of the causes: what the system said.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+fn refused(attempt: impl Into<String>) -> impl FnOnce(tonic::Status) -> CtlError {
+    let attempt = attempt.into();
+    move |status| {
+        let reason = match status.message() {
+            "" => status.code().description().to_owned(),
+            message => message.to_owned(),
+        };
+        CtlError::Refused { attempt, reason }
+    }
+}
+
+/// `rookery user ...`
+pub async fn user(admin: &Admin, what: User) -> Result<(), CtlError> {
+    match what {
+        User::Add { jid, password } => {
+            let password = ask(password, &jid)?;
+            let mut client = connect(&admin.admin).await?;
+            let request = admin::CreateAccountRequest { jid: jid.clone(), password };
+            let done = client.create_account(request).await.map_err(refused(format!("add `{jid}`")))?;
+            println!("added {}", done.into_inner().jid);
+        }
+        User::Remove { jid } => {
+            let mut client = connect(&admin.admin).await?;
+            let request = admin::RemoveAccountRequest { jid: jid.clone() };
+            let done = client.remove_account(request).await.map_err(refused(format!("remove `{jid}`")))?;
+            println!("removed {jid} ({} sessions ended)", done.into_inner().kicked);
+        }
+        User::Passwd { jid, password } => {
+            let password = ask(password, &jid)?;
+            let mut client = connect(&admin.admin).await?;
+            let request = admin::SetPasswordRequest { jid: jid.clone(), password };
+            client.set_password(request).await.map_err(refused(format!("set the password of `{jid}`")))?;
+            println!("password of {jid} set");
+        }
+        User::List { host, format } => {
+            let mut client = connect(&admin.admin).await?;
+            let request = admin::ListAccountsRequest { host: host.unwrap_or_default() };
+            let mut list = client.list_accounts(request).await.map_err(refused("list the accounts"))?.into_inner();
+            let mut jids = Vec::new();
+            while let Some(account) = list.message().await.map_err(refused("list the accounts"))? {
+                match format {
+                    Format::Table => println!("{}", account.jid),
+                    Format::Json => jids.push(json!({ "jid": account.jid })),
+                }
+            }
+            if format == Format::Json {
+                println!("{:#}", json!(jids));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `rookery cluster ...`
+pub async fn cluster(admin: &Admin, what: Cluster) -> Result<(), CtlError> {
+    let Cluster::Status { format } = what;
+    let mut client = connect(&admin.admin).await?;
+    let state = state(&mut client).await?;
+    match format {
+        Format::Table => print!("{}", status_table(&state)),
+        Format::Json => println!("{:#}", status_json(&state)),
+    }
+    Ok(())
+}
+
+/// `rookery session ...`
+pub async fn session(admin: &Admin, what: Session) -> Result<(), CtlError> {
+    let mut client = connect(&admin.admin).await?;
+    match what {
+        Session::List { format, account } => {
+            let sessions = sessions(&mut client, account.unwrap_or_default()).await?;
+            match format {
+                Format::Table => print!("{}", session_table(&sessions)),
+                Format::Json => {
+                    println!("{:#}", json!(sessions.iter().map(session_json).collect::<Vec<_>>()));
+                }
+            }
+        }
+        Session::Kick { jid } => {
+            let request = admin::KickSessionRequest { jid: jid.clone() };
+            let done = client.kick_session(request).await.map_err(refused(format!("kick `{jid}`")))?;
+            match done.into_inner().kicked {
+                1 => println!("kicked 1 session of {jid}"),
+                n => println!("kicked {n} sessions of {jid}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The state of the cluster as a node sees it.
+pub async fn state(client: &mut AdminClient<Channel>) -> Result<admin::GetClusterResponse, CtlError> {
+    let answer = client.get_cluster(admin::GetClusterRequest {}).await;
+    Ok(answer.map_err(refused("read the state of the cluster"))?.into_inner())
+}
+
+/// All sessions of the cluster, or those of one account.
+pub async fn sessions(
+    client: &mut AdminClient<Channel>,
+    account: String,
+) -> Result<Vec<admin::Session>, CtlError> {
+    let request = admin::ListSessionsRequest { account, node: 0 };
+    let mut list = client.list_sessions(request).await.map_err(refused("list the sessions"))?.into_inner();
+    let mut sessions = Vec::new();
+    while let Some(session) = list.message().await.map_err(refused("list the sessions"))? {
+        sessions.push(session);
+    }
+    Ok(sessions)
+}
+
+/// The state of a cluster for people.
+pub fn status_table(state: &admin::GetClusterResponse) -> String {
+    let mut table = Table::new(&["NODE", "ID", "INCARNATION", "ROLES", "STATE", "LEADER", "SESSIONS", "ADDRESS"]);
+    for node in &state.nodes {
+        table.row(&[
+            &node.name,
+            &node.id,
+            &node.incarnation,
+            &node.roles.join("+"),
+            &node.state,
+            &if node.leader { "leader" } else { "" },
+            &node.sessions,
+            &node.address,
+        ]);
+    }
+    let cluster = if state.cluster_id.is_empty() { "not formed" } else { &state.cluster_id };
+    let serving = if state.serving { "serving" } else { "not serving" };
+    let answered = state.nodes.iter().find(|n| n.id == state.answered_by);
+    let by = answered.map_or_else(|| state.answered_by.to_string(), |n| n.name.clone());
+    format!("cluster {cluster}, answered by {by} ({serving}), index {}\n{table}", state.index)
+}
+
+/// The state of a cluster for programs.
+pub fn status_json(state: &admin::GetClusterResponse) -> serde_json::Value {
+    json!({
+        "cluster_id": state.cluster_id,
+        "answered_by": state.answered_by,
+        "serving": state.serving,
+        "index": state.index,
+        "leader": state.leader,
+        "hosts": state.hosts,
+        "version": state.version,
+        "nodes": state.nodes.iter().map(|n| json!({
+            "id": n.id,
+            "name": n.name,
+            "incarnation": n.incarnation,
+            "roles": n.roles,
+            "state": n.state,
+            "leader": n.leader,
+            "sessions": n.sessions,
+            "address": n.address,
+        })).collect::<Vec<_>>(),
+        "groups": state.groups.iter().map(|g| json!({
+            "name": g.name,
+            "leader": g.leader,
+            "term": g.term,
+            "last_log": g.last_log,
+            "applied": g.applied,
+            "voters": g.voters,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+/// Sessions for people.
+pub fn session_table(sessions: &[admin::Session]) -> String {
+    let mut table = Table::new(&["SESSION", "NODE", "PRIORITY", "FROM", "TLS", "MECHANISM", "AGE", "QUEUED"]);
+    for session in sessions {
+        let priority = session.priority.map_or_else(|| "-".to_owned(), |p| p.to_string());
+        let c = session.connection.clone().unwrap_or_default();
+        let known = session.connection.is_some();
+        let number = |n: u64, unit: &str| if known { format!("{n}{unit}") } else { String::new() };
+        table.row(&[
+            &session.jid,
+            &session.node_name,
+            &priority,
+            &c.peer_address,
+            &c.tls,
+            &c.mechanism,
+            &number(c.age_s, " s"),
+            &number(c.queued, ""),
+        ]);
+    }
+    table.to_string()
+}
+
+fn session_json(session: &admin::Session) -> serde_json::Value {
+    json!({
+        "jid": session.jid,
+        "node": session.node,
+        "node_name": session.node_name,
+        "sid": session.sid,
+        "priority": session.priority,
+        "detached": session.detached,
+        "connection": session.connection.as_ref().map(|c| json!({
+            "peer_address": c.peer_address,
+            "age_s": c.age_s,
+            "tls": c.tls,
+            "mechanism": c.mechanism,
+            "queued": c.queued,
+        })),
+    })
+}
+
+/// The password from the flag, else from a prompt, else one line of stdin.
+fn ask(given: Password, jid: &str) -> Result<String, CtlError> {
+    let failed = |e: io::Error| CtlError::Password(e.to_string());
+    let password = match given.password {
+        Some(password) => password,
+        None if io::stdin().is_terminal() => {
+            let first = rpassword::prompt_password(format!("password for {jid}: ")).map_err(failed)?;
+            let second = rpassword::prompt_password("once more: ").map_err(failed)?;
+            if first != second {
+                return Err(CtlError::Password("the two are not the same".into()));
+            }
+            first
+        }
+        None => {
+            let mut line = String::new();
+            io::stdin().lock().read_line(&mut line).map_err(failed)?;
+            line.trim_end_matches(['\r', '\n']).to_owned()
+        }
+    };
+    io::stdout().flush().map_err(failed)?;
+    if password.is_empty() {
+        return Err(CtlError::Password("it is empty".into()));
+    }
+    Ok(password)
+}

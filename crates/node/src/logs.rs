@@ -1,0 +1,22 @@
+//! Log lines, as text for people or as JSON for programs, on stderr.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::config::settings::Log;
+
+/// Starts logging for the whole process; a filter that cannot be read is an error.
+pub fn start(log: &Log) -> Result<(), String> {
+    let filter = EnvFilter::builder()
+        .parse(&log.filter)
+        .map_err(|e| format!("failed to read `log.filter` `{}`: {e}", log.filter))?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = if log.json {
+        registry.with(fmt::layer().json().flatten_event(true).with_writer(io::stderr)).try_init()
+    } else {
+        let colours = io::stderr().is_terminal();
+        registry.with(fmt::layer().with_ansi(colours).with_writer(io::stderr)).try_init()
+    };
+    started.map_err(|e| format!("failed to start logging: {e}"))
+}
