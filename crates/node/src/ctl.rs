@@ -22,7 +22,9 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// What a command could not do, in words for whoever typed it.
 #[derive(Debug, thiserror::Error)]
 pub enum CtlError {
-    #[error("failed to reach the admin service at `{url}`: {reason} (is the node running? `--admin URL` names another)")]
+    #[error(
+        "failed to reach the admin service at `{url}`: {reason} (is the node running? `--admin URL` names another)"
+    )]
     Unreachable { url: String, reason: String },
     #[error("failed to {attempt}: {reason}")]
     Refused { attempt: String, reason: String },
@@ -84,7 +86,8 @@ pub async fn user(admin: &Admin, what: User) -> Result<(), CtlError> {
         User::List { host, format } => {
             let mut client = connect(&admin.admin).await?;
             let request = admin::ListAccountsRequest { host: host.unwrap_or_default() };
-            let mut list = client.list_accounts(request).await.map_err(refused("list the accounts"))?.into_inner();
+            let mut list =
+                client.list_accounts(request).await.map_err(refused("list the accounts"))?.into_inner();
             let mut jids = Vec::new();
             while let Some(account) = list.message().await.map_err(refused("list the accounts"))? {
                 match format {
@@ -159,7 +162,8 @@ pub async fn sessions(
 
 /// The state of a cluster for people.
 pub fn status_table(state: &admin::GetClusterResponse) -> String {
-    let mut table = Table::new(&["NODE", "ID", "INCARNATION", "ROLES", "STATE", "LEADER", "SESSIONS", "ADDRESS"]);
+    let mut table =
+        Table::new(&["NODE", "ID", "INCARNATION", "ROLES", "STATE", "LEADER", "SESSIONS", "ADDRESS"]);
     for node in &state.nodes {
         table.row(&[
             &node.name,

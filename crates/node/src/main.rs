@@ -1,7 +1,11 @@
 //! The binary `rookery`: a table of contents.
 
+mod certificate;
 mod cli;
 mod config;
+mod ctl;
+mod logs;
+mod table;
 
 use std::process::ExitCode;
 

@@ -85,6 +85,9 @@ use Form::*;
 /// Largest value that makes sense for a bound; keeps sums of bounds far from overflow.
 const MANY: i64 = 1 << 40;
 
+/// Seconds of a day: the longest timeout.
+const DAY: i64 = 86_400;
+
 /// Every key but those of `[modules.NAME]`, which the modules themselves read.
 pub const KEYS: &[Key] = &[
     key(
@@ -119,6 +122,7 @@ pub const KEYS: &[Key] = &[
         "Where clients connect with TLS from the first byte (XEP-0368).",
     ),
     key("c2s.tls_required", Flag, Is("true"), "Whether a client must have TLS before it may log in."),
+    key("c2s.arbiters", Whole(0, 1_024), Is("0"), "Threads that own sessions; 0 means one for each core."),
     key(
         "tls.cert",
         Path,
@@ -193,6 +197,49 @@ pub const KEYS: &[Key] = &[
         "Certificate of the authority that signed the certificates of all nodes, in PEM.",
     ),
     key(
+        "cluster.times.renew_ms",
+        Whole(10, 600_000),
+        Is("500"),
+        "A node renews its lease this often, in milliseconds.",
+    ),
+    key(
+        "cluster.times.fence_ms",
+        Whole(10, 600_000),
+        Is("3000"),
+        "A node fences itself this long after the sending of its last acknowledged renewal, in milliseconds.",
+    ),
+    key(
+        "cluster.times.expire_ms",
+        Whole(10, 600_000),
+        Is("5000"),
+        "The leader expires a node this long after the last renewal that it received, in milliseconds.",
+    ),
+    key("cluster.times.heartbeat_ms", Whole(10, 600_000), Is("250"), "Raft's heartbeat, in milliseconds."),
+    key(
+        "cluster.times.election_min_ms",
+        Whole(10, 600_000),
+        Is("1000"),
+        "The shortest election timeout of Raft, in milliseconds.",
+    ),
+    key(
+        "cluster.times.election_max_ms",
+        Whole(10, 600_000),
+        Is("2000"),
+        "The longest election timeout of Raft, in milliseconds.",
+    ),
+    key(
+        "cluster.times.quorum_age_ms",
+        Whole(10, 600_000),
+        Is("1000"),
+        "The leader takes no proposal when its last quorum is older than this, in milliseconds.",
+    ),
+    key(
+        "cluster.times.command_ms",
+        Whole(10, 600_000),
+        Is("10000"),
+        "How long a route command may take before it is given up, in milliseconds.",
+    ),
+    key(
         "store.engine",
         Choice(&["sled", "memory", "replicated"]),
         Unset("\"sled\""),
@@ -265,6 +312,104 @@ pub const KEYS: &[Key] = &[
         Is("1048576"),
         "Bytes that may wait to be written to one session; at the bound the slow session is closed and they go elsewhere.",
     ),
+    key(
+        "limits.connections",
+        Whole(1, MANY),
+        Is("100000"),
+        "Client sockets of this node; further ones are closed at once.",
+    ),
+    key(
+        "limits.connections_per_address",
+        Whole(1, MANY),
+        Is("1000"),
+        "Sockets from one IPv4 address or one IPv6 /64; further ones are closed at once.",
+    ),
+    key(
+        "limits.accepts_per_address_per_second",
+        Whole(1, 1_000_000),
+        Is("100"),
+        "New sockets in a second from one IPv4 address or one IPv6 /64; further ones are closed at once.",
+    ),
+    key(
+        "limits.limit_loopback",
+        Flag,
+        Is("false"),
+        "Whether the two bounds per address hold for loopback addresses too.",
+    ),
+    key(
+        "limits.sessions_per_account",
+        Whole(1, MANY),
+        Is("100"),
+        "Sessions of one account on this node; a further bind is refused with `resource-constraint`.",
+    ),
+    key(
+        "limits.first_byte_timeout_s",
+        Whole(1, DAY),
+        Is("10"),
+        "Seconds in which a new socket must send its first byte, then it is closed.",
+    ),
+    key(
+        "limits.header_timeout_s",
+        Whole(1, DAY),
+        Is("30"),
+        "Seconds in which a stream header must be complete, then `connection-timeout`.",
+    ),
+    key(
+        "limits.tls_handshake_timeout_s",
+        Whole(1, DAY),
+        Is("15"),
+        "Seconds in which a TLS handshake must be complete, then the socket is closed.",
+    ),
+    key(
+        "limits.login_timeout_s",
+        Whole(1, DAY),
+        Is("60"),
+        "Seconds from the socket's start to a bound session, then `connection-timeout`.",
+    ),
+    key(
+        "limits.stanza_timeout_s",
+        Whole(1, DAY),
+        Is("600"),
+        "Seconds in which a started stanza must be complete, then `connection-timeout`.",
+    ),
+    key(
+        "limits.write_timeout_s",
+        Whole(1, DAY),
+        Is("30"),
+        "Seconds that a write may wait for a client that does not read, then the session is lost.",
+    ),
+    key(
+        "limits.peer_timeout_s",
+        Whole(0, DAY),
+        Is("300"),
+        "Seconds without traffic until the kernel asks whether the peer lives, and until unacknowledged bytes end the connection; 0 switches both off.",
+    ),
+    key(
+        "limits.linger_ms",
+        Whole(0, 600_000),
+        Is("500"),
+        "Milliseconds that a closed stream waits for the client to close its side.",
+    ),
+    key(
+        "limits.stop_timeout_s",
+        Whole(1, DAY),
+        Is("10"),
+        "Seconds that a stopping node gives its sessions to end.",
+    ),
+    key("limits.password_threads", Whole(1, 256), Is("2"), "Threads that check plain passwords."),
+    key(
+        "limits.password_queue",
+        Whole(1, MANY),
+        Is("128"),
+        "Password checks that may wait; further ones are answered with `temporary-auth-failure`.",
+    ),
+    key(
+        "limits.reply_bytes",
+        Whole(1_024, MANY),
+        Is("16384"),
+        "Answers to a client's own mistakes that may wait, in bytes; beyond it the client is not read.",
+    ),
+    key("limits.write_bytes", Whole(1_024, MANY), Is("65536"), "Bytes taken from the mailbox for one write."),
 ];
 
 /// The key of that path.

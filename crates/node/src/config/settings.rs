@@ -13,10 +13,8 @@ pub struct Settings {
     pub hosts: Vec<String>,
     /// `[node]`
     pub node: Node,
-    /// `[c2s]`
-    pub c2s: C2s,
-    /// `[tls]`: certificate chain and private key of the clients' port, if given.
-    pub tls: Option<Pem>,
+    /// `[c2s]`, `[tls]` and their part of `[limits]`; where no certificate is given its paths are empty.
+    pub session: session::Config,
     /// `[admin] listen`
     pub admin_listen: SocketAddr,
     /// `[cluster]`; none for a single node.
@@ -40,14 +38,6 @@ pub struct Node {
     pub frontend: bool,
     pub backend: bool,
     pub data_dir: PathBuf,
-}
-
-/// `[c2s]`
-#[derive(Debug)]
-pub struct C2s {
-    pub listen: Vec<SocketAddr>,
-    pub direct_tls_listen: Vec<SocketAddr>,
-    pub tls_required: bool,
 }
 
 /// Paths of a certificate chain and its private key.
@@ -119,12 +109,7 @@ impl Settings {
         Ok(Settings {
             hosts: v.texts("hosts").iter().filter_map(|h| read::domain(h).ok()).collect(),
             node: v.node(),
-            c2s: C2s {
-                listen: v.addresses("c2s.listen"),
-                direct_tls_listen: v.addresses("c2s.direct_tls_listen"),
-                tls_required: v.flag("c2s.tls_required").unwrap_or(true),
-            },
-            tls: v.pem("tls.cert", "tls.key"),
+            session: v.session(),
             admin_listen: v.address("admin.listen").expect("has a default"),
             cluster: values.any_below("cluster").then(|| v.cluster()),
             engine: v.engine(),
@@ -186,6 +171,42 @@ impl Typed<'_> {
             frontend: roles.iter().any(|r| r == "frontend"),
             backend: roles.iter().any(|r| r == "backend"),
             data_dir: self.path("node.data_dir").unwrap_or_else(|| PathBuf::from("data")),
+        }
+    }
+
+    fn session(&self) -> session::Config {
+        let number = |name: &str| self.count(&format!("limits.{name}")) as u64;
+        session::Config {
+            c2s: session::C2s {
+                listen: self.addresses("c2s.listen"),
+                direct_tls_listen: self.addresses("c2s.direct_tls_listen"),
+                tls_required: self.flag("c2s.tls_required").unwrap_or(true),
+                arbiters: self.count("c2s.arbiters"),
+            },
+            tls: session::TlsFiles {
+                cert: self.path("tls.cert").unwrap_or_default(),
+                key: self.path("tls.key").unwrap_or_default(),
+            },
+            limits: session::Limits {
+                connections: number("connections") as usize,
+                connections_per_address: number("connections_per_address") as usize,
+                accepts_per_address_per_second: number("accepts_per_address_per_second") as u32,
+                limit_loopback: self.flag("limits.limit_loopback").unwrap_or_default(),
+                sessions_per_account: number("sessions_per_account") as usize,
+                first_byte_timeout_s: number("first_byte_timeout_s"),
+                header_timeout_s: number("header_timeout_s"),
+                tls_handshake_timeout_s: number("tls_handshake_timeout_s"),
+                login_timeout_s: number("login_timeout_s"),
+                stanza_timeout_s: number("stanza_timeout_s"),
+                write_timeout_s: number("write_timeout_s"),
+                peer_timeout_s: number("peer_timeout_s"),
+                linger_ms: number("linger_ms"),
+                stop_timeout_s: number("stop_timeout_s"),
+                password_threads: number("password_threads") as usize,
+                password_queue: number("password_queue") as usize,
+                reply_bytes: number("reply_bytes") as usize,
+                write_bytes: number("write_bytes") as usize,
+            },
         }
     }
 

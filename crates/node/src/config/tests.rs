@@ -13,10 +13,10 @@ fn faults(text: &str) -> Vec<String> {
 fn an_empty_file_is_a_single_node_for_localhost() {
     let settings = parse("", "", &[]).unwrap();
     assert_eq!(settings.hosts, ["localhost"]);
-    assert_eq!(settings.c2s.listen[0].port(), 5222);
-    assert_eq!(settings.c2s.direct_tls_listen[0].port(), 5223);
+    assert_eq!(settings.session.c2s.listen[0].port(), 5222);
+    assert_eq!(settings.session.c2s.direct_tls_listen[0].port(), 5223);
     assert_eq!(settings.admin_listen.to_string(), "127.0.0.1:5280");
-    assert!(settings.cluster.is_none() && settings.c2s.tls_required);
+    assert!(settings.cluster.is_none() && settings.session.c2s.tls_required);
     assert!(settings.node.frontend && settings.node.backend);
     assert_eq!(settings.engine, settings::Engine::Sled);
 }
@@ -140,7 +140,7 @@ fn a_key_set_on_the_command_line_wins_over_the_file() {
     let settings =
         parse("a.toml", text, &set(&["c2s.tls_required=false", "node.name=bare", "hosts=[\"x.example\"]"]))
             .unwrap();
-    assert!(!settings.c2s.tls_required);
+    assert!(!settings.session.c2s.tls_required);
     assert_eq!((settings.node.name.as_str(), settings.hosts[0].as_str()), ("bare", "x.example"));
     let wrong = parse("a.toml", text, &set(&["c2s.tls_requird=false"])).unwrap_err();
     assert_eq!(
@@ -179,4 +179,10 @@ fn every_default_has_the_form_of_its_key() {
             panic!("{faults}");
         }
     }
+}
+
+#[test]
+fn the_defaults_of_the_table_are_those_of_the_crates() {
+    let settings = parse("", "", &[]).unwrap();
+    assert_eq!(settings.session, session::Config::default());
 }
