@@ -1,1 +1,21 @@
+//! The contract between the server and its extensions: what a module may see, say and change.
 
+pub mod bench;
+pub mod card;
+pub mod module;
+pub mod passage;
+pub mod registry;
+pub mod services;
+pub mod session;
+pub mod verdict;
+
+pub use card::{Card, Status, Xep};
+pub use module::{
+    Addressee, Answering, Arriving, Delivering, Following, Forgetting, Leaving, Module, Offer, Offering,
+    SessionEvent, Speaking, Why,
+};
+pub use passage::Passage;
+pub use registry::{Clash, Hooks, Registry, Step, Switches};
+pub use services::{About, How, Resource, Services};
+pub use session::{Full, Notes, SessionView, Sid};
+pub use verdict::{Answer, Reply, Verdict};

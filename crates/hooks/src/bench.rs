@@ -1,0 +1,566 @@
+//! A whole server in memory, for the unit tests of modules: accounts, sessions, routing, a frozen clock.
+//!
+//! ```text
+//! let bench = Bench::new(&["localhost"], || vec![Arc::new(Ping::default())]);
+//! let alice = bench.login("alice@localhost/phone").await;
+//! alice.send("<iq type='get' id='1' to='localhost'><ping xmlns='urn:xmpp:ping'/></iq>").await;
+//! assert_eq!(alice.hears(), ["<iq ... type='result'/>"]);
+//! ```
+//! A bench may have several nodes (`Bench::cluster`): each has modules of its own, so that what one
+//! node caches and another changes is seen in a unit test. Everything happens before `send` returns.
+
+use std::collections::HashSet;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, SystemTime};
+
+use bytes::BytesMut;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use jid::{BareJid, FullJid, Jid};
+use parking_lot::Mutex;
+use stanza::{Condition, IqType, Kind, MessageType, PresenceType, Stanza, StanzaError};
+use store::{Store, StoreError};
+
+use crate::card::Card;
+use crate::module::{Module, Offer, SessionEvent, Why};
+use crate::passage::Passage;
+use crate::registry::{Registry, Switches};
+use crate::services::{About, How, Resource, Services};
+use crate::session::{SessionView, Sid};
+use crate::verdict::{Reply, Verdict};
+
+/// The frozen clock starts here: 2026-01-01T00:00:00Z.
+pub const START: Duration = Duration::from_secs(1_767_225_600);
+
+/// A server, or a cluster of them, in memory.
+pub struct Bench {
+    nodes: Vec<Arc<Node>>,
+}
+
+/// What all nodes agree on.
+struct Shared {
+    store: Store,
+    hosts: Vec<String>,
+    state: Mutex<State>,
+}
+
+struct State {
+    accounts: HashSet<BareJid>,
+    rows: Vec<Row>,
+    /// Stanzas that went to a domain that is not ours.
+    outside: Vec<Stanza>,
+    now: SystemTime,
+    seed: u64,
+    sids: u128,
+    cut_off: bool,
+}
+
+struct Row {
+    node: usize,
+    view: Arc<SessionView>,
+    heard: Arc<Mutex<Vec<Stanza>>>,
+    priority: Option<i8>,
+}
+
+struct Node {
+    number: usize,
+    registry: Registry,
+    shared: Arc<Shared>,
+    peers: OnceLock<Vec<Weak<Node>>>,
+    me: Weak<Node>,
+}
+
+/// A client of the bench: sends, and records what its session delivers.
+pub struct Client {
+    node: Arc<Node>,
+    view: Arc<SessionView>,
+    heard: Arc<Mutex<Vec<Stanza>>>,
+}
+
+impl Bench {
+    /// One node that serves `hosts`. Panics where two modules clash.
+    pub fn new(hosts: &[&str], modules: impl Fn() -> Vec<Arc<dyn Module>>) -> Bench {
+        Bench::cluster(1, hosts, modules)
+    }
+
+    /// `nodes` nodes over one store; `modules` is called once for each.
+    pub fn cluster(nodes: usize, hosts: &[&str], modules: impl Fn() -> Vec<Arc<dyn Module>>) -> Bench {
+        let shared = Arc::new(Shared {
+            store: Store::memory(),
+            hosts: hosts.iter().map(|host| host.to_string()).collect(),
+            state: Mutex::new(State {
+                accounts: HashSet::new(),
+                rows: Vec::new(),
+                outside: Vec::new(),
+                now: SystemTime::UNIX_EPOCH + START,
+                seed: 0x9e37_79b9_7f4a_7c15,
+                sids: 0,
+                cut_off: false,
+            }),
+        });
+        let node = |number| {
+            let registry = Registry::build(modules(), &Switches::everywhere())
+                .unwrap_or_else(|clash| panic!("modules of the bench clash: {clash}"));
+            let shared = shared.clone();
+            Arc::new_cyclic(|me| Node { number, registry, shared, peers: OnceLock::new(), me: me.clone() })
+        };
+        let nodes: Vec<Arc<Node>> = (0..nodes).map(node).collect();
+        for one in &nodes {
+            let _ = one.peers.set(nodes.iter().map(Arc::downgrade).collect());
+        }
+        Bench { nodes }
+    }
+
+    /// Makes an account; logging in makes it too.
+    pub fn account(&self, jid: &str) {
+        self.nodes[0].shared.state.lock().accounts.insert(bare(jid));
+    }
+
+    /// Tells the modules and removes the account with all of its data.
+    pub async fn remove_account(&self, jid: &str) {
+        let account = bare(jid);
+        for node in &self.nodes {
+            node.registry.forget(&account, &node.services()).await;
+        }
+        let partition = store::Partition::Account(account.as_str().into());
+        self.store().delete_partition(&partition).await.expect("the memory store deletes");
+        self.nodes[0].shared.state.lock().accounts.remove(&account);
+    }
+
+    /// Binds a session on the first node; a session with the same full JID is displaced.
+    pub async fn login(&self, full: &str) -> Client {
+        self.login_at(0, full).await
+    }
+
+    /// Binds a session on the node with this number.
+    pub async fn login_at(&self, number: usize, full: &str) -> Client {
+        let jid = FullJid::new(full).unwrap_or_else(|e| panic!("`{full}` is no full JID: {e}"));
+        let displaced = self.row_view(&jid);
+        if let Some((node, view)) = displaced {
+            self.nodes[node].end(&view, Why::Closed).await;
+        }
+        let node = self.nodes[number].clone();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let view = {
+            let mut state = node.shared.state.lock();
+            state.accounts.insert(jid.to_bare());
+            state.sids += 1;
+            let view = Arc::new(SessionView::new(jid, Sid(state.sids), true));
+            state.rows.push(Row { node: number, view: view.clone(), heard: heard.clone(), priority: None });
+            view
+        };
+        node.registry.follow(&SessionEvent::Bound(view.clone()), &node.services()).await;
+        Client { node, view, heard }
+    }
+
+    /// As `login`, then sends an initial presence, and forgets what was heard so far.
+    pub async fn online(&self, full: &str) -> Client {
+        self.online_at(0, full).await
+    }
+
+    /// As `login_at`, then sends an initial presence, and forgets what was heard so far.
+    pub async fn online_at(&self, number: usize, full: &str) -> Client {
+        let client = self.login_at(number, full).await;
+        client.send("<presence/>").await;
+        client.hears();
+        client
+    }
+
+    /// Lets a node die: its sessions are gone at once, and another node is told of each.
+    pub async fn kill(&self, number: usize) {
+        let lost: Vec<Arc<SessionView>> = {
+            let mut state = self.nodes[0].shared.state.lock();
+            let lost =
+                state.rows.iter().filter(|row| row.node == number).map(|row| row.view.clone()).collect();
+            state.rows.retain(|row| row.node != number);
+            lost
+        };
+        let survivor = self.nodes.iter().find(|node| node.number != number).expect("a survivor");
+        for view in lost {
+            let event = SessionEvent::Lost { account: view.account().clone(), jid: view.jid().clone() };
+            survivor.registry.follow(&event, &survivor.services()).await;
+        }
+    }
+
+    /// Hands a stanza with `from` and `to` to the first node, as another server or a module would.
+    pub async fn route(&self, xml: &str) {
+        self.nodes[0].route(parse(xml), How::Normal).await;
+    }
+
+    pub fn services(&self) -> Arc<dyn Services> {
+        self.nodes[0].services()
+    }
+
+    pub fn registry(&self) -> &Registry {
+        &self.nodes[0].registry
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.nodes[0].shared.store
+    }
+
+    /// Takes what went to domains that are not ours, as XML.
+    pub fn outside(&self) -> Vec<String> {
+        std::mem::take(&mut self.nodes[0].shared.state.lock().outside).iter().map(xml).collect()
+    }
+
+    /// Moves the frozen clock.
+    pub fn advance(&self, by: Duration) {
+        self.nodes[0].shared.state.lock().now += by;
+    }
+
+    /// From now on the cluster agrees on nothing (or again on everything): no quorum.
+    pub fn cut_off(&self, cut_off: bool) {
+        self.nodes[0].shared.state.lock().cut_off = cut_off;
+    }
+
+    /// Stream features after authentication of `account`.
+    pub fn offered(&self, account: &str) -> Vec<minidom::Element> {
+        let account = bare(account);
+        let host = account.domain().as_str().to_owned();
+        self.registry().offered(&Offer { host, account: Some(account), secure: true })
+    }
+
+    fn row_view(&self, jid: &FullJid) -> Option<(usize, Arc<SessionView>)> {
+        let state = self.nodes[0].shared.state.lock();
+        state.rows.iter().find(|row| row.view.jid() == jid).map(|row| (row.node, row.view.clone()))
+    }
+}
+
+impl Client {
+    /// Sends one stanza; the content namespace may be left out. Errors come back as stanzas.
+    pub async fn send(&self, xml: &str) {
+        let mut stanza = parse(xml);
+        stanza.head_mut().from = Some(Jid::from(self.view.jid().clone()));
+        self.node.send(stanza, self.view.clone()).await;
+    }
+
+    /// Takes what was delivered since the last call, as XML, in order.
+    pub fn hears(&self) -> Vec<String> {
+        self.hears_stanzas().iter().map(xml).collect()
+    }
+
+    /// Takes what was delivered since the last call.
+    pub fn hears_stanzas(&self) -> Vec<Stanza> {
+        std::mem::take(&mut self.heard.lock())
+    }
+
+    pub fn view(&self) -> &Arc<SessionView> {
+        &self.view
+    }
+
+    /// Ends the stream without a word.
+    pub async fn close(self) {
+        self.node.end(&self.view, Why::Closed).await;
+    }
+}
+
+impl Node {
+    fn services(&self) -> Arc<dyn Services> {
+        self.me.upgrade().expect("a node that runs is alive")
+    }
+
+    fn peer(&self, number: usize) -> Option<Arc<Node>> {
+        self.peers.get().and_then(|peers| peers.get(number)).and_then(Weak::upgrade)
+    }
+
+    /// Steps 6 and 7 of the way of a stanza: the sender's side.
+    async fn send(&self, stanza: Stanza, view: Arc<SessionView>) {
+        let mut passage = Passage::new(stanza, self.services())
+            .with_account(view.account().clone())
+            .with_sender(view.clone());
+        match self.registry.leaving(&mut passage).await {
+            Verdict::Pass => {}
+            Verdict::Stop => return,
+            Verdict::Refuse(error) => return self.bounce(&passage.stanza, &error).await,
+        }
+        let mut stanza = passage.stanza;
+        if stanza.head.to.is_none() {
+            if stanza.head.kind == Kind::Iq {
+                return self.answer(stanza, Some(view.account().clone()), Some(view)).await;
+            }
+            // RFC 6121, 8.2: a message without `to` is to the sender's own account.
+            stanza.head_mut().to = Some(Jid::from(view.account().clone()));
+        }
+        self.route_from(stanza, How::Normal, Some(view)).await;
+    }
+
+    async fn route_from(&self, stanza: Stanza, how: How, sender: Option<Arc<SessionView>>) {
+        let to = stanza.head.to.clone().expect("a stanza that is routed has a receiver");
+        if !self.is_local_host(to.domain().as_str()) {
+            self.shared.state.lock().outside.push(stanza);
+            return;
+        }
+        if to.node().is_none() {
+            if stanza.head.kind == Kind::Iq {
+                self.answer(stanza, None, sender).await;
+            }
+            return;
+        }
+        let account = to.to_bare();
+        if how == How::Direct {
+            return self.deliver_to(&stanza, &account, None).await;
+        }
+        if stanza.head.kind == Kind::Iq && to.is_bare() {
+            return self.answer(stanza, Some(account), sender).await;
+        }
+        // Presence to an account is seen on each of its nodes; anything else, and what changes a
+        // subscription, on one.
+        let nodes = self.nodes_of(&to);
+        let everywhere = stanza.head.kind == Kind::Presence
+            && to.is_bare()
+            && matches!(
+                stanza.presence_type(),
+                Ok(PresenceType::Available | PresenceType::Unavailable | PresenceType::Probe)
+            );
+        match nodes.as_slice() {
+            [] => self.arrive(stanza, account, None).await,
+            [first, ..] if !everywhere => {
+                if let Some(node) = self.peer(*first) {
+                    node.arrive(stanza, account, None).await;
+                }
+            }
+            nodes => {
+                for number in nodes {
+                    if let Some(node) = self.peer(*number) {
+                        node.arrive(stanza.clone(), account.clone(), Some(*number)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The nodes with a session that `to` may mean, the one of the highest priority first.
+    fn nodes_of(&self, to: &Jid) -> Vec<usize> {
+        let state = self.shared.state.lock();
+        let account = to.to_bare();
+        let mut rows: Vec<&Row> = state.rows.iter().filter(|row| row.view.account() == &account).collect();
+        if let Some(exact) = rows.iter().find(|row| row.view.jid().as_str() == to.as_str()) {
+            return vec![exact.node];
+        }
+        rows.sort_by_key(|row| std::cmp::Reverse(row.priority));
+        let mut nodes = Vec::new();
+        for row in rows {
+            if !nodes.contains(&row.node) {
+                nodes.push(row.node);
+            }
+        }
+        nodes
+    }
+
+    /// Step 10: the receiver's side. `only`: deliver to sessions of this node alone.
+    async fn arrive(&self, stanza: Stanza, account: BareJid, only: Option<usize>) {
+        let mut passage = Passage::new(stanza, self.services()).with_account(account.clone());
+        passage.offline = self.online(&account).iter().all(|resource| resource.priority.is_none());
+        match self.registry.arriving(&mut passage).await {
+            Verdict::Pass => self.deliver_to(&passage.stanza, &account, only).await,
+            Verdict::Stop => {}
+            Verdict::Refuse(error) => self.bounce(&passage.stanza, &error).await,
+        }
+    }
+
+    /// RFC 6121, section 8.5, without its rarer choices.
+    async fn deliver_to(&self, stanza: &Stanza, account: &BareJid, only: Option<usize>) {
+        let to = stanza.head.to.as_ref().expect("a stanza that arrives has a receiver");
+        let exact = |row: &Row| to.is_full() && row.view.jid().as_str() == to.as_str();
+        let here = |row: &Row| row.view.account() == account && only.is_none_or(|only| only == row.node);
+        let reached = {
+            let state = self.shared.state.lock();
+            let rows: Vec<&Row> = state.rows.iter().filter(|row| here(row)).collect();
+            if let Some(row) = rows.iter().find(|row| exact(row)) {
+                self.hand(row, stanza);
+                true
+            } else {
+                let wants = |row: &Row| match stanza.head.kind {
+                    Kind::Iq => false,
+                    Kind::Presence => to.is_bare() && row.priority.is_some(),
+                    Kind::Message => match stanza.message_type() {
+                        MessageType::Normal | MessageType::Chat => row.priority.is_some_and(|p| p >= 0),
+                        MessageType::Headline => to.is_bare() && row.priority.is_some_and(|p| p >= 0),
+                        MessageType::Groupchat | MessageType::Error => false,
+                    },
+                };
+                let wanted: Vec<&&Row> = rows.iter().filter(|row| wants(row)).collect();
+                wanted.iter().for_each(|row| self.hand(row, stanza));
+                !wanted.is_empty()
+            }
+        };
+        let silent = match stanza.head.kind {
+            Kind::Presence => true,
+            Kind::Iq => false,
+            Kind::Message => matches!(stanza.message_type(), MessageType::Headline | MessageType::Error),
+        };
+        if !reached && !silent {
+            self.bounce(stanza, &StanzaError::new(Condition::ServiceUnavailable)).await;
+        }
+    }
+
+    /// Steps 11 and 12: the delivering handlers of the session's own node, then the record.
+    fn hand(&self, row: &Row, stanza: &Stanza) {
+        let Some(node) = self.peer(row.node) else { return };
+        let mut stanza = stanza.clone();
+        if node.registry.delivering(&row.view, &mut stanza).is_pass() {
+            row.heard.lock().push(stanza);
+        }
+    }
+
+    async fn answer(&self, stanza: Stanza, account: Option<BareJid>, sender: Option<Arc<SessionView>>) {
+        if !matches!(stanza.iq_type(), Ok(IqType::Get | IqType::Set)) {
+            return;
+        }
+        let mut passage = Passage::new(stanza, self.services());
+        passage.account = account;
+        passage.sender = sender;
+        let reply = self.registry.answer(&mut passage).await;
+        let answer = match reply {
+            Some(Reply::Result(payload)) => Some(passage.stanza.result(payload.as_ref())),
+            Some(Reply::Error(error)) => passage.stanza.error(&error),
+            Some(Reply::Silent) => None,
+            None => passage.stanza.error(&StanzaError::new(Condition::ServiceUnavailable)),
+        };
+        if let Some(answer) = answer {
+            self.send_back(answer).await;
+        }
+    }
+
+    async fn bounce(&self, stanza: &Stanza, error: &StanzaError) {
+        if let Some(error) = stanza.error(error) {
+            self.send_back(error).await;
+        }
+    }
+
+    async fn send_back(&self, answer: Stanza) {
+        if answer.head.to.is_some() {
+            self.route(answer, How::Direct).await;
+        }
+    }
+
+    async fn end(&self, view: &Arc<SessionView>, why: Why) {
+        self.shared.state.lock().rows.retain(|row| row.view.sid() != view.sid());
+        let event = SessionEvent::Closed { session: view.clone(), why };
+        self.registry.follow(&event, &self.services()).await;
+    }
+
+    fn agree(&self) -> Result<(), StoreError> {
+        match self.shared.state.lock().cut_off {
+            true => Err(StoreError::Unavailable { reason: "the bench is cut off".to_owned() }),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Services for Node {
+    fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    fn route(&self, stanza: Stanza, how: How) -> BoxFuture<'_, ()> {
+        self.route_from(stanza, how, None).boxed()
+    }
+
+    fn fan_out(&self, stanza: Stanza, to: Vec<Jid>) -> BoxFuture<'_, ()> {
+        async move {
+            for to in to {
+                self.route_from(stanza.clone().with_to(to), How::Normal, None).await;
+            }
+        }
+        .boxed()
+    }
+
+    fn online(&self, account: &BareJid) -> Vec<Resource> {
+        let state = self.shared.state.lock();
+        let rows = state.rows.iter().filter(|row| row.view.account() == account);
+        rows.map(|row| Resource {
+            jid: row.view.jid().clone(),
+            priority: row.priority,
+            here: row.node == self.number,
+        })
+        .collect()
+    }
+
+    fn local_sessions(&self, account: &BareJid) -> Vec<Arc<SessionView>> {
+        let state = self.shared.state.lock();
+        let rows = state.rows.iter().filter(|row| row.node == self.number && row.view.account() == account);
+        rows.map(|row| row.view.clone()).collect()
+    }
+
+    fn set_priority<'a>(
+        &'a self,
+        session: &'a SessionView,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move {
+            self.agree()?;
+            session.set_priority(priority);
+            let mut state = self.shared.state.lock();
+            if let Some(row) = state.rows.iter_mut().find(|row| row.view.sid() == session.sid()) {
+                row.priority = priority;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn read_barrier(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move { self.agree() }.boxed()
+    }
+
+    fn account_exists<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<bool, StoreError>> {
+        async move { Ok(self.shared.state.lock().accounts.contains(account)) }.boxed()
+    }
+
+    fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()> {
+        async move { self.registry.follow(&event, &self.services()).await }.boxed()
+    }
+
+    fn hosts(&self) -> &[String] {
+        &self.shared.hosts
+    }
+
+    fn now(&self) -> SystemTime {
+        self.shared.state.lock().now
+    }
+
+    fn random(&self, buffer: &mut [u8]) {
+        let mut state = self.shared.state.lock();
+        for byte in buffer {
+            // xorshift64: the same bytes in each run.
+            state.seed ^= state.seed << 13;
+            state.seed ^= state.seed >> 7;
+            state.seed ^= state.seed << 17;
+            *byte = state.seed as u8;
+        }
+    }
+
+    fn about(&self) -> About {
+        let since = self.now().duration_since(SystemTime::UNIX_EPOCH + START).unwrap_or_default();
+        About { name: "Rookery", version: "0.0.0", uptime: since }
+    }
+
+    fn cards(&self, host: &str) -> Vec<Card> {
+        self.registry.cards(host)
+    }
+}
+
+/// Reads one stanza; the content namespace may be left out.
+pub fn parse(xml: &str) -> Stanza {
+    let tag_end = xml.find([' ', '/', '>']).unwrap_or(xml.len());
+    let (tag, rest) = xml.split_at(tag_end);
+    let whole = match xml[..xml.find('>').unwrap_or(xml.len())].contains("xmlns='jabber:client'") {
+        true => xml.to_owned(),
+        false => format!("{tag} xmlns='jabber:client'{rest}"),
+    };
+    let element = stanza::dom::parse(whole.as_bytes()).unwrap_or_else(|e| panic!("`{xml}`: {e}"));
+    Stanza::from_element(&element).unwrap_or_else(|e| panic!("`{xml}`: {e}"))
+}
+
+/// The stanza as the writer puts it on the wire.
+pub fn xml(stanza: &Stanza) -> String {
+    let mut out = BytesMut::new();
+    stanza.write(&mut out);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn bare(jid: &str) -> BareJid {
+    BareJid::new(jid).unwrap_or_else(|e| panic!("`{jid}` is no bare JID: {e}"))
+}

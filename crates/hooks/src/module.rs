@@ -1,0 +1,123 @@
+//! The hooks: a trait for each, named by what the module does with what passes.
+
+use std::sync::Arc;
+
+use jid::{BareJid, FullJid};
+use minidom::Element;
+use stanza::Stanza;
+
+use crate::card::Card;
+use crate::passage::Passage;
+use crate::registry::Hooks;
+use crate::services::Services;
+use crate::session::SessionView;
+use crate::verdict::{Answer, Reply, Verdict};
+
+/// A protocol extension.
+pub trait Module: Send + Sync + 'static {
+    fn card(&self) -> Card;
+
+    /// Says which hooks it wants: `hooks.arriving(Step::Guard, self.clone())`.
+    fn plug(self: Arc<Self>, hooks: &mut Hooks);
+}
+
+/// Sees what a local session sends, on the sender's side, before it is routed.
+pub trait Leaving: Send + Sync + 'static {
+    fn leaving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a>;
+}
+
+/// Sees what comes for an account, on the receiver's side, before RFC 6121, section 8 decides.
+pub trait Arriving: Send + Sync + 'static {
+    fn arriving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a>;
+}
+
+/// Sees each stanza that is about to be written to one session. Must not wait for anything.
+pub trait Delivering: Send + Sync + 'static {
+    fn delivering(&self, session: &SessionView, stanza: &mut Stanza) -> Verdict;
+}
+
+/// To whom an iq is addressed that the server answers itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Addressee {
+    /// The bare domain of a host that we serve.
+    Host,
+    /// A bare JID, or no `to`, which means the sender's own (RFC 6120, 10.3.3).
+    Account,
+}
+
+/// Answers an iq of type get or set whose payload is in a namespace that the module claimed.
+pub trait Answering: Send + Sync + 'static {
+    fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply>;
+}
+
+/// The stream to which features are about to be offered.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    pub host: String,
+    /// `None`: before authentication.
+    pub account: Option<BareJid>,
+    pub secure: bool,
+}
+
+/// Adds to the stream features.
+pub trait Offering: Send + Sync + 'static {
+    fn offering(&self, offer: &Offer) -> Vec<Element>;
+}
+
+/// Takes elements on the stream that are no stanzas, in a namespace that it claimed.
+pub trait Speaking: Send + Sync + 'static {
+    /// Returns what is to be written back, in order.
+    fn speaking<'a>(
+        &'a self,
+        session: &'a Arc<SessionView>,
+        element: &'a Element,
+        services: &'a Arc<dyn Services>,
+    ) -> Answer<'a, Vec<Element>>;
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The stream was closed, by either side.
+    Closed,
+    /// The connection was lost, or the session broke.
+    Lost,
+}
+
+/// What happens to sessions.
+#[derive(Debug, Clone)]
+pub enum SessionEvent {
+    /// A resource was bound; the session sent nothing yet.
+    Bound(Arc<SessionView>),
+    /// An available presence was broadcast; `before` is the priority until now, `None` at the
+    /// session's initial presence.
+    Available { session: Arc<SessionView>, before: Option<i8>, priority: i8 },
+    /// An unavailable presence was broadcast, and the session lives on.
+    Unavailable(Arc<SessionView>),
+    /// A session of this node ended.
+    Closed { session: Arc<SessionView>, why: Why },
+    /// A session died with its node. Told once in the cluster, on any node.
+    Lost { account: BareJid, jid: FullJid },
+}
+
+impl SessionEvent {
+    pub fn account(&self) -> &BareJid {
+        match self {
+            SessionEvent::Bound(session)
+            | SessionEvent::Available { session, .. }
+            | SessionEvent::Unavailable(session)
+            | SessionEvent::Closed { session, .. } => session.account(),
+            SessionEvent::Lost { account, .. } => account,
+        }
+    }
+}
+
+/// Is told what happens to sessions, in the order of the list.
+pub trait Following: Send + Sync + 'static {
+    fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()>;
+}
+
+/// Is told that an account is about to be removed, while its data can still be read.
+pub trait Forgetting: Send + Sync + 'static {
+    fn forgetting<'a>(&'a self, account: &'a BareJid, services: &'a Arc<dyn Services>) -> Answer<'a, ()>;
+}

@@ -1,0 +1,55 @@
+//! A stanza on its way past the handlers, with what they need to judge it.
+
+use std::sync::Arc;
+
+use jid::BareJid;
+use stanza::Stanza;
+use stanza::address::same_account;
+
+use crate::services::Services;
+use crate::session::SessionView;
+
+/// A stanza on its way, on one side of it.
+pub struct Passage {
+    pub stanza: Stanza,
+    /// The session of the sender, where the stanza was sent through this node.
+    pub sender: Option<Arc<SessionView>>,
+    /// Whose side this is: the sender's account on leaving, the receiver's on arriving, the
+    /// addressed account on answering. `None` where the stanza is to or from a host.
+    pub account: Option<BareJid>,
+    pub services: Arc<dyn Services>,
+    /// On arriving: no session of the account is available, as far as this node knows.
+    pub offline: bool,
+}
+
+impl Passage {
+    pub fn new(stanza: Stanza, services: Arc<dyn Services>) -> Passage {
+        Passage { stanza, sender: None, account: None, services, offline: false }
+    }
+
+    pub fn with_sender(mut self, sender: Arc<SessionView>) -> Passage {
+        self.sender = Some(sender);
+        self
+    }
+
+    pub fn with_account(mut self, account: BareJid) -> Passage {
+        self.account = Some(account);
+        self
+    }
+
+    /// Whether the stanza comes from the very account whose side this is.
+    pub fn is_own(&self) -> bool {
+        match (&self.account, &self.stanza.head.from) {
+            (Some(account), Some(from)) => same_account(from, account),
+            _ => false,
+        }
+    }
+
+    /// The host whose switches apply: the account's domain, or else the domain in `to`.
+    pub fn host(&self) -> Option<&str> {
+        match &self.account {
+            Some(account) => Some(account.domain().as_str()),
+            None => self.stanza.head.to.as_ref().map(|to| to.domain().as_str()),
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The chains: which handler of which module runs when, made once from the list of modules.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jid::BareJid;
+use minidom::Element;
+use stanza::Stanza;
+
+use crate::card::Card;
+use crate::module::{
+    Addressee, Answering, Arriving, Delivering, Following, Forgetting, Leaving, Module, Offer, Offering,
+    SessionEvent, Speaking,
+};
+use crate::passage::Passage;
+use crate::services::Services;
+use crate::session::SessionView;
+use crate::verdict::{Reply, Verdict};
+
+/// Where in a chain a handler stands; within a step, the order of the list of modules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Step {
+    /// May refuse.
+    Guard,
+    /// May change the stanza.
+    Alter,
+    /// Keeps something.
+    Record,
+    /// Sends copies or reactions.
+    Copy,
+}
+
+/// On which hosts modules are on; a module that is not named is on everywhere.
+#[derive(Debug, Clone, Default)]
+pub struct Switches(HashMap<String, Vec<String>>);
+
+impl Switches {
+    /// Every module on every host.
+    pub fn everywhere() -> Switches {
+        Switches::default()
+    }
+
+    /// Switches `module` on for `hosts` only.
+    pub fn only(mut self, module: &str, hosts: Vec<String>) -> Switches {
+        self.0.insert(module.to_owned(), hosts);
+        self
+    }
+
+    fn of(&self, module: &str) -> Option<Arc<[String]>> {
+        self.0.get(module).map(|hosts| hosts.clone().into())
+    }
+}
+
+/// Two modules claim the same thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clash {
+    pub namespace: String,
+    pub first: &'static str,
+    pub second: &'static str,
+}
+
+impl std::fmt::Display for Clash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "modules `{}` and `{}` both claim `{}`", self.first, self.second, self.namespace)
+    }
+}
+
+impl std::error::Error for Clash {}
+
+/// A handler with the name of its module and the hosts on which it is on (`None`: all).
+struct Plugged<H: ?Sized> {
+    module: &'static str,
+    hosts: Option<Arc<[String]>>,
+    handler: Arc<H>,
+}
+
+impl<H: ?Sized> Plugged<H> {
+    fn is_on(&self, host: Option<&str>) -> bool {
+        match (&self.hosts, host) {
+            (None, _) => true,
+            (Some(hosts), Some(host)) => hosts.iter().any(|on| on == host),
+            (Some(_), None) => false,
+        }
+    }
+}
+
+/// What a module plugs its handlers into.
+#[derive(Default)]
+pub struct Hooks {
+    module: &'static str,
+    hosts: Option<Arc<[String]>>,
+    leaving: Vec<(Step, Plugged<dyn Leaving>)>,
+    arriving: Vec<(Step, Plugged<dyn Arriving>)>,
+    delivering: Vec<(Step, Plugged<dyn Delivering>)>,
+    answering: HashMap<(Addressee, String), Plugged<dyn Answering>>,
+    offering: Vec<Plugged<dyn Offering>>,
+    speaking: HashMap<String, Plugged<dyn Speaking>>,
+    following: Vec<Plugged<dyn Following>>,
+    forgetting: Vec<Plugged<dyn Forgetting>>,
+    clash: Option<Clash>,
+}
+
+impl Hooks {
+    pub fn leaving(&mut self, step: Step, handler: Arc<dyn Leaving>) {
+        let plugged = self.plugged(handler);
+        self.leaving.push((step, plugged));
+    }
+
+    pub fn arriving(&mut self, step: Step, handler: Arc<dyn Arriving>) {
+        let plugged = self.plugged(handler);
+        self.arriving.push((step, plugged));
+    }
+
+    pub fn delivering(&mut self, step: Step, handler: Arc<dyn Delivering>) {
+        let plugged = self.plugged(handler);
+        self.delivering.push((step, plugged));
+    }
+
+    /// Claims iqs to `addressee` whose payload is in `namespace`.
+    pub fn answering(&mut self, addressee: Addressee, namespace: &str, handler: Arc<dyn Answering>) {
+        let plugged = self.plugged(handler);
+        let second = self.module;
+        if let Some(first) = self.answering.insert((addressee, namespace.to_owned()), plugged) {
+            self.clash.get_or_insert(Clash { namespace: namespace.to_owned(), first: first.module, second });
+        }
+    }
+
+    pub fn offering(&mut self, handler: Arc<dyn Offering>) {
+        let plugged = self.plugged(handler);
+        self.offering.push(plugged);
+    }
+
+    /// Claims stream elements in `namespace`.
+    pub fn speaking(&mut self, namespace: &str, handler: Arc<dyn Speaking>) {
+        let plugged = self.plugged(handler);
+        let second = self.module;
+        if let Some(first) = self.speaking.insert(namespace.to_owned(), plugged) {
+            self.clash.get_or_insert(Clash { namespace: namespace.to_owned(), first: first.module, second });
+        }
+    }
+
+    pub fn following(&mut self, handler: Arc<dyn Following>) {
+        let plugged = self.plugged(handler);
+        self.following.push(plugged);
+    }
+
+    pub fn forgetting(&mut self, handler: Arc<dyn Forgetting>) {
+        let plugged = self.plugged(handler);
+        self.forgetting.push(plugged);
+    }
+
+    fn plugged<H: ?Sized>(&self, handler: Arc<H>) -> Plugged<H> {
+        Plugged { module: self.module, hosts: self.hosts.clone(), handler }
+    }
+}
+
+/// Logs which module broke, when a panic passes through; the panic itself goes on to the caller.
+struct Blame {
+    module: &'static str,
+    hook: &'static str,
+}
+
+impl Drop for Blame {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(module = self.module, hook = self.hook, "a handler panicked");
+        }
+    }
+}
+
+/// One line of the page of hooks: which module stands where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub hook: &'static str,
+    /// A step, a namespace, or nothing.
+    pub at: String,
+    pub module: &'static str,
+}
+
+/// The handlers of all modules, in their order. Immutable: a new configuration is a new registry.
+pub struct Registry {
+    cards: Vec<(Card, Option<Arc<[String]>>)>,
+    hooks: Hooks,
+}
+
+impl Registry {
+    /// Plugs the modules in the order of the list.
+    pub fn build(modules: Vec<Arc<dyn Module>>, switches: &Switches) -> Result<Registry, Clash> {
+        let mut hooks = Hooks::default();
+        let mut cards = Vec::with_capacity(modules.len());
+        for module in modules {
+            let card = module.card();
+            hooks.module = card.name;
+            hooks.hosts = switches.of(card.name);
+            cards.push((card, hooks.hosts.clone()));
+            module.plug(&mut hooks);
+        }
+        if let Some(clash) = hooks.clash.take() {
+            return Err(clash);
+        }
+        // The sort is stable: within a step the list's order stays.
+        hooks.leaving.sort_by_key(|(step, _)| *step);
+        hooks.arriving.sort_by_key(|(step, _)| *step);
+        hooks.delivering.sort_by_key(|(step, _)| *step);
+        Ok(Registry { cards, hooks })
+    }
+
+    /// Runs the sender's side.
+    pub async fn leaving(&self, passage: &mut Passage) -> Verdict {
+        for (_, plugged) in &self.hooks.leaving {
+            if !plugged.is_on(passage.host()) {
+                continue;
+            }
+            let _blame = Blame { module: plugged.module, hook: "leaving" };
+            match plugged.handler.leaving(passage).await {
+                Verdict::Pass => {}
+                verdict => return verdict,
+            }
+        }
+        Verdict::Pass
+    }
+
+    /// Runs the receiver's side.
+    pub async fn arriving(&self, passage: &mut Passage) -> Verdict {
+        for (_, plugged) in &self.hooks.arriving {
+            if !plugged.is_on(passage.host()) {
+                continue;
+            }
+            let _blame = Blame { module: plugged.module, hook: "arriving" };
+            match plugged.handler.arriving(passage).await {
+                Verdict::Pass => {}
+                verdict => return verdict,
+            }
+        }
+        Verdict::Pass
+    }
+
+    /// Runs on the outbound half of one session; awaits nothing. A `Refuse` here means the same
+    /// as `Stop`: the stanza is not written.
+    pub fn delivering(&self, session: &SessionView, stanza: &mut Stanza) -> Verdict {
+        let host = session.account().domain().as_str();
+        for (_, plugged) in &self.hooks.delivering {
+            if !plugged.is_on(Some(host)) {
+                continue;
+            }
+            let _blame = Blame { module: plugged.module, hook: "delivering" };
+            match plugged.handler.delivering(session, stanza) {
+                Verdict::Pass => {}
+                verdict => return verdict,
+            }
+        }
+        Verdict::Pass
+    }
+
+    /// Answers an iq of type get or set for a host or, where `passage.account` is set, for that
+    /// account. `None`: nobody claimed its namespace.
+    pub async fn answer(&self, passage: &mut Passage) -> Option<Reply> {
+        let addressee = if passage.account.is_some() { Addressee::Account } else { Addressee::Host };
+        let namespace = passage.stanza.payload()?.ns();
+        let plugged = self.hooks.answering.get(&(addressee, namespace))?;
+        if !plugged.is_on(passage.host()) {
+            return None;
+        }
+        let _blame = Blame { module: plugged.module, hook: "answering" };
+        Some(plugged.handler.answering(passage).await)
+    }
+
+    /// Stream features of the modules, in the order of the list.
+    pub fn offered(&self, offer: &Offer) -> Vec<Element> {
+        let on = self.hooks.offering.iter().filter(|plugged| plugged.is_on(Some(&offer.host)));
+        on.flat_map(|plugged| {
+            let _blame = Blame { module: plugged.module, hook: "offering" };
+            plugged.handler.offering(offer)
+        })
+        .collect()
+    }
+
+    /// Hands a stream element to the module that claimed its namespace. `None`: nobody did.
+    pub async fn speak(
+        &self,
+        session: &Arc<SessionView>,
+        element: &Element,
+        services: &Arc<dyn Services>,
+    ) -> Option<Vec<Element>> {
+        let plugged = self.hooks.speaking.get(&element.ns())?;
+        if !plugged.is_on(Some(session.account().domain().as_str())) {
+            return None;
+        }
+        let _blame = Blame { module: plugged.module, hook: "speaking" };
+        Some(plugged.handler.speaking(session, element, services).await)
+    }
+
+    /// Tells every follower, one after the other.
+    pub async fn follow(&self, event: &SessionEvent, services: &Arc<dyn Services>) {
+        let host = event.account().domain().as_str();
+        for plugged in self.hooks.following.iter().filter(|plugged| plugged.is_on(Some(host))) {
+            let _blame = Blame { module: plugged.module, hook: "following" };
+            plugged.handler.following(event, services).await;
+        }
+    }
+
+    /// Tells every module that `account` is about to be removed.
+    pub async fn forget(&self, account: &BareJid, services: &Arc<dyn Services>) {
+        let host = account.domain().as_str();
+        for plugged in self.hooks.forgetting.iter().filter(|plugged| plugged.is_on(Some(host))) {
+            let _blame = Blame { module: plugged.module, hook: "forgetting" };
+            plugged.handler.forgetting(account, services).await;
+        }
+    }
+
+    /// The cards of the modules that are on for `host`, in the order of the list.
+    pub fn cards(&self, host: &str) -> Vec<Card> {
+        let on = |hosts: &Option<Arc<[String]>>| hosts.as_ref().is_none_or(|on| on.iter().any(|h| h == host));
+        self.cards.iter().filter(|(_, hosts)| on(hosts)).map(|(card, _)| *card).collect()
+    }
+
+    /// Who stands where, in the order in which they run; for `docs/hooks.md`.
+    pub fn places(&self) -> Vec<Place> {
+        let hooks = &self.hooks;
+        let mut places = Vec::new();
+        let mut add = |hook, at: String, module| places.push(Place { hook, at, module });
+        for (step, plugged) in &hooks.leaving {
+            add("Leaving", format!("{step:?}"), plugged.module);
+        }
+        for (step, plugged) in &hooks.arriving {
+            add("Arriving", format!("{step:?}"), plugged.module);
+        }
+        for (step, plugged) in &hooks.delivering {
+            add("Delivering", format!("{step:?}"), plugged.module);
+        }
+        let mut claims: Vec<_> = hooks.answering.iter().collect();
+        claims.sort_by_key(|((addressee, namespace), _)| (*addressee as u8, namespace.clone()));
+        for ((addressee, namespace), plugged) in claims {
+            add("Answering", format!("{addressee:?} `{namespace}`"), plugged.module);
+        }
+        for plugged in &hooks.offering {
+            add("Offering", String::new(), plugged.module);
+        }
+        let mut claims: Vec<_> = hooks.speaking.iter().collect();
+        claims.sort_by_key(|(namespace, _)| namespace.to_string());
+        for (namespace, plugged) in claims {
+            add("Speaking", format!("`{namespace}`"), plugged.module);
+        }
+        for plugged in &hooks.following {
+            add("Following", String::new(), plugged.module);
+        }
+        for plugged in &hooks.forgetting {
+            add("Forgetting", String::new(), plugged.module);
+        }
+        places
+    }
+}

@@ -1,0 +1,95 @@
+//! What a handler may ask of the server; the server implements it, and so does the bench.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::future::BoxFuture;
+use jid::{BareJid, FullJid, Jid};
+use stanza::Stanza;
+use store::{Store, StoreError};
+
+use crate::card::Card;
+use crate::module::SessionEvent;
+use crate::session::SessionView;
+
+/// Whether a stanza that a module sends passes the arriving handlers of its receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Like a stanza from a client that has left: arriving handlers run, then RFC 6121, section 8.
+    Normal,
+    /// Straight to the sessions: no arriving handlers. Delivering handlers run in any case.
+    Direct,
+}
+
+/// A session of an account, wherever in the cluster it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resource {
+    pub jid: FullJid,
+    /// `None`: bound, but not available.
+    pub priority: Option<i8>,
+    /// Its session is on this node.
+    pub here: bool,
+}
+
+/// What the server says about itself (XEP-0092).
+#[derive(Debug, Clone)]
+pub struct About {
+    pub name: &'static str,
+    pub version: &'static str,
+    /// How long this node has been up.
+    pub uptime: Duration,
+}
+
+/// The server, as handlers see it.
+///
+/// Calls that write to the cluster or the store have deadlines of their own and fail with a
+/// `StoreError`; calls that send never fail: what cannot be delivered is stored or bounced.
+pub trait Services: Send + Sync + 'static {
+    fn store(&self) -> &Store;
+
+    /// Sends a stanza on its way; `from` and `to` must be set. Returns when it was handed on.
+    fn route(&self, stanza: Stanza, how: How) -> BoxFuture<'_, ()>;
+
+    /// Sends one stanza to many receivers: one body, one envelope per node. Arriving handlers
+    /// run, and `to` of the stanza given is ignored.
+    fn fan_out(&self, stanza: Stanza, to: Vec<Jid>) -> BoxFuture<'_, ()>;
+
+    /// Every session of the account in the cluster, as this node knows it; awaits nothing.
+    fn online(&self, account: &BareJid) -> Vec<Resource>;
+
+    /// The account's sessions on this node.
+    fn local_sessions(&self, account: &BareJid) -> Vec<Arc<SessionView>>;
+
+    /// Agrees in the cluster on the priority of a session, and notes it in the view. `None`: not
+    /// available. When it returns, `online` on this node knows it.
+    fn set_priority<'a>(
+        &'a self,
+        session: &'a SessionView,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// When it returns, `online` is at least as new as the cluster was at the time of the call.
+    fn read_barrier(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    fn account_exists<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Tells every `Following` module; awaits them one after the other.
+    fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()>;
+
+    /// The hosts that this server serves.
+    fn hosts(&self) -> &[String];
+
+    fn is_local_host(&self, domain: &str) -> bool {
+        self.hosts().iter().any(|host| host == domain)
+    }
+
+    fn now(&self) -> SystemTime;
+
+    /// Fills `buffer` with random bytes fit for secrets.
+    fn random(&self, buffer: &mut [u8]);
+
+    fn about(&self) -> About;
+
+    /// The cards of all modules that are on for `host`, in their order.
+    fn cards(&self, host: &str) -> Vec<Card>;
+}
