@@ -1,1 +1,36 @@
+//! Carries a stanza to where the table says: one decision, one crossing, and an end that its sender can know.
+//!
+//! Read in this order:
+//! - [`router`]: the one decision (here, a peer, a service, another domain) and what sessions call.
+//! - [`decision`]: RFC 6121, section 8, as a pure function.
+//! - [`arrival`]: arriving handlers, then the decision, then mailboxes or other nodes.
+//! - [`queues`]: what waits while a handler of an account awaits the store.
+//! - [`mailboxes`], [`receipt`]: what waits to be written to each session, and who wants to know when it was.
+//! - [`services`]: what modules may ask of the server.
+//! - [`envelope`], [`peer`], [`relay`]: acknowledged streams to and from other nodes.
+//! - [`lost`]: what is done for the sessions of a node that is gone.
+//! - [`whereabouts`], [`config`], [`metrics`]: what it is told, its bounds and its counters.
 
+mod transit;
+
+pub mod router;
+pub mod decision;
+pub mod arrival;
+pub mod queues;
+pub mod mailboxes;
+pub mod receipt;
+pub mod services;
+pub mod envelope;
+pub mod peer;
+pub mod relay;
+pub mod lost;
+pub mod whereabouts;
+pub mod config;
+pub mod metrics;
+
+pub use config::Config;
+pub use mailboxes::{Delivery, End, Mailbox, Waiting};
+pub use metrics::{Counters, Fate, LaneFacts};
+pub use receipt::Receipt;
+pub use router::{Deps, Router};
+pub use whereabouts::Whereabouts;

@@ -1,0 +1,324 @@
+//! Mailboxes: what waits to be written to each session of this node, bounded in stanzas and bytes.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
+
+use bytes::BytesMut;
+use dashmap::DashMap;
+use hooks::{SessionView, Sid};
+use jid::{BareJid, Jid};
+use parking_lot::Mutex;
+use stanza::Stanza;
+
+use crate::receipt::Receipt;
+
+/// One stanza for one session.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Shared between all receivers of the same stanza.
+    pub stanza: Arc<Stanza>,
+    /// Takes the place of the stanza's `to` for this receiver.
+    pub to: Option<Jid>,
+    /// Dropped or settled once the stanza was written, or acknowledged by a client that does so.
+    pub receipt: Receipt,
+    /// Other sessions of the account got a copy too, so this one need not be routed anew while they live.
+    pub(crate) one_of_several: bool,
+    /// How often it has already failed to reach the session that was chosen for it.
+    pub(crate) attempts: u8,
+}
+
+impl Delivery {
+    /// A delivery with the stanza's own `to`, that nobody waits to see settled.
+    pub fn new(stanza: Arc<Stanza>) -> Delivery {
+        Delivery { stanza, to: None, receipt: Receipt::none(), one_of_several: false, attempts: 0 }
+    }
+
+    /// The stanza for the delivering hooks, with this receiver's `to`. Copies the head (never the body) if
+    /// other receivers share it.
+    pub fn stanza_mut(&mut self) -> &mut Stanza {
+        let to = self.to.take();
+        let stanza = Arc::make_mut(&mut self.stanza);
+        if to.is_some() {
+            stanza.head.to = to;
+        }
+        stanza
+    }
+
+    /// Writes the stanza with this receiver's `to` and the body's bytes as they are.
+    pub fn write(&self, out: &mut BytesMut) {
+        match &self.to {
+            Some(to) => self.stanza.write_to(out, Some(to)),
+            None => self.stanza.write(out),
+        }
+    }
+
+    /// Where it is for.
+    pub fn address(&self) -> Option<&Jid> {
+        self.to.as_ref().or(self.stanza.head.to.as_ref())
+    }
+
+    /// Bytes that this delivery counts for in a mailbox.
+    pub fn cost(&self) -> usize {
+        self.stanza.wire_len()
+    }
+}
+
+/// Bounds of one mailbox.
+#[derive(Debug, Clone, Copy)]
+pub struct MailboxLimits {
+    /// Stanzas that may wait.
+    pub stanzas: usize,
+    /// Bytes that may wait.
+    pub bytes: usize,
+}
+
+/// Who takes what a mailbox could not keep: called with the receiver's account, in the order of the queue,
+/// while the queue is locked, so that nothing that is sent later overtakes it.
+pub(crate) type Returns = Box<dyn Fn(&BareJid, Vec<Delivery>) + Send + Sync>;
+
+/// All mailboxes of this node.
+pub struct Mailboxes {
+    slots: DashMap<BareJid, Vec<Arc<Slot>>>,
+    limits: MailboxLimits,
+    returns: OnceLock<Returns>,
+    waiting: Arc<Waiting>,
+}
+
+/// What waits in all mailboxes together, for the metrics.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// Stanzas in mailboxes.
+    pub stanzas: AtomicU64,
+    /// Bytes in mailboxes.
+    pub bytes: AtomicU64,
+    /// Mailboxes that are open.
+    pub mailboxes: AtomicU64,
+    /// Sessions that were closed because they did not read.
+    pub slow_consumers: AtomicU64,
+}
+
+/// A session of this node, as the router sees it.
+pub(crate) struct Slot {
+    pub view: Arc<SessionView>,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    items: VecDeque<Delivery>,
+    bytes: usize,
+    end: Option<End>,
+    waker: Option<Waker>,
+}
+
+/// Why a mailbox takes no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The session closed it.
+    Closed,
+    /// The client did not read: the session must end with the stream error `resource-constraint`. What
+    /// waited has been routed anew.
+    Overflowed,
+}
+
+/// The session's half: belongs to the connection's outbound half on its arbiter.
+pub struct Mailbox {
+    slot: Arc<Slot>,
+    waiting: Arc<Waiting>,
+}
+
+impl Mailboxes {
+    pub(crate) fn new(limits: MailboxLimits) -> Mailboxes {
+        Mailboxes {
+            slots: DashMap::new(),
+            limits,
+            returns: OnceLock::new(),
+            waiting: Arc::new(Waiting::default()),
+        }
+    }
+
+    /// Names who takes what a mailbox could not keep; once, at start.
+    pub(crate) fn return_to(&self, returns: Returns) {
+        let _ = self.returns.set(returns);
+    }
+
+    /// Opens the mailbox of a session that has been bound.
+    pub(crate) fn open(&self, view: Arc<SessionView>) -> Mailbox {
+        let account = view.account().clone();
+        let slot = Arc::new(Slot { view, queue: Mutex::new(Queue::default()) });
+        self.slots.entry(account).or_default().push(slot.clone());
+        self.waiting.mailboxes.fetch_add(1, Ordering::Relaxed);
+        Mailbox { slot, waiting: self.waiting.clone() }
+    }
+
+    /// Takes the mailbox away. What waited in it, and before that `unwritten`, is routed anew. Closing
+    /// twice is no error.
+    pub(crate) fn close(&self, view: &SessionView, unwritten: Vec<Delivery>) {
+        let mut found = None;
+        if let Some(mut slots) = self.slots.get_mut(view.account()) {
+            if let Some(at) = slots.iter().position(|slot| slot.view.sid() == view.sid()) {
+                found = Some(slots.remove(at));
+            }
+        }
+        self.slots.remove_if(view.account(), |_, slots| slots.is_empty());
+        let Some(slot) = found else {
+            self.give_back(view.account(), unwritten);
+            return;
+        };
+        self.waiting.mailboxes.fetch_sub(1, Ordering::Relaxed);
+        let mut queue = slot.queue.lock();
+        self.end(&mut queue, End::Closed, view.account(), unwritten, None);
+    }
+
+    /// Puts a delivery into the mailbox; gives it back if the mailbox has ended. At the bound the mailbox
+    /// ends and all that waits in it, with this one, is routed anew.
+    pub(crate) fn deliver(&self, slot: &Slot, delivery: Delivery) -> Result<(), Delivery> {
+        let cost = delivery.cost();
+        let mut queue = slot.queue.lock();
+        if queue.end.is_some() {
+            return Err(delivery);
+        }
+        if queue.items.len() >= self.limits.stanzas || queue.bytes + cost > self.limits.bytes {
+            self.waiting.slow_consumers.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(session = %slot.view.jid(), "a client does not read, its session ends");
+            self.end(&mut queue, End::Overflowed, slot.view.account(), Vec::new(), Some(delivery));
+            return Ok(());
+        }
+        queue.items.push_back(delivery);
+        queue.bytes += cost;
+        self.waiting.stanzas.fetch_add(1, Ordering::Relaxed);
+        self.waiting.bytes.fetch_add(cost as u64, Ordering::Relaxed);
+        // Only the first delivery after the session ran dry finds a waker: the rest costs no wake-up.
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// The session of this account with this sid, if it is here.
+    pub(crate) fn find(&self, account: &BareJid, sid: Sid) -> Option<Arc<Slot>> {
+        self.slots.get(account)?.iter().find(|slot| slot.view.sid() == sid).cloned()
+    }
+
+    /// Whether the account has a session here.
+    pub(crate) fn has(&self, account: &BareJid) -> bool {
+        self.slots.contains_key(account)
+    }
+
+    /// The sessions of the account that are here.
+    pub(crate) fn slots(&self, account: &BareJid) -> Vec<Arc<Slot>> {
+        self.slots.get(account).map(|slots| slots.clone()).unwrap_or_default()
+    }
+
+    /// What waits in all mailboxes together.
+    pub fn waiting(&self) -> &Arc<Waiting> {
+        &self.waiting
+    }
+
+    fn end(
+        &self,
+        queue: &mut Queue,
+        end: End,
+        account: &BareJid,
+        mut back: Vec<Delivery>,
+        last: Option<Delivery>,
+    ) {
+        // An overflow that the session has not noticed yet stays one.
+        queue.end.get_or_insert(end);
+        self.waiting.stanzas.fetch_sub(queue.items.len() as u64, Ordering::Relaxed);
+        self.waiting.bytes.fetch_sub(queue.bytes as u64, Ordering::Relaxed);
+        queue.bytes = 0;
+        back.extend(std::mem::take(&mut queue.items));
+        back.extend(last);
+        // Under the lock of the queue: whoever finds it ended comes after these.
+        self.give_back(account, back);
+        if let Some(waker) = queue.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn give_back(&self, account: &BareJid, back: Vec<Delivery>) {
+        if back.is_empty() {
+            return;
+        }
+        if let Some(returns) = self.returns.get() {
+            returns(account, back);
+        }
+    }
+}
+
+impl Mailbox {
+    /// Returns when there is something to drain or the mailbox has ended.
+    pub async fn ready(&self) {
+        poll_fn(|context| self.poll_ready(context)).await
+    }
+
+    /// As [`Mailbox::ready`], for a hand-written future or actor. One waker is kept.
+    pub fn poll_ready(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut queue = self.slot.queue.lock();
+        if !queue.items.is_empty() || queue.end.is_some() {
+            return Poll::Ready(());
+        }
+        match &mut queue.waker {
+            Some(waker) => waker.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Takes deliveries in their order until `bytes_max` is reached; at least one, if one waits.
+    pub fn drain(&mut self, bytes_max: usize) -> Vec<Delivery> {
+        let mut queue = self.slot.queue.lock();
+        let mut taken = 0;
+        let mut count = 0;
+        for delivery in &queue.items {
+            let cost = delivery.cost();
+            if count > 0 && taken + cost > bytes_max {
+                break;
+            }
+            taken += cost;
+            count += 1;
+        }
+        queue.bytes -= taken;
+        let batch: Vec<Delivery> = queue.items.drain(..count).collect();
+        if queue.items.is_empty() && queue.items.capacity() > 64 {
+            // An idle session keeps no scratch from its busiest moment.
+            queue.items = VecDeque::new();
+        }
+        drop(queue);
+        self.waiting.stanzas.fetch_sub(batch.len() as u64, Ordering::Relaxed);
+        self.waiting.bytes.fetch_sub(taken as u64, Ordering::Relaxed);
+        batch
+    }
+
+    /// Why nothing more comes, if nothing more comes.
+    pub fn end(&self) -> Option<End> {
+        self.slot.queue.lock().end
+    }
+
+    /// Stanzas that wait.
+    pub fn len(&self) -> usize {
+        self.slot.queue.lock().items.len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The session whose mailbox this is.
+    pub fn view(&self) -> &Arc<SessionView> {
+        &self.slot.view
+    }
+}
+
+impl std::fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mailbox").field("session", &self.slot.view.jid().as_str()).finish_non_exhaustive()
+    }
+}

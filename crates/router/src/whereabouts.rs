@@ -1,0 +1,97 @@
+//! What the router asks of the cluster: who is where, and how to reach another node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::{Change, Cluster, Incarnation, NodeId, NodeRow, Row, Sid, Unavailable};
+use futures::future::BoxFuture;
+use jid::{BareJid, FullJid};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+/// The control plane as the data plane sees it. [`Cluster`] is the one implementation of a running server; a
+/// test may stand in with a map.
+pub trait Whereabouts: Send + Sync + 'static {
+    /// This node and its incarnation.
+    fn me(&self) -> (NodeId, Incarnation);
+    /// Whether this node holds its lease; without it nothing is delivered here.
+    fn is_serving(&self) -> bool;
+    /// The visible sessions of an account, by this node's copy of the table.
+    fn users(&self, account: &BareJid) -> Vec<Row>;
+    /// Every node.
+    fn nodes(&self) -> Vec<NodeRow>;
+    /// Whether a node is here under that incarnation.
+    fn is_current(&self, node: NodeId, incarnation: Incarnation) -> bool;
+    /// Index of the newest entry in this node's table.
+    fn index(&self) -> u64;
+    /// Waits for an index, until the deadline at most; whether it came.
+    fn wait_index(&self, index: u64, within: Duration) -> BoxFuture<'_, bool>;
+    /// Waits until the table here is as new as the leader's at the call.
+    fn barrier(&self) -> BoxFuture<'_, Result<u64, Unavailable>>;
+    /// Agrees on the priority of a session of this node.
+    fn set_priority<'a>(
+        &'a self,
+        jid: &'a FullJid,
+        sid: Sid,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), Unavailable>>;
+    /// A link to another node, if its address is known.
+    fn channel(&self, node: NodeId) -> Option<Channel>;
+    /// What happens from now on.
+    fn changes(&self) -> UnboundedReceiver<Change>;
+}
+
+impl Whereabouts for Cluster {
+    fn me(&self) -> (NodeId, Incarnation) {
+        Cluster::me(self)
+    }
+
+    fn is_serving(&self) -> bool {
+        Cluster::is_serving(self)
+    }
+
+    fn users(&self, account: &BareJid) -> Vec<Row> {
+        self.routes().users(account)
+    }
+
+    fn nodes(&self) -> Vec<NodeRow> {
+        self.routes().nodes()
+    }
+
+    fn is_current(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        self.routes().is_current(node, incarnation)
+    }
+
+    fn index(&self) -> u64 {
+        self.routes().index()
+    }
+
+    fn wait_index(&self, index: u64, within: Duration) -> BoxFuture<'_, bool> {
+        Box::pin(Cluster::wait_index(self, index, Instant::now() + within))
+    }
+
+    fn barrier(&self) -> BoxFuture<'_, Result<u64, Unavailable>> {
+        Box::pin(Cluster::barrier(self))
+    }
+
+    fn set_priority<'a>(
+        &'a self,
+        jid: &'a FullJid,
+        sid: Sid,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), Unavailable>> {
+        Box::pin(Cluster::set_priority(self, jid, sid, priority))
+    }
+
+    fn channel(&self, node: NodeId) -> Option<Channel> {
+        self.peer_channel(node)
+    }
+
+    fn changes(&self) -> UnboundedReceiver<Change> {
+        Cluster::changes(self)
+    }
+}
+
+/// A shared [`Whereabouts`].
+pub type SharedWhereabouts = Arc<dyn Whereabouts>;
