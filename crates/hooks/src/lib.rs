@@ -19,3 +19,5 @@ pub use registry::{Clash, Hooks, Registry, Step, Switches};
 pub use services::{About, How, Resource, Services};
 pub use session::{Full, Notes, SessionView, Sid};
 pub use verdict::{Answer, Reply, Verdict};
+// What `Services` speaks of, so that who implements it needs no other crate.
+pub use store::{Accounts, Store, StoreError};

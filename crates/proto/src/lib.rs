@@ -7,3 +7,8 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 pub mod admin {
     tonic::include_proto!("rookery.admin.v1");
 }
+
+/// What nodes say to each other to carry stanzas.
+pub mod relay {
+    tonic::include_proto!("rookery.relay.v1");
+}

@@ -140,8 +140,7 @@ fn iq(kind: IqType, address: Address, receiver: Receiver<'_>) -> Decision {
 }
 
 fn to_available(priorities: &[Option<i8>]) -> Decision {
-    let available: Vec<usize> =
-        priorities.iter().enumerate().filter_map(|(at, p)| p.map(|_| at)).collect();
+    let available: Vec<usize> = priorities.iter().enumerate().filter_map(|(at, p)| p.map(|_| at)).collect();
     if available.is_empty() { Decision::Ignore } else { Decision::Deliver(available) }
 }
 

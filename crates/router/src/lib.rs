@@ -11,22 +11,18 @@
 //! - [`lost`]: what is done for the sessions of a node that is gone.
 //! - [`whereabouts`], [`config`], [`metrics`]: what it is told, its bounds and its counters.
 
-mod transit;
-
-pub mod router;
 pub mod decision;
-pub mod arrival;
-pub mod queues;
+pub mod router;
+
 pub mod mailboxes;
 pub mod receipt;
 pub mod services;
-pub mod envelope;
-pub mod peer;
+
 pub mod relay;
-pub mod lost;
-pub mod whereabouts;
+
 pub mod config;
 pub mod metrics;
+pub mod whereabouts;
 
 pub use config::Config;
 pub use mailboxes::{Delivery, End, Mailbox, Waiting};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cluster::{Change, Cluster, Incarnation, NodeId, NodeRow, Row, Sid, Unavailable};
 use futures::future::BoxFuture;
 use jid::{BareJid, FullJid};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
@@ -39,7 +39,7 @@ pub trait Whereabouts: Send + Sync + 'static {
     /// A link to another node, if its address is known.
     fn channel(&self, node: NodeId) -> Option<Channel>;
     /// What happens from now on.
-    fn changes(&self) -> UnboundedReceiver<Change>;
+    fn changes(&self) -> Receiver<Change>;
 }
 
 impl Whereabouts for Cluster {
@@ -88,7 +88,7 @@ impl Whereabouts for Cluster {
         self.peer_channel(node)
     }
 
-    fn changes(&self) -> UnboundedReceiver<Change> {
+    fn changes(&self) -> Receiver<Change> {
         Cluster::changes(self)
     }
 }

@@ -1,0 +1,93 @@
+//! What modules may ask of the server, answered by the router.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures::future::{BoxFuture, ready};
+use hooks::{About, Card, How, Resource, Services, SessionEvent, SessionView, Store, StoreError};
+use jid::{BareJid, Jid};
+use stanza::Stanza;
+
+use crate::router::Router;
+
+impl Services for Router {
+    fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn route(&self, stanza: Stanza, how: How) -> BoxFuture<'_, ()> {
+        let _ = (stanza, how);
+        Box::pin(ready(()))
+    }
+
+    fn fan_out(&self, stanza: Stanza, to: Vec<Jid>) -> BoxFuture<'_, ()> {
+        let _ = (stanza, to);
+        Box::pin(ready(()))
+    }
+
+    fn online(&self, account: &BareJid) -> Vec<Resource> {
+        let (me, _) = self.whereabouts.me();
+        let row = |row: cluster::Row| Resource { jid: row.jid, priority: row.priority, here: row.node == me };
+        self.whereabouts.users(account).into_iter().map(row).collect()
+    }
+
+    fn local_sessions(&self, account: &BareJid) -> Vec<Arc<SessionView>> {
+        self.mailboxes.slots(account).into_iter().map(|slot| slot.view.clone()).collect()
+    }
+
+    fn set_priority<'a>(
+        &'a self,
+        session: &'a SessionView,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            let sid = cluster::Sid(session.sid().0);
+            let agreed = self.whereabouts.set_priority(session.jid(), sid, priority).await;
+            agreed.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
+            session.set_priority(priority);
+            Ok(())
+        })
+    }
+
+    fn read_barrier(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let index = self.whereabouts.barrier().await;
+            index.map(|_| ()).map_err(|error| StoreError::Unavailable { reason: error.to_string() })
+        })
+    }
+
+    fn account_exists<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<bool, StoreError>> {
+        // Whoever has a session has an account: the hot path asks no store.
+        if self.mailboxes.has(account) {
+            return Box::pin(ready(Ok(true)));
+        }
+        Box::pin(self.accounts.exists(account.as_str()))
+    }
+
+    fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let services = self.services();
+            self.registry.follow(&event, &services).await;
+        })
+    }
+
+    fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    fn now(&self) -> SystemTime {
+        (self.clock)()
+    }
+
+    fn random(&self, buffer: &mut [u8]) {
+        (self.random)(buffer)
+    }
+
+    fn about(&self) -> About {
+        About { name: self.about.0, version: self.about.1, uptime: self.since.elapsed() }
+    }
+
+    fn cards(&self, host: &str) -> Vec<Card> {
+        self.registry.cards(host)
+    }
+}
