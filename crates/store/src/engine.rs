@@ -347,7 +347,7 @@ pub enum StoreError {
     Engine { reason: String },
 }
 
-/// Where records are kept. Every engine passes [`crate::conformance`].
+/// Where records are kept. Every engine passes the suite in `conformance.rs`.
 ///
 /// Every call ends by its deadline, with [`StoreError::Deadline`] at the latest. A commit that was answered
 /// is durable and visible to every later read through any handle of the same store.

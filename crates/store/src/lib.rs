@@ -7,9 +7,10 @@
 //! - [`accounts`]: who may log in, with SCRAM keys and never a password.
 //! - [`facts`]: counters and latencies of store calls.
 //! - [`engines`]: `memory` for tests, `sled` for everything embedded.
-//! - [`conformance`]: one suite of promises that is run on every engine.
+//! - `conformance` (a feature, for tests): one suite of promises that is run on every engine.
 
 pub mod accounts;
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod engine;
 pub mod engines;

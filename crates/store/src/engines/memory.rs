@@ -130,3 +130,15 @@ impl Engine for Memory {
         Box::pin(async move { self.write(batches) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn memory_keeps_every_promise() {
+        crate::conformance::all(&[Arc::new(Memory::new())]).await;
+    }
+}

@@ -1,0 +1,411 @@
+//! One sled database on disk: opened and repaired, synced for real, watched for free space.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    os::unix::ffi::OsStrExt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    time::SystemTime,
+};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::{copy::Copies, layout};
+use crate::engine::{Batch, Key, Op, Partition, Range, Record, StoreError, Table};
+
+/// Where a sled store is and how much it may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The folder of the store; made if it is not there.
+    pub path: PathBuf,
+    /// Memory for cached pages, in bytes.
+    pub cache_bytes: u64,
+    /// Threads that read.
+    pub readers: usize,
+    /// Calls that wait for a reader or for the writer before further callers wait outside.
+    pub queue: usize,
+    /// Free space, in bytes, below which nothing more is accepted: sled does not survive a disk that is
+    /// really full without being opened anew.
+    pub reserve_bytes: u64,
+}
+
+impl Config {
+    pub fn new(path: impl Into<PathBuf>) -> Config {
+        Config {
+            path: path.into(),
+            cache_bytes: 64 * 1024 * 1024,
+            readers: 2,
+            queue: 1024,
+            reserve_bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// What the free space of the disk still allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// Anything.
+    Enough,
+    /// Batches that only delete: sled needs room to forget, so the last quarter of the reserve is for them.
+    Deletes,
+    None,
+}
+
+impl Space {
+    /// # Errors
+    /// [`StoreError::Full`] if the batches need more room than there is.
+    pub fn check(self, batches: &[Batch]) -> Result<(), StoreError> {
+        let only_deletes = || batches.iter().flat_map(|b| &b.ops).all(|op| !matches!(op, Op::Put { .. }));
+        match self {
+            Space::Enough => Ok(()),
+            Space::Deletes if only_deletes() => Ok(()),
+            Space::Deletes | Space::None => Err(StoreError::Full),
+        }
+    }
+}
+
+/// The folder inside the store's one where files go that could not be read.
+pub const ASIDE: &str = "aside";
+/// The tree with the number of the tree that holds the records.
+const GENERATION: &[u8] = b"generation";
+const RECORDS: &str = "records-";
+
+/// A sled database; its calls block and belong on threads of their own.
+pub struct Disk {
+    pub(super) db: sled::Db,
+    /// The tree of the records. Written where many keys change at once, so that a scan sees all or nothing.
+    pub(super) tree: RwLock<sled::Tree>,
+    /// Held by whoever changes records; keeps what running copies still need.
+    pub(super) writer: Mutex<Copies>,
+    path: PathBuf,
+    data: File,
+    blobs: Mutex<Blobs>,
+    reserve_bytes: u64,
+    broken: OnceLock<String>,
+}
+
+#[derive(Default)]
+struct Blobs {
+    changed: Option<SystemTime>,
+    synced: BTreeSet<OsString>,
+}
+
+impl Disk {
+    /// Opens a store, or makes it.
+    ///
+    /// A snapshot file of sled that was torn by a crash is moved to [`ASIDE`]: it only shortens recovery.
+    pub fn open(config: &Config) -> Result<Disk, StoreError> {
+        fs::create_dir_all(&config.path).map_err(|e| failed_io("create its folder", &e))?;
+        move_torn_snapshots(&config.path).map_err(|e| failed_io("move a torn snapshot aside", &e))?;
+        let settings = sled::Config::new()
+            .path(&config.path)
+            .cache_capacity(config.cache_bytes)
+            .flush_every_ms(Some(1000))
+            .use_compression(false);
+        let db = catch_unwind(AssertUnwindSafe(|| settings.open()))
+            .map_err(|_| StoreError::Engine { reason: "sled panicked while opening".to_owned() })?
+            .map_err(|e| failed("open", e))?;
+        let tree = current_tree(&db)?;
+        let data = File::open(config.path.join("db")).map_err(|e| failed_io("open its data file", &e))?;
+        let disk = Disk {
+            db,
+            tree: RwLock::new(tree),
+            writer: Mutex::default(),
+            path: config.path.clone(),
+            data,
+            blobs: Mutex::default(),
+            reserve_bytes: config.reserve_bytes,
+            broken: OnceLock::new(),
+        };
+        disk.sync()?;
+        // The folder's own entries (db, conf) must be there after a power cut, too.
+        sync_folder(&disk.path).map_err(|e| failed_io("sync its folder", &e))?;
+        Ok(disk)
+    }
+
+    /// Makes all that was written survive a power cut.
+    ///
+    /// An error means that nobody knows what is on the disk: the store accepts nothing more until it is
+    /// opened anew.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.usable()?;
+        let flushed = self.guarded("flush", || {
+            self.db.flush().map_err(|e| failed("flush", e))?;
+            // sled's flush ends in `sync_file_range`, which asks nothing of the drive and no metadata.
+            self.data.sync_data().map_err(|e| failed_io("sync its data file", &e))?;
+            self.sync_blobs().map_err(|e| failed_io("sync its blobs", &e))
+        });
+        if let Err(e) = &flushed {
+            self.break_down(format!("sync failed: {e}"));
+        }
+        flushed
+    }
+
+    /// sled writes what is too large for a page to files of their own and never syncs them.
+    fn sync_blobs(&self) -> io::Result<()> {
+        let folder = self.path.join("blobs");
+        let changed = fs::metadata(&folder)?.modified()?;
+        let mut blobs = self.blobs.lock();
+        if blobs.changed == Some(changed) {
+            return Ok(());
+        }
+        let mut there = BTreeSet::new();
+        for entry in fs::read_dir(&folder)? {
+            let name = entry?.file_name();
+            if !blobs.synced.contains(&name) {
+                match File::open(folder.join(&name)) {
+                    Ok(file) => file.sync_data()?,
+                    // Collected by sled in the meantime.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    Err(e) => return Err(e),
+                }
+            }
+            there.insert(name);
+        }
+        sync_folder(&folder)?;
+        blobs.synced = there;
+        // A blob that was added while the folder was read made it younger, so the next sync looks again.
+        // Within one tick of the file system's clock that may go unseen: then look again as well.
+        let settled = changed.elapsed().is_ok_and(|age| age.as_millis() > 100);
+        blobs.changed = settled.then_some(changed);
+        Ok(())
+    }
+
+    /// How much room the disk has.
+    pub fn space(&self) -> Result<Space, StoreError> {
+        match free_bytes(&self.path) {
+            Ok(free) if free < self.reserve_bytes / 4 => Ok(Space::None),
+            Ok(free) if free < self.reserve_bytes => Ok(Space::Deletes),
+            Ok(_) => Ok(Space::Enough),
+            Err(e) => Err(failed_io("ask for free space", &e)),
+        }
+    }
+
+    pub fn get(&self, partition: &Partition, table: Table, key: &[u8]) -> Result<Option<Record>, StoreError> {
+        self.usable()?;
+        let physical = layout::record_key(partition, table, key);
+        let found = self.tree.read().get(&physical);
+        found
+            .map_err(|e| damaged(partition, table, key, "read", e))?
+            .map(|bytes| {
+                layout::open(&physical, &bytes).map_err(|r| layout::corrupt(partition, table, key, r))
+            })
+            .transpose()
+    }
+
+    pub fn scan(
+        &self,
+        partition: &Partition,
+        table: Table,
+        range: &Range,
+    ) -> Result<Vec<(Key, Record)>, StoreError> {
+        self.usable()?;
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let prefix = layout::table_prefix(partition, table);
+        let limit = range.limit.min(Range::LIMIT_MAX);
+        let mut records = Vec::new();
+        let mut visit = |item: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (physical, bytes) = item.map_err(|e| damaged(partition, table, &[], "scan", e))?;
+            let key = physical[prefix.len()..].to_vec();
+            let record = layout::open(&physical, &bytes)
+                .map_err(|reason| layout::corrupt(partition, table, &key, reason))?;
+            records.push((key, record));
+            Ok::<(), StoreError>(())
+        };
+        let tree = self.tree.read();
+        let found = tree.range(layout::bounds(&prefix, range));
+        if range.reverse {
+            found.rev().take(limit).try_for_each(&mut visit)?;
+        } else {
+            found.take(limit).try_for_each(&mut visit)?;
+        }
+        Ok(records)
+    }
+
+    /// Reads what [`super::writing::Writing::mark`] kept under a name.
+    pub fn mark(&self, name: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let found = self.tree.read().get(layout::mark_key(name)).map_err(|e| failed("read a mark", e))?;
+        Ok(found.map(|bytes| bytes.to_vec()))
+    }
+
+    /// Reads all marks whose names start with `prefix`, in the order of their names.
+    pub fn marks(&self, prefix: &[u8]) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+        let found = self.tree.read().scan_prefix(layout::mark_key(prefix));
+        found
+            .map(|item| item.map(|(k, v)| (k[1..].to_vec(), v.to_vec())).map_err(|e| failed("read marks", e)))
+            .collect()
+    }
+
+    /// Bytes that the store takes on the disk.
+    pub fn size_on_disk(&self) -> u64 {
+        self.db.size_on_disk().unwrap_or(0)
+    }
+
+    /// Why the store stopped, if it did.
+    pub fn failure(&self) -> Option<&str> {
+        self.broken.get().map(String::as_str)
+    }
+
+    pub(super) fn usable(&self) -> Result<(), StoreError> {
+        match self.broken.get() {
+            Some(reason) => Err(StoreError::Unavailable { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn break_down(&self, reason: String) {
+        tracing::error!(path = %self.path.display(), reason, "store stopped");
+        // Only the first reason counts; the later ones follow from it.
+        let _ = self.broken.set(reason);
+    }
+
+    /// Runs a write; a panic in sled stops the store, as nobody knows what was written.
+    pub(super) fn guarded<R>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce() -> Result<R, StoreError>,
+    ) -> Result<R, StoreError> {
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+            self.break_down(format!("sled panicked in {what}"));
+            self.usable().and(Err(StoreError::Engine { reason: format!("sled panicked in {what}") }))
+        })
+    }
+
+    /// Opens an empty tree beside the one in use, for a state that comes from elsewhere.
+    pub(super) fn fresh_tree(&self) -> Result<(u64, sled::Tree), StoreError> {
+        let number = generation(&self.db)? + 1;
+        let name = format!("{RECORDS}{number}");
+        // Left over from an installation that was cut short.
+        self.db.drop_tree(&name).map_err(|e| failed("drop a stale tree", e))?;
+        let tree = self.db.open_tree(&name).map_err(|e| failed("open a tree", e))?;
+        Ok((number, tree))
+    }
+
+    /// Puts a tree in the place of the one in use; after a crash it is wholly the one or the other.
+    pub(super) fn switch_tree(&self, number: u64, tree: sled::Tree) -> Result<(), StoreError> {
+        // All records of the new tree must be on the disk before anything points at it.
+        self.sync()?;
+        let mut place = self.tree.write();
+        self.db.insert(GENERATION, &number.to_be_bytes()).map_err(|e| failed("switch trees", e))?;
+        self.sync()?;
+        let old = std::mem::replace(&mut *place, tree);
+        drop(place);
+        self.db.drop_tree(old.name()).map_err(|e| failed("drop the replaced tree", e))?;
+        Ok(())
+    }
+}
+
+fn generation(db: &sled::Db) -> Result<u64, StoreError> {
+    let found = db.get(GENERATION).map_err(|e| failed("read its generation", e))?;
+    let number = found.and_then(|bytes| bytes.as_ref().try_into().ok().map(u64::from_be_bytes));
+    Ok(number.unwrap_or(0))
+}
+
+fn current_tree(db: &sled::Db) -> Result<sled::Tree, StoreError> {
+    let name = format!("{RECORDS}{}", generation(db)?);
+    for other in db.tree_names() {
+        if other.starts_with(RECORDS.as_bytes()) && other != name.as_bytes() {
+            db.drop_tree(other).map_err(|e| failed("drop a stale tree", e))?;
+        }
+    }
+    db.open_tree(name).map_err(|e| failed("open its tree", e))
+}
+
+/// Moves snapshot files of sled whose checksum does not match out of its sight.
+///
+/// sled reads the newest one and refuses to open if that is torn, although every record is in its log.
+fn move_torn_snapshots(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_snapshot = name.as_bytes().starts_with(b"snap.") && entry.file_type()?.is_file();
+        if !is_snapshot || is_whole_snapshot(&fs::read(entry.path())?) {
+            continue;
+        }
+        let aside = path.join(ASIDE);
+        fs::create_dir_all(&aside)?;
+        fs::rename(entry.path(), aside.join(&name))?;
+        tracing::warn!(file = %entry.path().display(), "moved a torn snapshot aside, recovering from the log");
+    }
+    Ok(())
+}
+
+/// A snapshot of sled 0.34 ends in eight bytes of length and a CRC-32 of what is before both.
+fn is_whole_snapshot(bytes: &[u8]) -> bool {
+    let Some((body, tail)) = bytes.len().checked_sub(12).map(|at| bytes.split_at(at)) else {
+        return false;
+    };
+    !body.is_empty() && crc32fast::hash(body).to_le_bytes() == tail[8..]
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: all zeroes is a valid value of this plain struct of integers.
+    let mut facts: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends in a NUL and the struct is written, not kept.
+    if unsafe { libc::statvfs(path.as_ptr(), &mut facts) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // The widths of these fields differ between systems.
+    #[allow(clippy::unnecessary_cast)]
+    Ok((facts.f_bavail as u64).saturating_mul(facts.f_frsize as u64))
+}
+
+/// Turns an error of sled in a read into ours: a damaged page takes the records on it along, no others.
+fn damaged(partition: &Partition, table: Table, key: &[u8], what: &str, error: sled::Error) -> StoreError {
+    match error {
+        sled::Error::Corruption { .. } => layout::corrupt(partition, table, key, "its page is damaged"),
+        other => failed(what, other),
+    }
+}
+
+/// Turns an error of sled into ours.
+pub(super) fn failed(what: &str, error: sled::Error) -> StoreError {
+    match error {
+        sled::Error::Io(e) => failed_io(what, &e),
+        other => StoreError::Engine { reason: format!("failed to {what}: {other}") },
+    }
+}
+
+/// Turns an error of the file system into ours.
+pub(super) fn failed_io(what: &str, error: &io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full,
+        _ => StoreError::Engine { reason: format!("failed to {what}: {error}") },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_a_full_disk_is_full() {
+        for code in [libc::ENOSPC, libc::EDQUOT] {
+            let error = io::Error::from_raw_os_error(code);
+            assert_eq!(failed("write", sled::Error::Io(error)), StoreError::Full);
+        }
+        let other = failed("write", sled::Error::Io(io::Error::from_raw_os_error(libc::EIO)));
+        assert!(matches!(other, StoreError::Engine { .. }));
+    }
+
+    #[test]
+    fn a_panic_in_a_write_stops_the_store_and_not_the_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(&Config::new(folder.path())).unwrap();
+        let broken = disk.guarded::<()>("a test", || panic!("as sled may"));
+        assert!(matches!(broken, Err(StoreError::Unavailable { .. })));
+        assert!(disk.failure().unwrap().contains("a test"));
+        assert!(matches!(disk.sync(), Err(StoreError::Unavailable { .. })));
+    }
+}

@@ -1,0 +1,161 @@
+//! How partitions, tables and keys become ordered bytes, and how a record guards itself against the disk.
+
+use std::ops::Bound;
+
+use crate::engine::{Key, Partition, Range, Record, StoreError, Table, Version, prefix_end};
+
+/// What a physical record starts with; another number is another layout.
+const FORMAT: u8 = 1;
+/// Format, version, checksum of both and of the key, checksum of the value.
+const HEADER: usize = 1 + 8 + 4 + 4;
+
+/// Keys that belong to the engine's user rather than to a partition sort before all partitions.
+pub(super) fn mark_key(name: &[u8]) -> Vec<u8> {
+    [b"\0", name].concat()
+}
+
+/// What all keys of a partition start with. The length in front of the name keeps `a@h` and `a@host` apart.
+pub(super) fn partition_prefix(partition: &Partition) -> Vec<u8> {
+    let kind = match partition {
+        Partition::Account(_) => b'a',
+        Partition::Host(_) => b'h',
+        Partition::Room(_) => b'r',
+    };
+    let name = partition.name().as_bytes();
+    // Bounded by `PARTITION_NAME_MAX`, which fits 16 bits.
+    let length = (name.len() as u16).to_be_bytes();
+    let mut bytes = Vec::with_capacity(64 + name.len());
+    bytes.push(kind);
+    bytes.extend_from_slice(&length);
+    bytes.extend_from_slice(name);
+    bytes
+}
+
+/// What all keys of a table of a partition start with.
+pub(super) fn table_prefix(partition: &Partition, table: Table) -> Vec<u8> {
+    let mut bytes = partition_prefix(partition);
+    // Bounded by `TABLE_NAME_MAX`, which fits 8 bits.
+    bytes.push(table.0.len() as u8);
+    bytes.extend_from_slice(table.0.as_bytes());
+    bytes
+}
+
+pub(super) fn record_key(partition: &Partition, table: Table, key: &[u8]) -> Vec<u8> {
+    let mut bytes = table_prefix(partition, table);
+    bytes.extend_from_slice(key);
+    bytes
+}
+
+/// The bounds of a range inside the order of physical keys.
+pub(super) fn bounds(prefix: &[u8], range: &Range) -> (Bound<Key>, Bound<Key>) {
+    let under = |key: &Key| [prefix, key].concat();
+    let from = match &range.from {
+        Bound::Unbounded => Bound::Included(prefix.to_vec()),
+        Bound::Included(key) => Bound::Included(under(key)),
+        Bound::Excluded(key) => Bound::Excluded(under(key)),
+    };
+    let to = match &range.to {
+        Bound::Unbounded => prefix_end(prefix).map_or(Bound::Unbounded, Bound::Excluded),
+        Bound::Included(key) => Bound::Included(under(key)),
+        Bound::Excluded(key) => Bound::Excluded(under(key)),
+    };
+    (from, to)
+}
+
+/// The bytes of a record. The version has a checksum of its own, so that a damaged value can still be
+/// overwritten with the version that every replica expects.
+pub(super) fn seal(key: &[u8], version: Version, value: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER + value.len());
+    bytes.push(FORMAT);
+    bytes.extend_from_slice(&version.to_le_bytes());
+    bytes.extend_from_slice(&head_sum(key, &bytes).to_le_bytes());
+    bytes.extend_from_slice(&crc32fast::hash(value).to_le_bytes());
+    bytes.extend_from_slice(value);
+    bytes
+}
+
+/// The version of a record, whatever became of its value.
+pub(super) fn version(key: &[u8], bytes: &[u8]) -> Result<Version, &'static str> {
+    let Some((head, _)) = bytes.split_at_checked(HEADER) else {
+        return Err("record is too short");
+    };
+    if head[0] != FORMAT {
+        return Err("record has an unknown format");
+    }
+    if head[9..13] != head_sum(key, &head[..9]).to_le_bytes() {
+        return Err("checksum of the head does not match");
+    }
+    let mut version = [0; 8];
+    version.copy_from_slice(&head[1..9]);
+    Ok(Version::from_le_bytes(version))
+}
+
+/// The record inside the bytes, if both checksums match.
+pub(super) fn open(key: &[u8], bytes: &[u8]) -> Result<Record, &'static str> {
+    let version = version(key, bytes)?;
+    let (head, value) = bytes.split_at(HEADER);
+    if head[13..17] != crc32fast::hash(value).to_le_bytes() {
+        return Err("checksum of the value does not match");
+    }
+    Ok(Record { version, value: value.to_vec() })
+}
+
+fn head_sum(key: &[u8], head: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(key);
+    sum.update(head);
+    sum.finalize()
+}
+
+pub(super) fn corrupt(partition: &Partition, table: Table, key: &[u8], reason: &str) -> StoreError {
+    StoreError::Corrupt {
+        partition: partition.clone(),
+        table: table.0.to_owned(),
+        key: key.to_vec(),
+        reason: reason.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flipped_bit_of_a_record_is_noticed() {
+        let sealed = seal(b"key", 7, b"value");
+        assert_eq!(open(b"key", &sealed).unwrap(), Record { version: 7, value: b"value".to_vec() });
+        for bit in 0..sealed.len() * 8 {
+            let mut torn = sealed.clone();
+            torn[bit / 8] ^= 1 << (bit % 8);
+            assert!(open(b"key", &torn).is_err(), "bit {bit}");
+        }
+        assert!(open(b"other", &sealed).is_err(), "a record under another key");
+        assert!(open(b"key", &sealed[..10]).is_err());
+    }
+
+    #[test]
+    fn the_bytes_of_format_1_stay_readable() {
+        let bytes = [1, 2, 0, 0, 0, 0, 0, 0, 0, 0xcf, 0x84, 0xd3, 0x9f, 0x43, 0xbe, 0xb7, 0xe8, b'a'];
+        assert_eq!(seal(b"k", 2, b"a"), bytes);
+    }
+
+    #[test]
+    fn a_damaged_value_keeps_its_version() {
+        let mut sealed = seal(b"key", 7, b"value");
+        sealed[HEADER] ^= 1;
+        assert_eq!(version(b"key", &sealed), Ok(7));
+    }
+
+    #[test]
+    fn no_partition_or_table_is_the_prefix_of_another() {
+        let a = table_prefix(&Partition::Account("a@h".into()), Table("t"));
+        for (partition, table) in [
+            (Partition::Account("a@host".into()), "t"),
+            (Partition::Account("a@h".into()), "tt"),
+            (Partition::Room("a@h".into()), "t"),
+        ] {
+            let b = table_prefix(&partition, Table(table));
+            assert!(!a.starts_with(&b) && !b.starts_with(&a));
+        }
+    }
+}
