@@ -1,0 +1,411 @@
+//! An XMPP client for tests: TLS, SASL, binding, and an `expect` with a bound.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use rustls::{ClientConfig, client::danger};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::TlsConnector;
+
+use crate::{
+    scram::{Exchange, Hash},
+    xml::{Assembler, CLIENT, Node, Piece, STREAM, escape},
+};
+
+/// How long a client waits for anything, unless it says otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+const TLS: &str = "urn:ietf:params:xml:ns:xmpp-tls";
+const SASL: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
+const BIND: &str = "urn:ietf:params:xml:ns:xmpp-bind";
+
+/// Ids of pings that only mark a place in the order of stanzas begin so.
+pub const FENCE: &str = "fence-";
+
+trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
+
+/// What a client meets next on its stream.
+#[derive(Debug)]
+pub enum Heard {
+    Header(Node),
+    Element(Node),
+    /// The stream's closing tag, or the end of the socket.
+    End,
+}
+
+/// How a client reaches a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Door {
+    /// STARTTLS port.
+    pub c2s: SocketAddr,
+    /// Direct TLS port (XEP-0368).
+    pub direct: SocketAddr,
+}
+
+/// One connection, in whatever state it is.
+pub struct Client {
+    reader: Option<ReadHalf<Box<dyn Socket>>>,
+    writer: Option<WriteHalf<Box<dyn Socket>>>,
+    assembler: Assembler,
+    unread: VecDeque<Heard>,
+    /// Elements that were read while waiting for another one.
+    kept: VecDeque<Node>,
+    host: String,
+    /// The bound address.
+    pub jid: Option<String>,
+}
+
+impl Client {
+    /// Connects to the STARTTLS port and says nothing.
+    pub async fn open_plain(door: Door, host: &str) -> Result<Client> {
+        let socket = TcpStream::connect(door.c2s).await.with_context(|| format!("failed to connect to {}", door.c2s))?;
+        socket.set_nodelay(true)?;
+        Ok(Client::over(Box::new(socket), host))
+    }
+
+    /// Connects to the direct TLS port and says nothing inside.
+    pub async fn open_direct(door: Door, host: &str) -> Result<Client> {
+        let socket =
+            TcpStream::connect(door.direct).await.with_context(|| format!("failed to connect to {}", door.direct))?;
+        socket.set_nodelay(true)?;
+        let name = ServerName::try_from(host.to_owned())?;
+        let tls = TlsConnector::from(tls_config()).connect(name, socket);
+        let tls = tokio::time::timeout(PATIENCE, tls).await.context("the TLS handshake took too long")??;
+        ensure!(tls.get_ref().1.alpn_protocol() == Some(b"xmpp-client"), "no ALPN `xmpp-client` was agreed");
+        Ok(Client::over(Box::new(tls), host))
+    }
+
+    /// A stream inside TLS whose features were heard: by STARTTLS, or directly.
+    pub async fn open(door: Door, host: &str, direct: bool) -> Result<(Client, Node)> {
+        if direct {
+            let mut client = Client::open_direct(door, host).await?;
+            let features = client.begin_stream().await?;
+            return Ok((client, features));
+        }
+        let mut client = Client::open_plain(door, host).await?;
+        let features = client.begin_stream().await?;
+        ensure!(features.child("starttls", TLS).is_some(), "STARTTLS is not offered: {features:?}");
+        ensure!(features.child("mechanisms", SASL).is_none(), "mechanisms are offered before TLS");
+        client.start_tls().await?;
+        let features = client.begin_stream().await?;
+        Ok((client, features))
+    }
+
+    /// Logs in and binds; a missing resource is the server's to make.
+    pub async fn log_in(door: Door, who: &Login<'_>) -> Result<Client> {
+        let (mut client, features) = Client::open(door, who.host, who.direct).await?;
+        ensure!(offers(&features, who.mechanism), "`{}` is not offered: {features:?}", who.mechanism);
+        client.authenticate(who.user, who.password, who.mechanism).await?;
+        client.bind(who.resource).await?;
+        Ok(client)
+    }
+
+    /// Sends a stream header; gives the features that answer it.
+    pub async fn begin_stream(&mut self) -> Result<Node> {
+        self.assembler = Assembler::new();
+        self.unread.clear();
+        let header = format!(
+            "<?xml version='1.0'?><stream:stream xmlns='{CLIENT}' xmlns:stream='{STREAM}' to='{}' version='1.0'>",
+            escape(&self.host)
+        );
+        self.send(&header).await?;
+        let Heard::Header(answer) = self.next_raw(Instant::now() + PATIENCE).await? else {
+            bail!("no stream header was answered")
+        };
+        ensure!(answer.is("stream", STREAM), "another root than a stream: {answer:?}");
+        let features = self.next().await?;
+        ensure!(features.is("features", STREAM), "no features, but {}", features.pretty().join("\n"));
+        Ok(features)
+    }
+
+    /// Asks for TLS on a stream that offers it, and starts it.
+    pub async fn start_tls(&mut self) -> Result<()> {
+        self.send(&format!("<starttls xmlns='{TLS}'/>")).await?;
+        let answer = self.next().await?;
+        ensure!(answer.is("proceed", TLS), "no proceed, but {}", answer.pretty().join("\n"));
+        let (reader, writer) = (self.reader.take(), self.writer.take());
+        let (reader, writer) = reader.zip(writer).context("the connection has ended")?;
+        let name = ServerName::try_from(self.host.clone())?;
+        let tls = TlsConnector::from(tls_config()).connect(name, reader.unsplit(writer));
+        let tls = tokio::time::timeout(PATIENCE, tls).await.context("the TLS handshake took too long")??;
+        let (reader, writer) = tokio::io::split(Box::new(tls) as Box<dyn Socket>);
+        (self.reader, self.writer) = (Some(reader), Some(writer));
+        Ok(())
+    }
+
+    /// Authenticates and restarts the stream; a refusal is the condition of the failure.
+    pub async fn authenticate(&mut self, user: &str, password: &str, mechanism: &str) -> Result<()> {
+        if let Err(condition) = self.try_authenticate(user, password, mechanism).await? {
+            bail!("`{user}` was refused with `{condition}`");
+        }
+        self.begin_stream().await.map(drop)
+    }
+
+    /// One attempt at SASL on this stream. The inner error is the condition that the server named.
+    pub async fn try_authenticate(
+        &mut self,
+        user: &str,
+        password: &str,
+        mechanism: &str,
+    ) -> Result<Result<(), String>> {
+        if mechanism == "PLAIN" {
+            let plain = BASE64_STANDARD.encode(format!("\0{user}\0{password}"));
+            self.send(&format!("<auth xmlns='{SASL}' mechanism='PLAIN'>{plain}</auth>")).await?;
+            let answer = self.next().await?;
+            return Ok(if answer.is("success", SASL) { Ok(()) } else { Err(condition(&answer)) });
+        }
+        let (mut exchange, first) = Exchange::begin(Hash::of(mechanism)?, user, &unique("nonce"));
+        let first = BASE64_STANDARD.encode(first);
+        self.send(&format!("<auth xmlns='{SASL}' mechanism='{mechanism}'>{first}</auth>")).await?;
+        let challenge = self.next().await?;
+        if !challenge.is("challenge", SASL) {
+            return Ok(Err(condition(&challenge)));
+        }
+        let server_first = String::from_utf8(BASE64_STANDARD.decode(challenge.text().trim())?)?;
+        let last = BASE64_STANDARD.encode(exchange.respond(&server_first, password)?);
+        self.send(&format!("<response xmlns='{SASL}'>{last}</response>")).await?;
+        let answer = self.next().await?;
+        if !answer.is("success", SASL) {
+            return Ok(Err(condition(&answer)));
+        }
+        exchange.check(&String::from_utf8(BASE64_STANDARD.decode(answer.text().trim())?)?)?;
+        Ok(Ok(()))
+    }
+
+    /// Binds a resource (RFC 6120, 7) and remembers the address.
+    pub async fn bind(&mut self, resource: Option<&str>) -> Result<()> {
+        let resource = resource.map(|r| format!("<resource>{}</resource>", escape(r))).unwrap_or_default();
+        self.send(&format!("<iq type='set' id='bind'><bind xmlns='{BIND}'>{resource}</bind></iq>")).await?;
+        let answer = self.next().await?;
+        let jid = answer.child("bind", BIND).and_then(|b| b.child("jid", BIND));
+        let jid = jid.with_context(|| format!("not bound: {}", answer.pretty().join("\n")))?;
+        self.jid = Some(jid.text());
+        Ok(())
+    }
+
+    /// Writes text to the stream as it is.
+    pub async fn send(&mut self, text: &str) -> Result<()> {
+        let writer = self.writer.as_mut().context("the connection has ended")?;
+        let write = async {
+            writer.write_all(text.as_bytes()).await?;
+            writer.flush().await
+        };
+        tokio::time::timeout(PATIENCE, write).await.context("the server does not read")?.context("failed to write")
+    }
+
+    /// The next element, fences left out; an ended stream is an error.
+    pub async fn next(&mut self) -> Result<Node> {
+        self.next_by(Instant::now() + PATIENCE).await
+    }
+
+    /// As `next`, with a bound of its own.
+    pub async fn next_by(&mut self, deadline: Instant) -> Result<Node> {
+        match self.kept.pop_front() {
+            Some(node) => Ok(node),
+            None => self.fresh(deadline).await,
+        }
+    }
+
+    /// Waits for the element that `wanted` takes; what comes before it stays to be heard.
+    pub async fn wait_for(&mut self, what: &str, wanted: impl Fn(&Node) -> bool) -> Result<Node> {
+        if let Some(at) = self.kept.iter().position(&wanted) {
+            return self.kept.remove(at).context("found above");
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let node = self.fresh(deadline).await.with_context(|| format!("while waiting for {what}"))?;
+            if wanted(&node) {
+                return Ok(node);
+            }
+            self.kept.push_back(node);
+        }
+    }
+
+    /// Everything that comes before the fence with one of these ids, once all of them came.
+    pub async fn up_to_fences(&mut self, mut ids: Vec<String>) -> Result<Vec<Node>> {
+        let mut before: Vec<Node> = self.kept.drain(..).collect();
+        let deadline = Instant::now() + PATIENCE;
+        while !ids.is_empty() {
+            match self.next_raw(deadline).await.context("while waiting for the fence")? {
+                Heard::Element(node) => match node.attr("id") {
+                    Some(id) if id.starts_with(FENCE) => {
+                        ids.retain(|i| i != id);
+                        self.answer_fence(&node).await?;
+                    }
+                    _ => before.push(node),
+                },
+                Heard::Header(_) => {}
+                Heard::End => bail!("the stream ended"),
+            }
+        }
+        Ok(before)
+    }
+
+    /// Waits for the end of the stream; what comes before it is returned.
+    pub async fn up_to_end(&mut self) -> Result<Vec<Node>> {
+        let mut before: Vec<Node> = self.kept.drain(..).collect();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.next_raw(deadline).await.context("while waiting for the end of the stream") {
+                Ok(Heard::End) => return Ok(before),
+                Ok(Heard::Element(node)) => before.push(node),
+                Ok(Heard::Header(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Closes the stream and waits for the server to do the same.
+    pub async fn close(mut self) -> Result<()> {
+        self.send("</stream:stream>").await?;
+        self.up_to_end().await.map(drop)
+    }
+
+    /// The next piece of the stream, whatever it is.
+    pub async fn next_raw(&mut self, deadline: Instant) -> Result<Heard> {
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            if let Some(heard) = self.unread.pop_front() {
+                return Ok(heard);
+            }
+            let reader = self.reader.as_mut().context("the connection has ended")?;
+            let read = timeout_at(deadline, reader.read(&mut buffer)).await.context("nothing came in time")?;
+            // An end without close_notify, or a reset, is an end.
+            let count = read.unwrap_or(0);
+            if count == 0 {
+                return Ok(Heard::End);
+            }
+            let pieces = self.assembler.feed(&buffer[..count]).map_err(anyhow::Error::msg)?;
+            self.unread.extend(pieces.into_iter().map(|piece| match piece {
+                Piece::Header(node) => Heard::Header(node),
+                Piece::Element(node) => Heard::Element(node),
+                Piece::End => Heard::End,
+            }));
+        }
+    }
+
+    async fn fresh(&mut self, deadline: Instant) -> Result<Node> {
+        loop {
+            match self.next_raw(deadline).await? {
+                Heard::Element(node) if node.attr("id").is_some_and(|id| id.starts_with(FENCE)) => {
+                    self.answer_fence(&node).await?;
+                }
+                Heard::Element(node) => return Ok(node),
+                Heard::Header(_) => {}
+                Heard::End => bail!("the stream ended"),
+            }
+        }
+    }
+
+    async fn answer_fence(&mut self, fence: &Node) -> Result<()> {
+        let (Some(from), Some(id), Some("get")) = (fence.attr("from"), fence.attr("id"), fence.attr("type")) else {
+            return Ok(());
+        };
+        self.send(&format!("<iq type='result' to='{}' id='{}'/>", escape(from), escape(id))).await
+    }
+
+    fn over(socket: Box<dyn Socket>, host: &str) -> Client {
+        let (reader, writer) = tokio::io::split(socket);
+        Client {
+            reader: Some(reader),
+            writer: Some(writer),
+            assembler: Assembler::new(),
+            unread: VecDeque::new(),
+            kept: VecDeque::new(),
+            host: host.to_owned(),
+            jid: None,
+        }
+    }
+}
+
+/// Who logs in, and how.
+pub struct Login<'a> {
+    pub user: &'a str,
+    pub host: &'a str,
+    pub password: &'a str,
+    pub resource: Option<&'a str>,
+    pub mechanism: &'a str,
+    /// Direct TLS instead of STARTTLS.
+    pub direct: bool,
+}
+
+/// A text that no other call in this process returns.
+pub fn unique(word: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    format!("{word}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn offers(features: &Node, mechanism: &str) -> bool {
+    let mechanisms = features.child("mechanisms", SASL);
+    mechanisms.is_some_and(|m| m.nodes().any(|n| n.name == "mechanism" && n.text() == mechanism))
+}
+
+fn condition(answer: &Node) -> String {
+    answer.nodes().find(|n| n.name != "text").map_or_else(|| answer.name.clone(), |n| n.name.clone())
+}
+
+fn tls_config() -> Arc<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider knows TLS 1.2 and 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"xmpp-client".to_vec()];
+    Arc::new(config)
+}
+
+/// Takes any certificate: the servers under test sign their own.
+#[derive(Debug)]
+struct AnyCertificate;
+
+impl danger::ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<danger::ServerCertVerified, rustls::Error> {
+        Ok(danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
