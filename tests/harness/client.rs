@@ -73,15 +73,18 @@ pub struct Client {
 impl Client {
     /// Connects to the STARTTLS port and says nothing.
     pub async fn open_plain(door: Door, host: &str) -> Result<Client> {
-        let socket = TcpStream::connect(door.c2s).await.with_context(|| format!("failed to connect to {}", door.c2s))?;
+        let socket = TcpStream::connect(door.c2s)
+            .await
+            .with_context(|| format!("failed to connect to {}", door.c2s))?;
         socket.set_nodelay(true)?;
         Ok(Client::over(Box::new(socket), host))
     }
 
     /// Connects to the direct TLS port and says nothing inside.
     pub async fn open_direct(door: Door, host: &str) -> Result<Client> {
-        let socket =
-            TcpStream::connect(door.direct).await.with_context(|| format!("failed to connect to {}", door.direct))?;
+        let socket = TcpStream::connect(door.direct)
+            .await
+            .with_context(|| format!("failed to connect to {}", door.direct))?;
         socket.set_nodelay(true)?;
         let name = ServerName::try_from(host.to_owned())?;
         let tls = TlsConnector::from(tls_config()).connect(name, socket);
@@ -205,7 +208,10 @@ impl Client {
             writer.write_all(text.as_bytes()).await?;
             writer.flush().await
         };
-        tokio::time::timeout(PATIENCE, write).await.context("the server does not read")?.context("failed to write")
+        tokio::time::timeout(PATIENCE, write)
+            .await
+            .context("the server does not read")?
+            .context("failed to write")
     }
 
     /// The next element, fences left out; an ended stream is an error.
@@ -284,7 +290,8 @@ impl Client {
                 return Ok(heard);
             }
             let reader = self.reader.as_mut().context("the connection has ended")?;
-            let read = timeout_at(deadline, reader.read(&mut buffer)).await.context("nothing came in time")?;
+            let read =
+                timeout_at(deadline, reader.read(&mut buffer)).await.context("nothing came in time")?;
             // An end without close_notify, or a reset, is an end.
             let count = read.unwrap_or(0);
             if count == 0 {
@@ -313,7 +320,8 @@ impl Client {
     }
 
     async fn answer_fence(&mut self, fence: &Node) -> Result<()> {
-        let (Some(from), Some(id), Some("get")) = (fence.attr("from"), fence.attr("id"), fence.attr("type")) else {
+        let (Some(from), Some(id), Some("get")) = (fence.attr("from"), fence.attr("id"), fence.attr("type"))
+        else {
             return Ok(());
         };
         self.send(&format!("<iq type='result' to='{}' id='{}'/>", escape(from), escape(id))).await

@@ -19,7 +19,9 @@ pub fn diff(expected: &[String], heard: &[String]) -> String {
         if e < expected.len() && h < heard.len() && expected[e] == heard[h] {
             out.push_str(&format!("      {}\n", expected[e]));
             (e, h) = (e + 1, h + 1);
-        } else if e < expected.len() && (h == heard.len() || common[(e + 1) * width + h] >= common[e * width + h + 1]) {
+        } else if e < expected.len()
+            && (h == heard.len() || common[(e + 1) * width + h] >= common[e * width + h + 1])
+        {
             out.push_str(&format!("    - {}\n", expected[e]));
             e += 1;
         } else {

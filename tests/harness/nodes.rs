@@ -1,1 +1,342 @@
-//! x
+//! Runs the real binary: one node, three nodes, or three backends with two frontends, on free loopback ports.
+
+use std::{
+    fmt, fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use proto::admin::{GetClusterRequest, GetClusterResponse, admin_client::AdminClient};
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, interval, timeout},
+};
+
+use crate::client::{Door, unique};
+
+/// Domains that every cluster of the tests serves.
+pub const HOSTS: &[&str] = &["localhost", "other.example"];
+
+/// How long a cluster may take to form, on a busy machine.
+const FORMATION: Duration = Duration::from_secs(90);
+/// How often a state is asked for that nobody announces.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Which nodes there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// A single node without a `[cluster]`.
+    One,
+    /// Three nodes, each frontend and backend.
+    Three,
+    /// Three backends and two frontends.
+    Split,
+}
+
+impl Layout {
+    pub const ALL: [Layout; 3] = [Layout::One, Layout::Three, Layout::Split];
+
+    /// Name and roles of each node, those that serve clients first.
+    fn nodes(self) -> Vec<(String, &'static [&'static str])> {
+        let both: &[&str] = &["frontend", "backend"];
+        let (front, back): (&[&str], &[&str]) = (&["frontend"], &["backend"]);
+        let roles = match self {
+            Layout::One => vec![("node", both)],
+            Layout::Three => vec![("node", both); 3],
+            Layout::Split => {
+                vec![("front", front), ("front", front), ("back", back), ("back", back), ("back", back)]
+            }
+        };
+        roles.into_iter().enumerate().map(|(n, (name, roles))| (format!("{name}{}", n + 1), roles)).collect()
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Layout::One => "one node",
+            Layout::Three => "three nodes",
+            Layout::Split => "split roles",
+        })
+    }
+}
+
+/// One process of the binary.
+pub struct Node {
+    pub name: String,
+    pub roles: &'static [&'static str],
+    /// Where clients connect; none on a node that is only a backend.
+    pub door: Option<Door>,
+    pub admin: SocketAddr,
+    pub cluster: SocketAddr,
+    folder: PathBuf,
+    child: Option<Child>,
+}
+
+/// A running layout; ends with this value. Its folder stays when a test failed.
+pub struct Nodes {
+    pub layout: Layout,
+    pub nodes: Vec<Node>,
+    folder: PathBuf,
+    keep: AtomicBool,
+}
+
+impl Nodes {
+    /// Starts all nodes and waits until each serves and knows all others.
+    pub async fn start(layout: Layout) -> Result<Nodes> {
+        let folder = target_dir()?.join("tests").join(unique(&layout.to_string().replace(' ', "-")));
+        fs::create_dir_all(&folder)?;
+        let mut nodes = Vec::new();
+        for (name, roles) in layout.nodes() {
+            let serves = roles.contains(&"frontend");
+            let door = serves.then(|| Door { c2s: free_address(), direct: free_address() });
+            let folder = folder.join(&name);
+            fs::create_dir_all(&folder)?;
+            nodes.push(Node {
+                name,
+                roles,
+                door,
+                admin: free_address(),
+                cluster: free_address(),
+                folder,
+                child: None,
+            });
+        }
+        let mut cluster = Nodes { layout, nodes, folder, keep: AtomicBool::new(false) };
+        cluster.write_configs()?;
+        for at in 0..cluster.nodes.len() {
+            cluster.spawn(at)?;
+        }
+        if let Err(e) = cluster.formed().await {
+            cluster.keep.store(true, Ordering::Relaxed);
+            return Err(e.context(format!("{layout} did not form; logs are in {}", cluster.folder.display())));
+        }
+        Ok(cluster)
+    }
+
+    /// The door of the n-th character: each at another node, as far as there are nodes with one.
+    pub fn door(&self, nth: usize) -> Door {
+        let doors: Vec<Door> = self.nodes.iter().filter_map(|n| n.door).collect();
+        doors[nth % doors.len()]
+    }
+
+    /// Runs the binary against the admin service of the first living node; gives what it printed.
+    pub async fn cli(&self, words: &[&str]) -> Result<String> {
+        let node = self.nodes.iter().find(|n| n.child.is_some()).context("no node is left")?;
+        let admin = format!("http://{}", node.admin);
+        let run = Command::new(binary()?).args(words).args(["--admin", &admin]).stdin(Stdio::null()).output();
+        let out = timeout(Duration::from_secs(30), run)
+            .await
+            .with_context(|| format!("`{words:?}` does not end"))??;
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        ensure!(
+            out.status.success(),
+            "`rookery {}` failed: {said}{}",
+            words.join(" "),
+            String::from_utf8_lossy(&out.stderr)
+        );
+        Ok(said)
+    }
+
+    /// Creates an account by the command line.
+    pub async fn add_user(&self, jid: &str, password: &str) -> Result<()> {
+        self.cli(&["user", "add", jid, "--password", password]).await.map(drop)
+    }
+
+    /// The cluster as one node sees it.
+    pub async fn status(&self, at: usize) -> Result<GetClusterResponse> {
+        let mut client = AdminClient::connect(format!("http://{}", self.nodes[at].admin)).await?;
+        let asked = timeout(Duration::from_secs(5), client.get_cluster(GetClusterRequest {})).await;
+        Ok(asked.context("no answer")??.into_inner())
+    }
+
+    /// Ends a node without warning, as `kill -9` does.
+    pub async fn kill(&mut self, at: usize) -> Result<()> {
+        let mut child = self.nodes[at].child.take().context("killed before")?;
+        child.start_kill()?;
+        child.wait().await?;
+        Ok(())
+    }
+
+    /// Starts a killed node again, with its old folder and addresses.
+    pub async fn start_again(&mut self, at: usize) -> Result<()> {
+        self.spawn(at)?;
+        self.formed().await
+    }
+
+    /// Waits until `wanted` holds for what a node says of the cluster.
+    pub async fn until(
+        &self,
+        at: usize,
+        what: &str,
+        bound: Duration,
+        wanted: impl Fn(&GetClusterResponse) -> bool,
+    ) -> Result<GetClusterResponse> {
+        let end = Instant::now() + bound;
+        let mut look = interval(LOOK_AGAIN);
+        loop {
+            look.tick().await;
+            let seen = self.status(at).await;
+            match seen {
+                Ok(status) if wanted(&status) => return Ok(status),
+                seen if Instant::now() > end => bail!("{what}: not within {bound:?}; last seen {seen:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Leaves logs and data where they are when this value ends.
+    pub fn keep(&self) -> &Path {
+        self.keep.store(true, Ordering::Relaxed);
+        &self.folder
+    }
+
+    fn write_configs(&self) -> Result<()> {
+        let seeds: Vec<String> = self
+            .nodes
+            .iter()
+            .filter(|n| n.roles.contains(&"backend"))
+            .map(|n| n.cluster.to_string())
+            .collect();
+        for node in &self.nodes {
+            let mut text =
+                format!("hosts = {HOSTS:?}\n\n[node]\nname = {:?}\nroles = {:?}\n", node.name, node.roles);
+            text += &format!(
+                "data_dir = {:?}\n\n[admin]\nlisten = \"{}\"\n",
+                node.folder.join("data"),
+                node.admin
+            );
+            if let Some(door) = node.door {
+                text += &format!(
+                    "\n[c2s]\nlisten = [\"{}\"]\ndirect_tls_listen = [\"{}\"]\n",
+                    door.c2s, door.direct
+                );
+            }
+            if self.layout != Layout::One {
+                let expect = seeds.len();
+                text +=
+                    &format!("\n[cluster]\nlisten = \"{}\"\nexpect = {expect}\nplain = true\n", node.cluster);
+                text += &format!("discovery = {{ static = {seeds:?} }}\n");
+            }
+            fs::write(node.folder.join("rookery.toml"), text)?;
+        }
+        Ok(())
+    }
+
+    fn spawn(&mut self, at: usize) -> Result<()> {
+        let node = &mut self.nodes[at];
+        let log = fs::OpenOptions::new().create(true).append(true).open(node.folder.join("log"))?;
+        let child = Command::new(binary()?)
+            .args(["serve", "--with-parent", "--config"])
+            .arg(node.folder.join("rookery.toml"))
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .context("failed to start the binary")?;
+        node.child = Some(child);
+        Ok(())
+    }
+
+    async fn formed(&mut self) -> Result<()> {
+        let end = Instant::now() + FORMATION;
+        let living = self.nodes.iter().filter(|n| n.child.is_some()).count();
+        let mut look = interval(LOOK_AGAIN);
+        for at in 0..self.nodes.len() {
+            while self.nodes[at].child.is_some() {
+                look.tick().await;
+                let seen = self.status(at).await;
+                let up = |s: &GetClusterResponse| s.nodes.iter().filter(|n| n.state == "up").count();
+                if seen.as_ref().is_ok_and(|s| s.serving && up(s) >= living) && self.listens(at).await {
+                    break;
+                }
+                let node = &mut self.nodes[at];
+                if let Some(status) = node.child.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
+                    bail!("`{}` ended with {status}: {}", node.name, last_lines(&node.folder.join("log")));
+                }
+                ensure!(Instant::now() < end, "`{}` is not ready: {seen:?}", node.name);
+            }
+        }
+        Ok(())
+    }
+
+    async fn listens(&self, at: usize) -> bool {
+        match self.nodes[at].door {
+            Some(door) => tokio::net::TcpStream::connect(door.c2s).await.is_ok(),
+            None => true,
+        }
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.keep.load(Ordering::Relaxed) {
+            eprintln!("logs of {}: {}", self.layout, self.folder.display());
+            return;
+        }
+        for node in &mut self.nodes {
+            node.child = None;
+        }
+        // What a process still writes while it dies is of no interest: the folder is under `target`.
+        drop(fs::remove_dir_all(&self.folder));
+    }
+}
+
+/// The binary under test: `ROOKERY_BIN`, or a fresh debug build.
+pub fn binary() -> Result<&'static Path> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        if let Some(given) = std::env::var_os("ROOKERY_BIN") {
+            return Ok(given.into());
+        }
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = std::process::Command::new(cargo)
+            .args(["build", "--quiet", "--package", "node"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .map_err(|e| format!("failed to run cargo: {e}"))?;
+        let binary = target_dir().map_err(|e| e.to_string())?.join("debug/rookery");
+        if status.success() { Ok(binary) } else { Err("the binary does not build".to_owned()) }
+    });
+    built.as_deref().map_err(|e| anyhow::anyhow!(e.clone()))
+}
+
+/// Where cargo builds to; the tests' own folders are below it.
+pub fn target_dir() -> Result<PathBuf> {
+    // A test binary runs from `target/<profile>/deps`.
+    let me = std::env::current_exe()?;
+    me.ancestors().nth(3).map(Path::to_owned).context("the test runs from somewhere else than `target`")
+}
+
+/// A loopback address that nobody listens on, below the ports that the system gives to outgoing connections.
+fn free_address() -> SocketAddr {
+    const FIRST: u16 = 18_000;
+    const COUNT: u16 = 12_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    static SEED: AtomicU32 = AtomicU32::new(0);
+    SEED.compare_exchange(0, std::process::id(), Ordering::Relaxed, Ordering::Relaxed).ok();
+    let start = (SEED.load(Ordering::Relaxed).wrapping_mul(7919) % u32::from(COUNT)) as u16;
+    for _ in 0..COUNT {
+        let port = FIRST + (start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed))) % COUNT;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+    panic!("no port is free between {FIRST} and {}", FIRST + COUNT);
+}
+
+fn last_lines(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}

@@ -112,7 +112,11 @@ mod tests {
     #[test]
     fn patterns_match_what_they_say() {
         let table = [
-            ("<message from='a@x'><body>hi</body></message>", "<message from='a@x' id='7' to='b@x'><body>hi</body></message>", true),
+            (
+                "<message from='a@x'><body>hi</body></message>",
+                "<message from='a@x' id='7' to='b@x'><body>hi</body></message>",
+                true,
+            ),
             ("<message from='a@x'/>", "<message from='a@x' type='chat'/>", false),
             ("<message from='a@x'/>", "<message from='b@x'/>", false),
             ("<message id='*'/>", "<message id='x'/>", true),
@@ -120,15 +124,27 @@ mod tests {
             ("<message type='?'/>", "<message type='chat'/>", true),
             ("<message><body>*</body></message>", "<message><body>hello</body></message>", true),
             ("<message><body>*</body></message>", "<message><body/></message>", false),
-            ("<iq><query xmlns='q'>...<feature var='b'/></query></iq>", "<iq><query xmlns='q'><feature var='a'/><feature var='b'/></query></iq>", true),
-            ("<iq><query xmlns='q'><feature var='b'/></query></iq>", "<iq><query xmlns='q'><feature var='a'/><feature var='b'/></query></iq>", false),
+            (
+                "<iq><query xmlns='q'>...<feature var='b'/></query></iq>",
+                "<iq><query xmlns='q'><feature var='a'/><feature var='b'/></query></iq>",
+                true,
+            ),
+            (
+                "<iq><query xmlns='q'><feature var='b'/></query></iq>",
+                "<iq><query xmlns='q'><feature var='a'/><feature var='b'/></query></iq>",
+                false,
+            ),
             ("<iq><a xmlns='q'/><b xmlns='q'/></iq>", "<iq><b xmlns='q'/><a xmlns='q'/></iq>", true),
             ("<iq><a xmlns='q'/></iq>", "<iq><a xmlns='r'/></iq>", false),
             ("<iq id='$n'><a xmlns='q' v='$n'/></iq>", "<iq id='1'><a xmlns='q' v='1'/></iq>", true),
             ("<iq id='$n'><a xmlns='q' v='$n'/></iq>", "<iq id='1'><a xmlns='q' v='2'/></iq>", false),
         ];
         for (expected, heard, fits) in table {
-            assert_eq!(matches(&node(expected), &node(heard), &mut Names::new()), fits, "{expected} / {heard}");
+            assert_eq!(
+                matches(&node(expected), &node(heard), &mut Names::new()),
+                fits,
+                "{expected} / {heard}"
+            );
         }
     }
 

@@ -53,10 +53,16 @@ impl Exchange {
     pub fn respond(&mut self, server_first: &str, password: &str) -> Result<String> {
         let field = |key: &str| {
             let mut fields = server_first.split(',');
-            fields.find_map(|f| f.strip_prefix(key)).with_context(|| format!("no `{key}` in `{server_first}`"))
+            fields
+                .find_map(|f| f.strip_prefix(key))
+                .with_context(|| format!("no `{key}` in `{server_first}`"))
         };
-        let (nonce, salt, rounds) = (field("r=")?, BASE64_STANDARD.decode(field("s=")?)?, field("i=")?.parse()?);
-        ensure!(nonce.len() > self.nonce.len() && nonce.starts_with(&self.nonce), "the nonce is not ours: `{nonce}`");
+        let (nonce, salt, rounds) =
+            (field("r=")?, BASE64_STANDARD.decode(field("s=")?)?, field("i=")?.parse()?);
+        ensure!(
+            nonce.len() > self.nonce.len() && nonce.starts_with(&self.nonce),
+            "the nonce is not ours: `{nonce}`"
+        );
         let mut salted = vec![0; self.hash.digest.output_len()];
         pbkdf2::derive(self.hash.pbkdf2, rounds, &salt, password.as_bytes(), &mut salted);
         let without_proof = format!("c=biws,r={nonce}");
@@ -72,8 +78,12 @@ impl Exchange {
 
     /// Whether the server proved that it knows the account too.
     pub fn check(&self, server_last: &str) -> Result<()> {
-        let signature = server_last.strip_prefix("v=").with_context(|| format!("no signature: `{server_last}`"))?;
-        ensure!(BASE64_STANDARD.decode(signature)? == self.server_signature, "the server's signature is wrong");
+        let signature =
+            server_last.strip_prefix("v=").with_context(|| format!("no signature: `{server_last}`"))?;
+        ensure!(
+            BASE64_STANDARD.decode(signature)? == self.server_signature,
+            "the server's signature is wrong"
+        );
         Ok(())
     }
 

@@ -1,1 +1,368 @@
-//! x
+//! Performs a play on running nodes: each character at another node, under names of this performance alone.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use tokio::time::Instant;
+
+use crate::{
+    client::{Client, Door, FENCE, Heard, Login, PATIENCE, unique},
+    diff::diff,
+    nodes::Nodes,
+    pattern::{Names, fill, matches},
+    play::{Credentials, Deed, Play},
+    xml::{Node, parse_block},
+};
+
+/// Host of an account that is written without one.
+const HOST: &str = "localhost";
+
+struct Stage<'a> {
+    nodes: &'a Nodes,
+    /// Written name of an account (`alice`, `carol`) to its host and to its name in this performance.
+    cast: BTreeMap<String, (String, String)>,
+    clients: HashMap<String, Client>,
+    /// Characters in the order of their first entrance: it says at which node each one is.
+    entered: Vec<String>,
+    names: Names,
+    heard: Vec<String>,
+}
+
+/// Plays it from the first line to the last; the error is written for whoever reads the story.
+pub async fn perform(play: &Play, nodes: &Nodes) -> Result<()> {
+    let mark = unique("t").replace("t-", "");
+    let mut cast = BTreeMap::new();
+    let strangers = play.lines.iter().map(|l| l.who.split('/').next().unwrap_or_default().to_owned());
+    for account in play.accounts.iter().cloned().chain(strangers) {
+        let (name, host) = account.split_once('@').unwrap_or((&account, HOST));
+        let entry = (host.to_owned(), format!("{name}-{mark}"));
+        cast.entry(name.to_owned()).or_insert(entry);
+    }
+    let mut stage = Stage {
+        nodes,
+        cast,
+        clients: HashMap::new(),
+        entered: Vec::new(),
+        names: Names::new(),
+        heard: Vec::new(),
+    };
+    stage.set(play).await.context("while the stage was set")?;
+    for line in &play.lines {
+        let done = stage.act(&line.who, &line.deed).await;
+        done.with_context(|| {
+            let heard = stage.heard[stage.heard.len().saturating_sub(12)..].join("\n    ");
+            format!("tests/stories/{}.xmpp:{}\n  heard before:\n    {heard}", play.name, line.number)
+        })?;
+    }
+    Ok(())
+}
+
+impl Stage<'_> {
+    async fn set(&mut self, play: &Play) -> Result<()> {
+        for account in &play.accounts {
+            let name = account.split('@').next().unwrap_or(account);
+            self.nodes.add_user(&self.bare(name)?, &password(name)).await?;
+        }
+        for group in &play.friends {
+            for (n, a) in group.iter().enumerate() {
+                for b in &group[n + 1..] {
+                    self.befriend(a, b)
+                        .await
+                        .with_context(|| format!("`{a}` and `{b}` did not become friends"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Both ask, both grant; done when both rosters say so.
+    async fn befriend(&self, a: &str, b: &str) -> Result<()> {
+        let (a_jid, b_jid) = (self.bare(a)?, self.bare(b)?);
+        let door = self.nodes.door(0);
+        let mut first = self.log_in(a, "setting", door, &right()).await?;
+        let mut second = self.log_in(b, "setting", door, &right()).await?;
+        go_online(&mut first, None).await?;
+        go_online(&mut second, None).await?;
+        let is = |node: &Node, type_: &str| node.name == "presence" && node.attr("type") == Some(type_);
+        first.send(&format!("<presence type='subscribe' to='{b_jid}'/>")).await?;
+        second.wait_for("a request", |n| is(n, "subscribe")).await?;
+        second.send(&format!("<presence type='subscribed' to='{a_jid}'/>")).await?;
+        first.wait_for("the grant", |n| is(n, "subscribed")).await?;
+        second.send(&format!("<presence type='subscribe' to='{a_jid}'/>")).await?;
+        first.wait_for("a request", |n| is(n, "subscribe")).await?;
+        first.send(&format!("<presence type='subscribed' to='{b_jid}'/>")).await?;
+        first.wait_for("a full subscription", |n| says_both(n, &b_jid)).await?;
+        second.wait_for("a full subscription", |n| says_both(n, &a_jid)).await?;
+        first.close().await?;
+        second.close().await
+    }
+
+    async fn act(&mut self, who: &str, deed: &Deed) -> Result<()> {
+        let (name, resource) = who.split_once('/').context("a character has a resource")?;
+        let door = self.door(who);
+        let host = self.cast[name].0.clone();
+        match deed {
+            Deed::Dials { direct: true } => {
+                drop(self.clients.insert(who.into(), Client::open_direct(door, &host).await?))
+            }
+            Deed::Dials { direct: false } => {
+                drop(self.clients.insert(who.into(), Client::open_plain(door, &host).await?))
+            }
+            Deed::Opens { direct } => {
+                let (client, _) = Client::open(door, &host, *direct).await?;
+                self.clients.insert(who.into(), client);
+            }
+            Deed::Restarts => drop(self.client(who)?.begin_stream().await?),
+            Deed::Secures => self.client(who)?.start_tls().await?,
+            Deed::Authenticates(credentials) => {
+                let user = self.cast[name].1.clone();
+                let word = credentials.password.clone().unwrap_or_else(|| password(name));
+                self.client(who)?.authenticate(&user, &word, &credentials.mechanism).await?;
+            }
+            Deed::Refused { credentials, condition } => {
+                let user = self.cast[name].1.clone();
+                let word = credentials.password.clone().unwrap_or_else(|| password(name));
+                let tried = self.client(who)?.try_authenticate(&user, &word, &credentials.mechanism).await?;
+                ensure!(tried.as_ref() == Err(condition), "the server's answer was {tried:?}");
+            }
+            Deed::Connects { direct, named, credentials } => {
+                let login = (credentials.clone(), *direct, named.then_some(resource));
+                let client = self.log_in_as(name, login, door).await?;
+                self.clients.insert(who.into(), client);
+            }
+            Deed::ComesOnline { priority } => {
+                if !self.clients.contains_key(who) {
+                    let client = self.log_in(name, resource, door, &right()).await?;
+                    self.clients.insert(who.into(), client);
+                }
+                go_online(self.client(who)?, *priority).await?;
+            }
+            Deed::Says(block) | Deed::Sends(block) => {
+                let text = self.as_sent(block);
+                let text = if matches!(deed, Deed::Says(_)) { one_line(&text) } else { text };
+                self.client(who)?.send(&text).await?;
+            }
+            Deed::Hears { block, any_order } => self.hears(who, block, *any_order).await?,
+            Deed::HearsNothingElse => self.hears_nothing_else(who).await?,
+            Deed::Leaves => self.clients.remove(who).context("not connected")?.close().await?,
+            Deed::Vanishes => drop(self.clients.remove(who).context("not connected")?),
+            Deed::Loses(block) => {
+                let mut client = self.clients.remove(who).context("not connected")?;
+                let heard = client.up_to_end().await?.into_iter().map(|n| self.as_written(n)).collect();
+                self.compare(who, &parse(block)?, heard, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn hears(&mut self, who: &str, block: &str, any_order: bool) -> Result<()> {
+        let expected = parse(block)?;
+        let mut heard = Vec::new();
+        let mut failure = None;
+        for _ in &expected {
+            match self.next(who).await {
+                Ok(node) => heard.push(node),
+                Err(e) => {
+                    failure = Some(e);
+                    break;
+                }
+            }
+        }
+        self.compare(who, &expected, heard, any_order).map_err(|e| match failure {
+            Some(cause) => anyhow::anyhow!("{e}  and then: {cause:#}"),
+            None => e,
+        })
+    }
+
+    async fn next(&mut self, who: &str) -> Result<Node> {
+        let client = self.client(who)?;
+        // A header counts as heard only where a story dials by itself.
+        let node = if client.jid.is_some() {
+            client.next().await?
+        } else {
+            loop {
+                match client.next_raw(Instant::now() + PATIENCE).await? {
+                    Heard::Element(node) => break node,
+                    Heard::Header(_) => {}
+                    Heard::End => bail!("the stream ended"),
+                }
+            }
+        };
+        Ok(self.as_written(node))
+    }
+
+    /// Every other connection sends a ping along the way that its stanzas take, the server answers another:
+    /// what was sent before is in front of them.
+    async fn hears_nothing_else(&mut self, who: &str) -> Result<()> {
+        let target = self.client(who)?.jid.clone().context("only a bound session can be fenced")?;
+        let own_host = self.cast[who.split('/').next().unwrap_or_default()].0.clone();
+        let mut ids = Vec::new();
+        for (name, client) in &mut self.clients {
+            let id = unique(FENCE.trim_end_matches('-'));
+            let to = if name == who { &own_host } else { &target };
+            let ping = format!("<iq type='get' to='{to}' id='{id}'><ping xmlns='urn:xmpp:ping'/></iq>");
+            if client.jid.is_some() && client.send(&ping).await.is_ok() {
+                ids.push(id);
+            }
+        }
+        let surplus = self.client(who)?.up_to_fences(ids).await?;
+        let surplus = surplus.into_iter().map(|n| self.as_written(n)).collect();
+        self.compare(who, &[], surplus, false)
+    }
+
+    fn compare(&mut self, who: &str, expected: &[Node], heard: Vec<Node>, any_order: bool) -> Result<()> {
+        for node in &heard {
+            self.heard.push(format!("{who}: {}", node.pretty().join("\n      ")));
+        }
+        let mut names = self.names.clone();
+        let fits = expected.len() == heard.len()
+            && if any_order {
+                let mut left: Vec<&Node> = heard.iter().collect();
+                expected.iter().all(|e| {
+                    let at = left.iter().position(|h| matches(e, h, &mut names));
+                    at.map(|at| left.remove(at)).is_some()
+                })
+            } else {
+                expected.iter().zip(&heard).all(|(e, h)| matches(e, h, &mut names))
+            };
+        if fits {
+            self.names = names;
+            return Ok(());
+        }
+        let lines = |nodes: &[Node]| nodes.iter().flat_map(Node::pretty).collect::<Vec<_>>();
+        bail!("{who} heard something else (- expected, + heard)\n{}", diff(&lines(expected), &lines(&heard)))
+    }
+
+    async fn log_in(
+        &self,
+        name: &str,
+        resource: &str,
+        door: Door,
+        credentials: &Credentials,
+    ) -> Result<Client> {
+        self.log_in_as(name, (credentials.clone(), false, Some(resource)), door).await
+    }
+
+    async fn log_in_as(
+        &self,
+        name: &str,
+        (credentials, direct, resource): (Credentials, bool, Option<&str>),
+        door: Door,
+    ) -> Result<Client> {
+        let name = name.split('@').next().unwrap_or(name);
+        let (host, user) = self.cast.get(name).with_context(|| format!("nobody is called `{name}`"))?;
+        let password = credentials.password.unwrap_or_else(|| password(name));
+        let mechanism = &credentials.mechanism;
+        Client::log_in(door, &Login { user, host, password: &password, resource, mechanism, direct }).await
+    }
+
+    fn client(&mut self, who: &str) -> Result<&mut Client> {
+        self.clients.get_mut(who).with_context(|| format!("`{who}` is not connected"))
+    }
+
+    fn door(&mut self, who: &str) -> Door {
+        let at = self.entered.iter().position(|w| w == who).unwrap_or_else(|| {
+            self.entered.push(who.to_owned());
+            self.entered.len() - 1
+        });
+        self.nodes.door(at)
+    }
+
+    fn bare(&self, name: &str) -> Result<String> {
+        let name = name.split('@').next().unwrap_or(name);
+        let (host, user) = self.cast.get(name).with_context(|| format!("nobody is called `{name}`"))?;
+        Ok(format!("{user}@{host}"))
+    }
+
+    /// Names of the story become names of the performance, named values their values, `{plain NAME WORD}` SASL.
+    fn as_sent(&self, text: &str) -> String {
+        let mut text = fill(text, &self.names);
+        while let Some((before, rest)) = text.split_once("{plain ") {
+            let (inside, after) = rest.split_once('}').unwrap_or((rest, ""));
+            let mut words = inside.split_whitespace();
+            let name = words.next().unwrap_or_default();
+            let user = self.cast.get(name).map_or(name, |(_, user)| user);
+            let word = words.next().map_or_else(|| password(name), str::to_owned);
+            text = format!("{before}{}{after}", BASE64_STANDARD.encode(format!("\0{user}\0{word}")));
+        }
+        for (name, (host, user)) in &self.cast {
+            text = replace_word(&text, &format!("{name}@{host}"), &format!("{user}@{host}"));
+        }
+        text
+    }
+
+    fn as_written(&self, mut node: Node) -> Node {
+        node.map(&|text| {
+            let mut text = text.to_owned();
+            for (name, (_, user)) in &self.cast {
+                text = text.replace(user.as_str(), name);
+            }
+            text
+        });
+        node
+    }
+}
+
+async fn go_online(client: &mut Client, priority: Option<i8>) -> Result<()> {
+    let jid = client.jid.clone().context("not bound")?;
+    let id = unique("roster");
+    client.send(&format!("<iq type='get' id='{id}'><query xmlns='jabber:iq:roster'/></iq>")).await?;
+    let answer = client.wait_for("the roster", |n| n.attr("id") == Some(&id)).await?;
+    ensure!(answer.attr("type") == Some("result"), "no roster: {}", answer.pretty().join("\n"));
+    let priority = priority.map(|p| format!("<priority>{p}</priority>")).unwrap_or_default();
+    client.send(&format!("<presence>{priority}</presence>")).await?;
+    // RFC 6121, 4.2.2: the session that sends initial presence gets it too.
+    let own = |n: &Node| n.name == "presence" && n.attr("from") == Some(&jid) && n.attr("type").is_none();
+    client.wait_for("its own presence", own).await.map(drop)
+}
+
+fn says_both(push: &Node, jid: &str) -> bool {
+    let query = push.child("query", "jabber:iq:roster");
+    let item = query.and_then(|q| q.child("item", "jabber:iq:roster"));
+    item.is_some_and(|i| i.attr("jid") == Some(jid) && i.attr("subscription") == Some("both"))
+}
+
+fn right() -> Credentials {
+    Credentials { mechanism: "SCRAM-SHA-256".to_owned(), password: None }
+}
+
+/// The right password of an account.
+fn password(name: &str) -> String {
+    format!("secret-of-{name}")
+}
+
+fn parse(block: &str) -> Result<Vec<Node>> {
+    parse_block(block).map_err(anyhow::Error::msg).context("the story's own XML")
+}
+
+/// A block is indented for people; the stream gets it without the white space around lines.
+fn one_line(block: &str) -> String {
+    block.lines().map(str::trim).collect()
+}
+
+/// Replaces an address where no longer name ends with it.
+fn replace_word(text: &str, from: &str, to: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(from) {
+        let before = rest[..at].chars().next_back();
+        let own = before.is_none_or(|c| !c.is_alphanumeric() && !"-._".contains(c));
+        out.push_str(&rest[..at]);
+        out.push_str(if own { to } else { from });
+        rest = &rest[at + from.len()..];
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_names_are_replaced() {
+        let said = "to='bob@localhost' from='jimbob@localhost' bob@localhost/x";
+        let wired = replace_word(said, "bob@localhost", "bob-1@localhost");
+        assert_eq!(wired, "to='bob-1@localhost' from='jimbob@localhost' bob-1@localhost/x");
+    }
+}

@@ -89,7 +89,11 @@ impl Node {
         let inner = if self.ns == STREAM { CLIENT } else { &self.ns };
         if self.nodes().next().is_none() {
             let text = self.text();
-            lines.push(if text.is_empty() { open + "/>" } else { format!("{open}>{}</{name}>", escape(&text)) });
+            lines.push(if text.is_empty() {
+                open + "/>"
+            } else {
+                format!("{open}>{}</{name}>", escape(&text))
+            });
             return;
         }
         lines.push(open + ">");
@@ -243,7 +247,8 @@ mod tests {
 
     #[test]
     fn a_printed_element_shows_a_namespace_where_it_changes() {
-        let nodes = parse_block("<iq id='1' type='get'><ping xmlns='urn:xmpp:ping'/></iq>").expect("well-formed");
+        let nodes =
+            parse_block("<iq id='1' type='get'><ping xmlns='urn:xmpp:ping'/></iq>").expect("well-formed");
         assert_eq!(nodes[0].pretty(), ["<iq type='get' id='1'>", "  <ping xmlns='urn:xmpp:ping'/>", "</iq>"]);
     }
 }

@@ -1,2 +1,1 @@
-//! placeholder
-fn main() {}
+//! Nothing yet but the place: what happens to a cluster of processes.

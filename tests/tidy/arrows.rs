@@ -15,19 +15,24 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("xeps", &["hooks", "stanza", "store"]),
     ("router", &["stanza", "hooks", "cluster", "proto"]),
     ("session", &["stanza", "stream", "hooks", "cluster", "router"]),
-    (
-        "node",
-        &["stanza", "store", "proto", "stream", "hooks", "cluster", "xeps", "router", "session"],
-    ),
+    ("node", &["stanza", "store", "proto", "stream", "hooks", "cluster", "xeps", "router", "session"]),
 ];
 
 /// Crates from outside that a floor must do without, and why.
 const OUTSIDE_NEVER: &[(&str, &[&str], &str)] = &[
     ("stanza", &["tokio", "actix", "tonic"], "what travels knows no runtime"),
-    ("stream", &["tokio", "tokio-rustls", "actix", "rustls", "rand"], "negotiation is pure: bytes in, acts out"),
+    (
+        "stream",
+        &["tokio", "tokio-rustls", "actix", "rustls", "rand"],
+        "negotiation is pure: bytes in, acts out",
+    ),
     ("store", &["jid", "minidom", "xmpp-parsers", "rxml"], "the store knows no XMPP types"),
     ("hooks", &["tokio", "actix", "tonic"], "the contract of modules knows no runtime"),
-    ("xeps", &["tokio", "actix", "tonic", "openraft", "sled"], "a module reaches the server through hooks alone"),
+    (
+        "xeps",
+        &["tokio", "actix", "tonic", "openraft", "sled"],
+        "a module reaches the server through hooks alone",
+    ),
 ];
 
 /// A word that may stand in these files only (a prefix of the path), and why.

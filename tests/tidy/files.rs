@@ -4,8 +4,23 @@ use crate::tree::{File, Tree};
 
 /// What may stand at the top level.
 const TOP: &[&str] = &[
-    ".ci", ".gitignore", ".github", "Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "benches", "clippy.toml",
-    "config", "crates", "deploy", "docs", "proto", "rust-toolchain.toml", "rustfmt.toml", "tests",
+    ".ci",
+    ".gitignore",
+    ".github",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "benches",
+    "clippy.toml",
+    "config",
+    "crates",
+    "deploy",
+    "docs",
+    "proto",
+    "rust-toolchain.toml",
+    "rustfmt.toml",
+    "tests",
 ];
 
 /// Messages, fields, services and calls of `/proto` without a comment.
@@ -73,7 +88,8 @@ fn uncommented(file: &File) -> Vec<String> {
     for (line, text) in file.lines() {
         let text = text.trim();
         let (code, comment) = text.split_once("//").map_or((text, None), |(code, c)| (code.trim(), Some(c)));
-        let starts_block = ["message ", "enum ", "service ", "rpc ", "oneof "].iter().any(|w| code.starts_with(w));
+        let starts_block =
+            ["message ", "enum ", "service ", "rpc ", "oneof "].iter().any(|w| code.starts_with(w));
         let is_field = depth > 0 && code.contains('=') && code.ends_with(';') && !code.starts_with("option ");
         let reserved = code.starts_with("reserved ");
         if (starts_block || is_field) && !reserved && comment.is_none() && !before.starts_with("//") {

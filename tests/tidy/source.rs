@@ -8,7 +8,10 @@ pub fn first_lines(tree: &Tree) -> Vec<String> {
     for file in tree.rust() {
         let first = file.text.lines().next().unwrap_or_default();
         if !first.starts_with("//! ") || first.len() < 20 {
-            found.push(format!("{}:1: the first line says in one sentence what the file is: `//! ...`", file.path));
+            found.push(format!(
+                "{}:1: the first line says in one sentence what the file is: `//! ...`",
+                file.path
+            ));
         }
     }
     found
@@ -16,8 +19,19 @@ pub fn first_lines(tree: &Tree) -> Vec<String> {
 
 /// Definitions in a `lib.rs`: it is a map of `//!`, `mod` and `pub use`.
 pub fn definitions_in_roots(tree: &Tree) -> Vec<String> {
-    const DEFINES: &[&str] =
-        &["fn ", "struct ", "enum ", "trait ", "impl ", "impl<", "const ", "static ", "type ", "macro_rules!", "union "];
+    const DEFINES: &[&str] = &[
+        "fn ",
+        "struct ",
+        "enum ",
+        "trait ",
+        "impl ",
+        "impl<",
+        "const ",
+        "static ",
+        "type ",
+        "macro_rules!",
+        "union ",
+    ];
     let mut found = Vec::new();
     // The root of `proto` is where generated code is let in.
     let roots = tree.rust().filter(|f| f.path.ends_with("lib.rs") && f.crate_name() != Some("proto"));
@@ -54,7 +68,10 @@ pub fn forbidden_everywhere(tree: &Tree) -> Vec<String> {
             }
             let sleeps = text.contains(&["sleep", "("].concat()) && !text.trim_start().starts_with("//");
             if line >= tests_from && !virtual_time && sleeps && !text.contains(&["fn ", "sleep"].concat()) {
-                found.push(format!("{}:{line}: a test awaits an event with a bound, it does not sleep", file.path));
+                found.push(format!(
+                    "{}:{line}: a test awaits an event with a bound, it does not sleep",
+                    file.path
+                ));
             }
         }
     }
@@ -66,7 +83,8 @@ pub fn extensions_missing_in_index(tree: &Tree) -> Vec<String> {
     let Some(index) = tree.file("crates/xeps/src/index.rs") else {
         return vec!["crates/xeps/src/index.rs is missing: it lists the extensions".to_owned()];
     };
-    let modules = tree.rust().filter(|f| f.path.starts_with("crates/xeps/src/") && f.text.contains("impl Module for "));
+    let modules =
+        tree.rust().filter(|f| f.path.starts_with("crates/xeps/src/") && f.text.contains("impl Module for "));
     let mut found = Vec::new();
     for file in modules {
         let below = file.path.trim_start_matches("crates/xeps/src/");
@@ -86,7 +104,8 @@ fn strip_visibility(line: &str) -> &str {
 
 /// Where the tests of a file begin; past its end when it has none.
 fn first_line_of_tests(file: &File) -> usize {
-    let all_of_it = file.path.starts_with("tests/") || file.path.contains("/tests/") || file.path.ends_with("tests.rs");
+    let all_of_it =
+        file.path.starts_with("tests/") || file.path.contains("/tests/") || file.path.ends_with("tests.rs");
     if all_of_it {
         return 1;
     }

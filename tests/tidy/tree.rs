@@ -37,7 +37,8 @@ pub struct Tree {
 
 impl Tree {
     pub fn read() -> Tree {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package is in a folder").to_owned();
+        let root =
+            Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package is in a folder").to_owned();
         let mut files = Vec::new();
         let mut open = vec![root.clone()];
         while let Some(folder) = open.pop() {
