@@ -38,7 +38,7 @@ impl std::error::Error for BadXml {}
 
 /// Reads one whole element, as it stands in a file or a table.
 pub fn parse(xml: &[u8]) -> Result<Element, BadXml> {
-    let mut builder = Builder::default();
+    let mut builder = Builder::new(xml.len());
     builder.feed(xml)?;
     builder.root.ok_or(BadXml::NotWellFormed)
 }
@@ -67,7 +67,7 @@ pub fn parse_children(
         open.extend_from_slice(b"'");
     }
     open.extend_from_slice(b">");
-    let mut builder = Builder::default();
+    let mut builder = Builder::new(open.len().max(xml.len()));
     builder.feed(&open)?;
     builder.feed(xml)?;
     // A body that closes the wrapper itself would hide what follows: only our own tag may close it.
@@ -82,9 +82,8 @@ pub fn parse_children(
     Ok(())
 }
 
-#[derive(Default)]
 struct Builder {
-    parser: Option<Box<RawParser>>,
+    parser: RawParser,
     scope: Scope,
     stack: Vec<Element>,
     name: Option<rxml::RawQName>,
@@ -93,20 +92,29 @@ struct Builder {
 }
 
 impl Builder {
+    /// The parser reserves as much as its longest token may take: no token is longer than the input.
+    fn new(longest: usize) -> Builder {
+        Builder {
+            parser: RawParser::with_options(Options {
+                max_token_length: longest.max(64),
+                ..Options::default()
+            }),
+            scope: Scope::default(),
+            stack: Vec::new(),
+            name: None,
+            attributes: Vec::new(),
+            root: None,
+        }
+    }
+
     fn feed(&mut self, mut xml: &[u8]) -> Result<(), BadXml> {
-        // The reader has bounded tokens already; here only the whole is bounded, by its caller.
-        let options = || Options { max_token_length: usize::MAX / 2, ..Options::default() };
-        let mut parser = self.parser.take().unwrap_or_else(|| Box::new(RawParser::with_options(options())));
         loop {
-            match parser.parse(&mut xml, false) {
+            match self.parser.parse(&mut xml, false) {
                 Ok(Some(event)) => self.event(event)?,
-                Ok(None) => break,
-                Err(EndOrError::NeedMoreData) => break,
+                Ok(None) | Err(EndOrError::NeedMoreData) => return Ok(()),
                 Err(EndOrError::Error(_)) => return Err(BadXml::NotWellFormed),
             }
         }
-        self.parser = Some(parser);
-        Ok(())
     }
 
     fn event(&mut self, event: RawEvent) -> Result<(), BadXml> {
@@ -272,4 +280,77 @@ fn escape(text: &str, attribute: bool, out: &mut BytesMut) {
         from = i + 1;
     }
     out.extend_from_slice(&bytes[from..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn again(xml: &str) -> String {
+        String::from_utf8(to_bytes(&parse(xml.as_bytes()).unwrap()).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_has_the_same_meaning() {
+        let cases = [
+            ("<a xmlns='u'/>", "<a xmlns='u'/>"),
+            ("<p:a xmlns:p='u'><p:b/><c xmlns='v'/></p:a>", "<a xmlns='u'><b/><c xmlns='v'/></a>"),
+            ("<a xmlns='u'><b xmlns=''/></a>", "<a xmlns='u'><b xmlns=''/></a>"),
+            ("<a xmlns='u' xml:lang='en'>x&amp;y</a>", "<a xmlns='u' xml:lang='en'>x&amp;y</a>"),
+            ("<a xmlns='u' xmlns:p='v' p:k='1'/>", "<a xmlns='u' xmlns:a0='v' a0:k='1'/>"),
+            ("<a xmlns='u'><![CDATA[<b>]]>&#65;</a>", "<a xmlns='u'>&lt;b&gt;A</a>"),
+            ("<a xmlns='u' k='&#10;&#9;&quot;&apos;'/>", "<a xmlns='u' k='&#10;&#9;&quot;&apos;'/>"),
+            ("<a xmlns='u'>1\r\n2&#13;</a>", "<a xmlns='u'>1\n2&#13;</a>"),
+            // Both are known to make minidom's own writer panic.
+            (
+                "<a xmlns='u' xmlns:xml='http://www.w3.org/XML/1998/namespace' xml:lang='x'/>",
+                "<a xmlns='u' xml:lang='x'/>",
+            ),
+            ("<p:a xmlns:p='u'><p:b xmlns:p='v'/></p:a>", "<a xmlns='u'><b xmlns='v'/></a>"),
+        ];
+        for (xml, expected) in cases {
+            assert_eq!(again(xml), expected, "{xml}");
+            assert_eq!(parse(again(xml).as_bytes()).unwrap(), parse(xml.as_bytes()).unwrap());
+        }
+    }
+
+    #[test]
+    fn what_is_no_xml_gives_no_tree() {
+        use BadXml::*;
+        let cases = [
+            ("", NotWellFormed),
+            ("<a>", NotWellFormed),
+            ("<a></b>", NotWellFormed),
+            ("<a><!-- x --></a>", NotWellFormed),
+            ("<a>&nbsp;</a>", NotWellFormed),
+            ("<a k='1' k='2'/>", Namespaces),
+            ("<a xmlns='1' xmlns='2'/>", Namespaces),
+            ("<a xmlns:p='u' xmlns:q='u' p:k='1' q:k='2'/>", Namespaces),
+            ("<p:a/>", Namespaces),
+            ("<a p:k='1'/>", Namespaces),
+        ];
+        for (xml, expected) in cases {
+            assert_eq!(parse(xml.as_bytes()), Err(expected), "{xml}");
+        }
+        let deep = "<a>".repeat(DEPTH_MAX + 1);
+        assert_eq!(parse(deep.as_bytes()), Err(TooDeep));
+    }
+
+    #[test]
+    fn a_body_cannot_close_its_parent() {
+        for xml in ["</r>", "</r><r>", "<a/></r><r><b/>", "<a>", "x</r>"] {
+            let mut parent = Element::bare("m", ns::CLIENT);
+            assert!(parse_children(&mut parent, &[(None, ns::CLIENT)], xml.as_bytes()).is_err(), "{xml}");
+        }
+    }
+
+    #[test]
+    fn characters_that_xml_cannot_hold_are_replaced() {
+        let mut out = BytesMut::new();
+        escape_text("a\u{0}b\u{1f}c\u{ffff}d\u{fffd}e", &mut out);
+        assert_eq!(std::str::from_utf8(&out).unwrap(), "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}e");
+        let mut e = Element::bare("a", "u");
+        e.append_text("a\u{0}\u{fffe}");
+        assert!(parse(&to_bytes(&e)).is_ok());
+    }
 }

@@ -100,6 +100,23 @@ impl Scope {
         }
     }
 
+    /// Every declaration in force, one per prefix.
+    pub fn declared(&self) -> impl Iterator<Item = (Option<&str>, &str)> {
+        self.declared_outside(usize::MAX)
+    }
+
+    /// The declarations made above `level`, one per prefix.
+    pub fn declared_outside(&self, level: usize) -> impl Iterator<Item = (Option<&str>, &str)> {
+        let visible = self.declared.partition_point(|d| d.level < level);
+        let visible = &self.declared[..visible];
+        visible.iter().enumerate().filter_map(move |(i, d)| {
+            let hidden = visible[i + 1..].iter().any(|later| later.prefix == d.prefix);
+            // `xml` is bound everywhere and may not be declared to something else.
+            let prefix = d.prefix.as_deref().map(|p| &**p);
+            (!hidden && prefix != Some("xml")).then_some((prefix, &*d.uri))
+        })
+    }
+
     /// How many elements are open.
     pub fn depth(&self) -> usize {
         self.levels.len()

@@ -1,1 +1,13 @@
+//! Bytes to stanzas and back, negotiation, SASL: pure, no socket, no clock, no randomness of its own.
 
+pub mod features;
+pub mod limits;
+pub mod negotiation;
+pub mod reader;
+pub mod sasl;
+pub mod writer;
+
+pub use limits::Limits;
+pub use negotiation::{Act, Acts, Entry, Negotiation, Random, Settings, TlsFacts, TlsVersion};
+pub use reader::{ReadError, Reader, StreamEvent, StreamHeader};
+pub use writer::Writer;

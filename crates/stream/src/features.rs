@@ -1,0 +1,101 @@
+//! The elements of negotiation: features, STARTTLS, SASL and binding as they stand on the wire.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use minidom::Element;
+use stanza::{FullJid, dom, ns};
+
+use crate::sasl::{MechanismName, SaslCondition};
+
+/// Namespace of stream compression (XEP-0138), which is never offered.
+pub const COMPRESS: &str = "http://jabber.org/protocol/compress";
+
+/// `<starttls/>`, with `<required/>` where nothing goes on without it (RFC 6120, 5.4.1).
+pub fn starttls(required: bool) -> Element {
+    let mut feature = Element::bare("starttls", ns::TLS);
+    if required {
+        feature.append_child(Element::bare("required", ns::TLS));
+    }
+    feature
+}
+
+/// `<mechanisms/>` (RFC 6120, 6.4.1).
+pub fn mechanisms(names: &[MechanismName]) -> Element {
+    let mut feature = Element::bare("mechanisms", ns::SASL);
+    for name in names {
+        feature.append_child(text_element("mechanism", ns::SASL, name.as_str()));
+    }
+    feature
+}
+
+/// `<bind/>` (RFC 6120, 7.4).
+pub fn bind() -> Element {
+    Element::bare("bind", ns::BIND)
+}
+
+/// The session of RFC 3921, which a client may skip.
+pub fn session() -> Element {
+    let mut feature = Element::bare("session", ns::SESSION);
+    feature.append_child(Element::bare("optional", ns::SESSION));
+    feature
+}
+
+/// The payload of the answer to a bind request (RFC 6120, 7.6.1).
+pub fn bound(jid: &FullJid) -> Element {
+    let mut payload = bind();
+    payload.append_child(text_element("jid", ns::BIND, jid.as_str()));
+    payload
+}
+
+/// `<challenge/>`, `<success/>`, `<auth/>` or `<response/>` with its payload (RFC 6120, 6.4).
+pub fn sasl(name: &str, payload: Option<&[u8]>) -> Element {
+    match payload {
+        None => Element::bare(name, ns::SASL),
+        // RFC 6120, 6.4.2 and 6.4.6: `=` is a payload of no bytes.
+        Some([]) if matches!(name, "auth" | "success") => text_element(name, ns::SASL, "="),
+        Some([]) => Element::bare(name, ns::SASL),
+        Some(payload) => text_element(name, ns::SASL, &BASE64.encode(payload)),
+    }
+}
+
+/// The payload of such an element: `None` where it has none.
+pub fn sasl_payload(element: &Element) -> Result<Option<Vec<u8>>, SaslCondition> {
+    match element.text().as_str() {
+        "" => Ok(None),
+        "=" => Ok(Some(Vec::new())),
+        text => BASE64.decode(text).map(Some).map_err(|_| SaslCondition::IncorrectEncoding),
+    }
+}
+
+/// `<failure/>` of SASL.
+pub fn sasl_failure(condition: SaslCondition) -> Element {
+    let mut failure = Element::bare("failure", ns::SASL);
+    failure.append_child(Element::bare(condition.tag(), ns::SASL));
+    failure
+}
+
+/// `<proceed/>` or `<failure/>` of STARTTLS.
+pub fn tls(name: &str) -> Element {
+    Element::bare(name, ns::TLS)
+}
+
+/// The answer to `<compress/>`: no method is supported.
+pub fn compress_failure() -> Element {
+    let mut failure = Element::bare("failure", COMPRESS);
+    failure.append_child(Element::bare("unsupported-method", COMPRESS));
+    failure
+}
+
+/// An element with text in it.
+pub fn text_element(name: &str, uri: &str, text: &str) -> Element {
+    let mut element = Element::bare(name, uri);
+    element.append_text_node(text);
+    element
+}
+
+/// Sets a plain attribute; the name is one of ours and an XML name.
+pub(crate) fn set(element: &mut Element, name: &str, value: &str) {
+    if let Some(name) = dom::attribute_name(name) {
+        element.set_attr(rxml::Namespace::NONE, name, value);
+    }
+}

@@ -1,0 +1,712 @@
+//! A client's stream from its first byte until it is bound: events in, acts out (RFC 6120, 4 to 7).
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::{Bytes, BytesMut};
+use minidom::Element;
+use stanza::{
+    BareJid, Condition, DomainPart, FullJid, IqType, Kind, ResourcePart, Stanza, StanzaError,
+    StreamCondition, StreamError, address, ns,
+};
+
+use crate::features;
+use crate::reader::{ReadError, StreamEvent, StreamHeader};
+use crate::sasl::mechanism::Password;
+use crate::sasl::plain::Plain;
+use crate::sasl::scram::{Scram, Surroundings};
+use crate::sasl::{Mechanism, MechanismName, SaslCondition, ScramHash, ScramKeys, Step, keys};
+use crate::writer::{Header, Writer};
+
+/// Fills a buffer with unpredictable bytes.
+pub type Random = Arc<dyn Fn(&mut [u8]) + Send + Sync>;
+
+/// Longest `xml:lang` that a stream header may have, in bytes.
+const LANG_MAX: usize = 128;
+/// Bind requests that may fail before the stream is closed.
+const BIND_FAILURES_MAX: u8 = 5;
+
+/// What is the same for all streams of a listener.
+#[derive(Clone)]
+pub struct Settings {
+    /// The hosts that are served; the first one speaks where the client named none.
+    pub hosts: Vec<DomainPart>,
+    /// Whether STARTTLS can be offered on a stream without TLS.
+    pub tls_available: bool,
+    /// Whether nothing but STARTTLS is possible without TLS.
+    pub tls_required: bool,
+    /// What may be offered, in this order. PLAIN is offered inside TLS only, whatever stands here.
+    pub mechanisms: Vec<MechanismName>,
+    /// Makes the salts of accounts that do not exist; the same on every node of a cluster.
+    pub fake_salt_secret: Vec<u8>,
+    /// Iterations that accounts that do not exist seem to have: those of new accounts.
+    pub iterations: u32,
+    /// Failed exchanges after which one more ends the stream (RFC 6120, 6.4.5 asks for 2 to 5).
+    pub auth_failures_max: u8,
+    /// Stream ids, nonces, resources.
+    pub random: Random,
+}
+
+impl Settings {
+    /// TLS available and required, every mechanism but -PLUS, three failures.
+    pub fn new(hosts: Vec<DomainPart>, fake_salt_secret: Vec<u8>, random: Random) -> Settings {
+        Settings {
+            hosts,
+            tls_available: true,
+            tls_required: true,
+            mechanisms: MechanismName::DEFAULT.to_vec(),
+            fake_salt_secret,
+            iterations: keys::ITERATIONS,
+            auth_failures_max: 3,
+            random,
+        }
+    }
+
+    /// A resource for a client that asked for none: 128 bits, so that nobody can guess it.
+    pub fn make_resource(&self) -> ResourcePart {
+        let resource = ResourcePart::new(&self.token()).map(|part| part.into_owned());
+        resource.expect("hexadecimal digits are a resource")
+    }
+
+    fn token(&self) -> String {
+        let mut bytes = [0; 16];
+        (self.random)(&mut bytes);
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    fn nonce(&self) -> String {
+        let mut bytes = [0; 18];
+        (self.random)(&mut bytes);
+        BASE64.encode(bytes)
+    }
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings").field("hosts", &self.hosts).finish_non_exhaustive()
+    }
+}
+
+/// Versions of TLS that are spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TlsVersion {
+    /// 1.2.
+    Tls12,
+    /// 1.3.
+    Tls13,
+}
+
+impl TlsVersion {
+    /// As people write it: `1.3`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TlsVersion::Tls12 => "1.2",
+            TlsVersion::Tls13 => "1.3",
+        }
+    }
+}
+
+/// What a finished handshake tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFacts {
+    /// The version agreed on.
+    pub version: TlsVersion,
+    /// Exported keying material for `tls-exporter` (RFC 9266), 32 bytes.
+    pub exporter: Option<Vec<u8>>,
+    /// Hash of our certificate for `tls-server-end-point` (RFC 5929, 4).
+    pub endpoint_hash: Option<Vec<u8>>,
+    /// The protocol agreed on.
+    pub alpn: Option<Vec<u8>>,
+    /// The name that the client asked for.
+    pub sni: Option<String>,
+}
+
+/// How a connection begins.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// In the clear; STARTTLS may follow.
+    Clear,
+    /// Inside TLS (XEP-0368).
+    DirectTls(TlsFacts),
+}
+
+/// What the caller has to do, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Act {
+    /// Write these bytes.
+    Send(Bytes),
+    /// Flush, **throw away everything already read** from the client (bytes held back for the reader
+    /// included: RFC 6120, 5.4.3.3, they came in the clear), restart the reader, do the handshake, then
+    /// [`Negotiation::on_tls`]. Where the handshake fails the connection is dropped without a word.
+    StartTls,
+    /// Answer with [`Negotiation::on_credentials`] or [`Negotiation::on_unavailable`]; feed no event before.
+    LookUp {
+        /// Whose keys.
+        account: BareJid,
+        /// For which hash.
+        hash: ScramHash,
+    },
+    /// Check the password off this thread ([`keys::verify`]), also for an account that is not there
+    /// ([`Negotiation::fake_keys`]), so that both take as long. Answer with
+    /// [`Negotiation::on_password_checked`] or [`Negotiation::on_unavailable`]; feed no event before.
+    CheckPassword {
+        /// Whose.
+        account: BareJid,
+        /// What the client sent.
+        password: Password,
+    },
+    /// An exchange failed: for logs, counters and the back-off of an address.
+    AuthFailed {
+        /// The account that was tried, as far as it was named.
+        account: Option<BareJid>,
+        /// What the client was told.
+        condition: SaslCondition,
+    },
+    /// The client is who it says. The time to hand over module features with [`Negotiation::offer`].
+    Authenticated {
+        /// Who.
+        account: BareJid,
+        /// How.
+        mechanism: MechanismName,
+    },
+    /// Restart the reader (with the limits after authentication). Bytes held back belong to the new stream.
+    RestartStream,
+    /// Bind and answer with [`Negotiation::on_bound`]; feed no event before.
+    Bind {
+        /// Whose.
+        account: BareJid,
+        /// The resource asked for; `None`: [`Settings::make_resource`].
+        requested: Option<ResourcePart>,
+    },
+    /// Negotiation is over; the next event is the session's.
+    Bound {
+        /// The session's address.
+        jid: FullJid,
+    },
+    /// Flush and close the connection. The bytes that tell the peer are sent already.
+    Close {
+        /// Why, where it was no goodbye.
+        error: Option<StreamError>,
+    },
+}
+
+/// Acts in the order in which they are to be done.
+pub type Acts = Vec<Act>;
+
+/// One stream under negotiation.
+pub struct Negotiation {
+    settings: Arc<Settings>,
+    writer: Writer,
+    state: State,
+    host: Option<DomainPart>,
+    tls: Option<TlsFacts>,
+    account: Option<BareJid>,
+    failures: u8,
+    bind_failures: u8,
+    offered: Vec<Element>,
+}
+
+enum State {
+    /// Waits for a stream header.
+    Header,
+    /// Features are sent.
+    Open,
+    /// `<proceed/>` is sent.
+    Tls,
+    /// A SASL exchange runs.
+    Exchange { mechanism: Box<dyn Mechanism>, name: MechanismName, trying: Option<BareJid>, wants: Wants },
+    /// The caller binds; the request's id.
+    Binding(Box<str>),
+    /// Over, bound or closed.
+    Done,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wants {
+    Message,
+    Credentials,
+    Check,
+}
+
+impl Negotiation {
+    /// A stream that has just been connected.
+    pub fn new(settings: Arc<Settings>, entry: Entry) -> Negotiation {
+        let tls = match entry {
+            Entry::Clear => None,
+            Entry::DirectTls(facts) => Some(facts),
+        };
+        Negotiation {
+            settings,
+            writer: Writer::new(),
+            state: State::Header,
+            host: None,
+            tls,
+            account: None,
+            failures: 0,
+            bind_failures: 0,
+            offered: Vec::new(),
+        }
+    }
+
+    /// The host that the client named, once it named one that is served.
+    pub fn host(&self) -> Option<&DomainPart> {
+        self.host.as_ref()
+    }
+
+    /// The authenticated account.
+    pub fn account(&self) -> Option<&BareJid> {
+        self.account.as_ref()
+    }
+
+    /// What the handshake told; `None` in the clear.
+    pub fn tls(&self) -> Option<&TlsFacts> {
+        self.tls.as_ref()
+    }
+
+    /// Whether an answer of the caller is due: no event may be fed before it, input stays unread.
+    pub fn is_waiting(&self) -> bool {
+        match &self.state {
+            State::Exchange { wants, .. } => *wants != Wants::Message,
+            State::Binding(_) | State::Tls => true,
+            State::Header | State::Open | State::Done => false,
+        }
+    }
+
+    /// Stream features of modules, for the features sent after authentication.
+    pub fn offer(&mut self, features: Vec<Element>) {
+        self.offered = features;
+    }
+
+    /// Keys of an account that is not there, to spend on them the time that real ones would take.
+    pub fn fake_keys(&self, account: &BareJid, hash: ScramHash) -> ScramKeys {
+        keys::fake(&self.settings.fake_salt_secret, hash, account.as_str(), self.settings.iterations)
+    }
+
+    /// The next event of the reader.
+    pub fn on_event(&mut self, event: StreamEvent) -> Acts {
+        let mut acts = Acts::new();
+        if self.is_waiting() {
+            // The caller reads nothing while we wait; a peer that gets here has found a way around that.
+            self.fail(&mut acts, StreamCondition::PolicyViolation.into());
+            return acts;
+        }
+        match event {
+            _ if matches!(self.state, State::Done) => {}
+            StreamEvent::Header(header) => self.on_header(&header, &mut acts),
+            StreamEvent::Close => self.close(&mut acts, None),
+            StreamEvent::Stanza(stanza) => self.on_stanza(&stanza, &mut acts),
+            StreamEvent::BadStanza { .. } => self.fail(&mut acts, StreamCondition::NotAuthorized.into()),
+            StreamEvent::Element(element) => self.on_element(&element, &mut acts),
+        }
+        acts
+    }
+
+    /// The reader gave up.
+    pub fn on_read_error(&mut self, error: ReadError) -> Acts {
+        let mut acts = Acts::new();
+        self.fail(&mut acts, error.into());
+        acts
+    }
+
+    /// The client took too long.
+    pub fn on_timeout(&mut self) -> Acts {
+        self.end(StreamCondition::ConnectionTimeout.into())
+    }
+
+    /// The server ends the stream (shutdown, too many connections).
+    pub fn end(&mut self, error: StreamError) -> Acts {
+        let mut acts = Acts::new();
+        self.fail(&mut acts, error);
+        acts
+    }
+
+    /// The handshake after [`Act::StartTls`] is done: a new stream begins (RFC 6120, 5.4.3.3).
+    pub fn on_tls(&mut self, facts: TlsFacts) {
+        if matches!(self.state, State::Tls) {
+            self.tls = Some(facts);
+            self.host = None;
+            self.writer.restart();
+            self.state = State::Header;
+        }
+    }
+
+    /// The keys asked for by [`Act::LookUp`]; `None`: no such account, or one that may not log in.
+    pub fn on_credentials(&mut self, keys: Option<ScramKeys>) -> Acts {
+        self.on_answer(Wants::Credentials, |mechanism| mechanism.keys(keys))
+    }
+
+    /// The answer to [`Act::CheckPassword`].
+    pub fn on_password_checked(&mut self, good: bool) -> Acts {
+        self.on_answer(Wants::Check, |mechanism| mechanism.password_checked(good))
+    }
+
+    /// The store could not answer [`Act::LookUp`] or [`Act::CheckPassword`].
+    pub fn on_unavailable(&mut self) -> Acts {
+        let mut acts = Acts::new();
+        if matches!(&self.state, State::Exchange { wants, .. } if *wants != Wants::Message) {
+            self.apply(Step::Fail(SaslCondition::TemporaryAuthFailure), &mut acts);
+        }
+        acts
+    }
+
+    /// The answer to [`Act::Bind`].
+    pub fn on_bound(&mut self, bound: Result<FullJid, StanzaError>) -> Acts {
+        let mut acts = Acts::new();
+        let State::Binding(id) = std::mem::replace(&mut self.state, State::Open) else {
+            return acts;
+        };
+        match bound {
+            Ok(jid) => {
+                let answer = Stanza::iq("result", &id, Some(&features::bound(&jid)));
+                self.send(&mut acts, |writer, out| writer.stanza(&answer, out));
+                acts.push(Act::Bound { jid });
+                self.state = State::Done;
+            }
+            Err(error) => self.refuse_bind(&id, &error, &mut acts),
+        }
+        acts
+    }
+
+    fn on_header(&mut self, header: &StreamHeader, acts: &mut Acts) {
+        if let Err(condition) = self.check_header(header) {
+            return self.fail(acts, condition.into());
+        }
+        // RFC 6120, 4.7.2: the answer is addressed to whom the client says it is, or was shown to be.
+        let named = header.from.as_deref().and_then(|from| BareJid::new(from).ok());
+        let to = self.account.clone().or(named);
+        self.open(to.as_ref().map(|jid| jid.as_str()), acts);
+        let features = self.features();
+        self.send(acts, |writer, out| writer.features(&features, out));
+        self.state = State::Open;
+    }
+
+    /// RFC 6120, 4.7 and 4.8.
+    fn check_header(&mut self, header: &StreamHeader) -> Result<(), StreamCondition> {
+        use StreamCondition::*;
+        if !matches!(self.state, State::Header) {
+            return Err(BadFormat);
+        }
+        if &*header.ns != ns::STREAM {
+            return Err(InvalidNamespace);
+        }
+        if &*header.name != "stream" {
+            return Err(BadFormat);
+        }
+        if !matches!(&*header.content_ns, "" | ns::CLIENT) {
+            return Err(InvalidNamespace);
+        }
+        let to = header.to.as_deref().filter(|to| !to.is_empty()).ok_or(ImproperAddressing)?;
+        let host = address::host(to).map_err(|_| HostUnknown)?;
+        if !self.settings.hosts.contains(&host) {
+            return Err(HostUnknown);
+        }
+        if !header.version.as_deref().is_some_and(speaks_1_0) {
+            return Err(UnsupportedVersion);
+        }
+        if header.lang.as_deref().is_some_and(|lang| lang.len() > LANG_MAX) {
+            return Err(PolicyViolation);
+        }
+        if let Some(account) = &self.account {
+            // Nobody changes host or name by restarting a stream.
+            let from = header.from.as_deref().map(BareJid::new);
+            let same = from.is_none_or(|from| from.is_ok_and(|from| from == *account));
+            if self.host.as_ref() != Some(&host) || !same {
+                return Err(NotAuthorized);
+            }
+        }
+        self.host = Some(host);
+        Ok(())
+    }
+
+    fn features(&self) -> Vec<Element> {
+        let mut features = Vec::new();
+        if self.account.is_some() {
+            features.push(features::bind());
+            if !self.offered.iter().any(|feature| feature.is("session", ns::SESSION)) {
+                features.push(features::session());
+            }
+            features.extend(self.offered.iter().cloned());
+            return features;
+        }
+        if self.tls.is_none() && self.settings.tls_available {
+            features.push(features::starttls(self.settings.tls_required));
+        }
+        let mechanisms = self.mechanisms();
+        if !mechanisms.is_empty() {
+            features.push(features::mechanisms(&mechanisms));
+        }
+        features
+    }
+
+    /// What is offered on this stream as it is now.
+    fn mechanisms(&self) -> Vec<MechanismName> {
+        let possible = |name: &MechanismName| match name {
+            MechanismName::Plain => self.tls.is_some(),
+            MechanismName::Scram(_) => self.tls.is_some() || !self.settings.tls_required,
+            MechanismName::ScramPlus(_) => !self.bindings().is_empty(),
+        };
+        self.settings.mechanisms.iter().copied().filter(possible).collect()
+    }
+
+    fn bindings(&self) -> Vec<(&'static str, Vec<u8>)> {
+        let Some(tls) = &self.tls else { return Vec::new() };
+        let exporter = tls.exporter.iter().map(|data| ("tls-exporter", data.clone()));
+        let endpoint = tls.endpoint_hash.iter().map(|data| ("tls-server-end-point", data.clone()));
+        exporter.chain(endpoint).collect()
+    }
+
+    fn on_element(&mut self, element: &Element, acts: &mut Acts) {
+        let name = element.name();
+        if element.has_ns(ns::TLS) && name == "starttls" {
+            self.on_starttls(acts);
+        } else if element.has_ns(ns::SASL) && matches!(name, "auth" | "response" | "abort") {
+            self.on_sasl(element, acts);
+        } else if element.is("compress", features::COMPRESS) {
+            // XEP-0138 is unsafe with authentication and never offered.
+            self.send(acts, |writer, out| writer.element(&features::compress_failure(), out));
+        } else {
+            match stray(element) {
+                Some(error) => self.fail(acts, error),
+                None => self.close(acts, None),
+            }
+        }
+    }
+
+    fn on_starttls(&mut self, acts: &mut Acts) {
+        let offered = self.tls.is_none() && self.settings.tls_available && self.account.is_none();
+        if offered && matches!(self.state, State::Open) {
+            self.send(acts, |writer, out| writer.element(&features::tls("proceed"), out));
+            self.state = State::Tls;
+            acts.push(Act::StartTls);
+        } else {
+            // RFC 6120, 5.4.2.2: a failure ends the stream.
+            self.send(acts, |writer, out| writer.element(&features::tls("failure"), out));
+            self.close(acts, None);
+        }
+    }
+
+    fn on_sasl(&mut self, element: &Element, acts: &mut Acts) {
+        if self.account.is_some() {
+            // RFC 6120, 6.4.6: who is authenticated does not authenticate again.
+            return self.fail(acts, StreamCondition::PolicyViolation.into());
+        }
+        let step = match (element.name(), &mut self.state) {
+            ("auth", State::Open) => match self.begin(element) {
+                Ok(step) => step,
+                Err(condition) => Step::Fail(condition),
+            },
+            ("response", State::Exchange { mechanism, .. }) => match features::sasl_payload(element) {
+                Ok(payload) => mechanism.message(&payload.unwrap_or_default()),
+                Err(condition) => Step::Fail(condition),
+            },
+            ("abort", _) => Step::Fail(SaslCondition::Aborted),
+            _ => Step::Fail(SaslCondition::MalformedRequest),
+        };
+        self.apply(step, acts);
+    }
+
+    /// `<auth/>`: picks the mechanism and gives it the initial response, if there is one.
+    fn begin(&mut self, element: &Element) -> Result<Step, SaslCondition> {
+        let name = element.attr("mechanism").and_then(MechanismName::from_name);
+        let name = name.filter(|name| self.settings.mechanisms.contains(name));
+        let offered = self.mechanisms();
+        let Some(name) = name.filter(|name| offered.contains(name)) else {
+            let needs_tls = self.tls.is_none() && (self.settings.tls_required || name.is_some());
+            return Err(if needs_tls {
+                SaslCondition::EncryptionRequired
+            } else {
+                SaslCondition::InvalidMechanism
+            });
+        };
+        let payload = features::sasl_payload(element)?;
+        let host = self.host.clone().ok_or(SaslCondition::TemporaryAuthFailure)?;
+        let mut mechanism: Box<dyn Mechanism> = match name {
+            MechanismName::Plain => Box::new(Plain::new(host)),
+            MechanismName::Scram(hash) | MechanismName::ScramPlus(hash) => {
+                let around = Surroundings {
+                    host,
+                    secret: self.settings.fake_salt_secret.clone(),
+                    iterations: self.settings.iterations,
+                    nonce: self.settings.nonce(),
+                    plus: matches!(name, MechanismName::ScramPlus(_)),
+                    plus_offered: offered.iter().any(|name| matches!(name, MechanismName::ScramPlus(_))),
+                    bindings: self.bindings(),
+                };
+                Box::new(Scram::new(hash, around))
+            }
+        };
+        // RFC 6120, 6.4.2: a client that sends no initial response is asked for it by an empty challenge.
+        let step = match payload {
+            Some(message) => mechanism.message(&message),
+            None => Step::Challenge(Vec::new()),
+        };
+        self.state = State::Exchange { mechanism, name, trying: None, wants: Wants::Message };
+        Ok(step)
+    }
+
+    fn on_answer(&mut self, answered: Wants, f: impl FnOnce(&mut dyn Mechanism) -> Step) -> Acts {
+        let mut acts = Acts::new();
+        if let State::Exchange { mechanism, wants, .. } = &mut self.state
+            && *wants == answered
+        {
+            *wants = Wants::Message;
+            let step = f(&mut **mechanism);
+            self.apply(step, &mut acts);
+        }
+        acts
+    }
+
+    fn apply(&mut self, step: Step, acts: &mut Acts) {
+        match step {
+            Step::Challenge(data) => {
+                let challenge = features::sasl("challenge", Some(&data));
+                self.send(acts, |writer, out| writer.element(&challenge, out));
+            }
+            Step::LookUp { account, hash } => {
+                self.wait_for(Wants::Credentials, &account);
+                acts.push(Act::LookUp { account, hash });
+            }
+            Step::CheckPassword { account, password } => {
+                self.wait_for(Wants::Check, &account);
+                acts.push(Act::CheckPassword { account, password });
+            }
+            Step::Success { account, data } => self.on_success(account, data, acts),
+            Step::Fail(condition) => self.on_failure(condition, acts),
+        }
+    }
+
+    fn wait_for(&mut self, what: Wants, account: &BareJid) {
+        if let State::Exchange { wants, trying, .. } = &mut self.state {
+            *wants = what;
+            *trying = Some(account.clone());
+        }
+    }
+
+    fn on_success(&mut self, account: BareJid, data: Option<Vec<u8>>, acts: &mut Acts) {
+        let State::Exchange { name, .. } = self.state else { return };
+        let success = features::sasl("success", data.as_deref());
+        self.send(acts, |writer, out| writer.element(&success, out));
+        self.account = Some(account.clone());
+        self.state = State::Header;
+        self.writer.restart();
+        acts.push(Act::Authenticated { account, mechanism: name });
+        acts.push(Act::RestartStream);
+    }
+
+    fn on_failure(&mut self, condition: SaslCondition, acts: &mut Acts) {
+        let account = match std::mem::replace(&mut self.state, State::Open) {
+            State::Exchange { trying, .. } => trying,
+            _ => None,
+        };
+        self.send(acts, |writer, out| writer.element(&features::sasl_failure(condition), out));
+        acts.push(Act::AuthFailed { account, condition });
+        self.failures = self.failures.saturating_add(1);
+        if self.failures > self.settings.auth_failures_max {
+            let error = StreamError::new(StreamCondition::PolicyViolation);
+            self.fail(acts, error.with_text("too many failed logins"));
+        }
+    }
+
+    fn on_stanza(&mut self, stanza: &Stanza, acts: &mut Acts) {
+        let (Some(account), State::Open) = (self.account.clone(), &self.state) else {
+            // RFC 6120, 4.9.3.12: nothing is routed for somebody unknown.
+            return self.fail(acts, StreamCondition::NotAuthorized.into());
+        };
+        let is_set = stanza.head.kind == Kind::Iq && stanza.iq_type() == Ok(IqType::Set);
+        let to_us = stanza.head.to.as_ref().is_none_or(|to| {
+            to.domain() == account.domain() && to.node().is_none_or(|node| Some(node) == account.node())
+        });
+        let bind = stanza.payload().filter(|payload| payload.is("bind", ns::BIND));
+        let (Some(bind), true, Some(id)) = (bind, is_set && to_us, &stanza.head.id) else {
+            // RFC 6120, 7.1: a client that is not bound sends no stanza but to bind.
+            return self.fail(acts, StreamCondition::NotAuthorized.into());
+        };
+        let requested = bind.get_child("resource", ns::BIND).map(Element::text);
+        match requested.as_deref().filter(|resource| !resource.is_empty()).map(ResourcePart::new) {
+            Some(Err(_)) => {
+                let error = StanzaError::new(Condition::BadRequest).with_text("not a resource");
+                self.refuse_bind(id, &error, acts);
+            }
+            requested => {
+                let requested = requested.and_then(Result::ok).map(|resource| resource.into_owned());
+                self.state = State::Binding(id.clone());
+                acts.push(Act::Bind { account, requested });
+            }
+        }
+    }
+
+    fn refuse_bind(&mut self, id: &str, error: &StanzaError, acts: &mut Acts) {
+        if let Some(answer) = Stanza::iq("set", id, None).error(error) {
+            self.send(acts, |writer, out| writer.stanza(&answer, out));
+        }
+        self.bind_failures += 1;
+        if self.bind_failures > BIND_FAILURES_MAX {
+            self.fail(acts, StreamCondition::PolicyViolation.into());
+        }
+    }
+
+    fn open(&mut self, to: Option<&str>, acts: &mut Acts) {
+        let host = self.host.clone().or_else(|| self.settings.hosts.first().cloned());
+        let id = self.settings.token();
+        self.send(acts, |writer, out| {
+            let from = host.as_ref().map(|host| host.as_str());
+            writer.header(&Header { from, to, id: Some(&id), lang: Some("en") }, out);
+        });
+    }
+
+    fn send(&mut self, acts: &mut Acts, write: impl FnOnce(&mut Writer, &mut BytesMut)) {
+        let mut out = BytesMut::new();
+        write(&mut self.writer, &mut out);
+        // What is said in one breath is one write.
+        if let Some(Act::Send(before)) = acts.last_mut() {
+            let mut joined = BytesMut::from(&before[..]);
+            joined.extend_from_slice(&out);
+            *before = joined.freeze();
+        } else {
+            acts.push(Act::Send(out.freeze()));
+        }
+    }
+
+    /// Ends the stream with an error, after our own header where none was sent (RFC 6120, 4.9.1.2).
+    fn fail(&mut self, acts: &mut Acts, error: StreamError) {
+        match self.state {
+            State::Done => {}
+            // The peer expects a handshake: nothing of ours would be read.
+            State::Tls => {
+                self.state = State::Done;
+                acts.push(Act::Close { error: Some(error) });
+            }
+            _ => {
+                if !self.writer.is_open() {
+                    self.open(None, acts);
+                }
+                self.send(acts, |writer, out| writer.error(&error, out));
+                self.state = State::Done;
+                acts.push(Act::Close { error: Some(error) });
+            }
+        }
+    }
+
+    fn close(&mut self, acts: &mut Acts, error: Option<StreamError>) {
+        self.send(acts, |writer, out| writer.close(out));
+        self.state = State::Done;
+        acts.push(Act::Close { error });
+    }
+}
+
+/// What an element that nobody understands ends the stream with, before and after binding alike. `None`:
+/// the peer sent its own `<stream:error/>`, and is not answered.
+pub fn stray(element: &Element) -> Option<StreamError> {
+    if element.is("error", ns::STREAM) {
+        return None;
+    }
+    Some(StreamCondition::UnsupportedStanzaType.into())
+}
+
+/// RFC 6120, 4.7.5: numbers compared as numbers, and a later minor or major version is answered `1.0`.
+fn speaks_1_0(version: &str) -> bool {
+    let Some((major, minor)) = version.split_once('.') else { return false };
+    let number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    number(major) && number(minor) && major.bytes().any(|b| b != b'0')
+}

@@ -1,0 +1,493 @@
+//! Bytes of one stream to its events: strict, bounded, the same at every split of the bytes.
+
+use bytes::{Buf, Bytes, BytesMut};
+use jid::Jid;
+use minidom::Element;
+use rxml::error::EndOrError;
+use rxml::{Options, Parse, RawEvent, RawParser, RawQName, WithOptions};
+use stanza::scope::{RawAttribute, Scope};
+use stanza::{Condition, ExtraAttribute, Head, Kind, Stanza, StanzaError, StreamCondition, StreamError};
+use stanza::{dom, ns};
+
+use crate::limits::Limits;
+
+/// What a stream says, one child at a time.
+#[derive(Debug, Clone)]
+pub enum StreamEvent {
+    /// The opening tag of the stream.
+    Header(StreamHeader),
+    /// A stanza in `jabber:client`.
+    Stanza(Stanza),
+    /// A stanza of a wrong shape (`to` is no address, an iq without id): the stream lives, nothing is
+    /// routed. The refusal has no `from` yet; `None` where no answer may be sent.
+    BadStanza {
+        /// The stanza error to send back.
+        reply: Option<Stanza>,
+    },
+    /// Any other child of the stream, with its namespace: STARTTLS, SASL, stream management, or nonsense.
+    Element(Element),
+    /// `</stream:stream>`. All later input is ignored.
+    Close,
+}
+
+/// The opening tag of a stream, not judged yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StreamHeader {
+    /// Local name; `stream` in a good one.
+    pub name: Box<str>,
+    /// Namespace of the tag.
+    pub ns: Box<str>,
+    /// Default namespace in scope, empty where none is declared.
+    pub content_ns: Box<str>,
+    /// `to`, as written.
+    pub to: Option<Box<str>>,
+    /// `from`, as written.
+    pub from: Option<Box<str>>,
+    /// `id`, on a server's answer.
+    pub id: Option<Box<str>>,
+    /// `version`.
+    pub version: Option<Box<str>>,
+    /// `xml:lang`.
+    pub lang: Option<Box<str>>,
+}
+
+/// Why reading ended. There is no way on from here but to end the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{condition}: {reason}")]
+pub struct ReadError {
+    /// What the peer is told.
+    pub condition: StreamCondition,
+    /// What was met; a fixed text, safe to log.
+    pub reason: &'static str,
+}
+
+impl ReadError {
+    const fn new(condition: StreamCondition, reason: &'static str) -> ReadError {
+        ReadError { condition, reason }
+    }
+
+    const fn limit(reason: &'static str) -> ReadError {
+        ReadError::new(StreamCondition::PolicyViolation, reason)
+    }
+}
+
+impl From<ReadError> for StreamError {
+    fn from(error: ReadError) -> StreamError {
+        StreamError::new(error.condition).with_text(error.reason)
+    }
+}
+
+/// Reads one stream of a client. Feed it bytes, take events; after an event that changes the stream
+/// (`<proceed/>` sent, authenticated) call [`Reader::restart`] before feeding it again.
+pub struct Reader {
+    limits: Limits,
+    parser: RawParser,
+    scope: Scope,
+    /// Bytes consumed by the parser since the last child of the stream ended.
+    raw: BytesMut,
+    name: Option<RawQName>,
+    attributes: Vec<RawAttribute>,
+    child: Option<Child>,
+    /// `xml:lang` of the stream (RFC 6120, 4.7.4: the default of its stanzas).
+    lang: Option<Box<str>>,
+    state: State,
+    whitespace: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing but whitespace so far.
+    Fresh,
+    Open,
+    Closed,
+    Failed(ReadError),
+}
+
+/// The child of the stream that is being read.
+struct Child {
+    what: What,
+    /// Length of its opening tag in `raw`.
+    head_end: usize,
+    elements: usize,
+    /// Direct child elements.
+    children: usize,
+    /// Something in it needs a declaration made outside of it.
+    leans: bool,
+}
+
+enum What {
+    Stanza(Head),
+    Refused(Option<Stanza>),
+    Other,
+}
+
+impl Reader {
+    /// A reader at the start of a stream.
+    pub fn new(limits: Limits) -> Reader {
+        Reader {
+            limits,
+            parser: parser(limits),
+            scope: Scope::default(),
+            raw: BytesMut::new(),
+            name: None,
+            attributes: Vec::new(),
+            child: None,
+            lang: None,
+            state: State::Fresh,
+            whitespace: 0,
+        }
+    }
+
+    /// Other bounds from the next child of the stream on; `token_bytes` from the next restart on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// The bounds in force.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Forgets everything and expects a new stream header (RFC 6120, 4.3.3). Bytes that the caller still
+    /// holds belong to the new stream, or are to be thrown away before (after `<starttls/>`).
+    pub fn restart(&mut self) {
+        *self = Reader { whitespace: self.whitespace, ..Reader::new(self.limits) };
+    }
+
+    /// Gives scratch memory back; for a stream that has gone quiet.
+    pub fn release(&mut self) {
+        self.parser.release_temporaries();
+        if self.raw.is_empty() {
+            self.raw = BytesMut::new();
+        }
+        if self.attributes.is_empty() {
+            self.attributes = Vec::new();
+        }
+    }
+
+    /// Bytes of whitespace swallowed between stanzas so far (keep-alives).
+    pub fn whitespace(&self) -> u64 {
+        self.whitespace
+    }
+
+    /// Takes bytes from `input` until there is an event (`None`: it wants more). What follows the event
+    /// stays in `input`.
+    pub fn feed(&mut self, input: &mut BytesMut) -> Result<Option<StreamEvent>, ReadError> {
+        match self.state {
+            State::Failed(error) => return Err(error),
+            State::Closed => {
+                input.clear();
+                return Ok(None);
+            }
+            State::Fresh => {
+                // A keep-alive may still be on its way when a stream restarts.
+                let spaces = input.iter().take_while(|b| is_space(**b)).count();
+                self.whitespace += spaces as u64;
+                input.advance(spaces);
+                if input.is_empty() {
+                    return Ok(None);
+                }
+                self.state = State::Open;
+            }
+            State::Open => {}
+        }
+        let result = self.read(input);
+        if let Err(error) = result {
+            self.state = State::Failed(error);
+            self.raw = BytesMut::new();
+        }
+        result
+    }
+
+    fn read(&mut self, input: &mut BytesMut) -> Result<Option<StreamEvent>, ReadError> {
+        loop {
+            let mut rest = &input[..];
+            let parsed = self.parser.parse(&mut rest, false);
+            let used = input.len() - rest.len();
+            self.raw.extend_from_slice(&input[..used]);
+            input.advance(used);
+            // Counted on what was read, not on what is complete: a stanza that never ends is refused too.
+            let keep_alive = self.scope.depth() == 1 && matches!(parsed, Ok(Some(RawEvent::Text(..))));
+            if self.raw.len() > self.limits.stanza_bytes && !keep_alive {
+                return Err(ReadError::limit("too many bytes"));
+            }
+            match parsed {
+                Ok(Some(event)) => {
+                    if let Some(event) = self.on_raw(event)? {
+                        return Ok(Some(event));
+                    }
+                }
+                Ok(None) => return Ok(None),
+                Err(EndOrError::NeedMoreData) => return Ok(None),
+                Err(EndOrError::Error(error)) => return Err(map_error(error)),
+            }
+        }
+    }
+
+    fn on_raw(&mut self, event: RawEvent) -> Result<Option<StreamEvent>, ReadError> {
+        match event {
+            RawEvent::XmlDeclaration(..) => Ok(None),
+            RawEvent::ElementHeadOpen(_, name) => {
+                self.count_element()?;
+                self.name = Some(name);
+                Ok(None)
+            }
+            RawEvent::Attribute(_, (prefix, name), value) => {
+                if self.attributes.len() >= self.limits.attributes {
+                    return Err(ReadError::limit("too many attributes"));
+                }
+                self.attributes.push(RawAttribute { prefix, name, value });
+                Ok(None)
+            }
+            RawEvent::ElementHeadClose(_) => self.on_open(),
+            RawEvent::ElementFoot(_) => self.on_close(),
+            RawEvent::Text(_, text) => {
+                if self.scope.depth() == 1 {
+                    // RFC 6120, 4.6.1: whitespace keeps the connection alive; other text has no place here.
+                    if !text.bytes().all(is_space) {
+                        return Err(ReadError::new(StreamCondition::BadFormat, "text between stanzas"));
+                    }
+                    self.whitespace += text.len() as u64;
+                    // The parser may have read the `<` of the next tag to see the text end.
+                    match self.raw.iter().rposition(|b| *b == b'<') {
+                        Some(next) => self.raw.advance(next),
+                        None => self.raw.clear(),
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn count_element(&mut self) -> Result<(), ReadError> {
+        // The stream itself is not counted: its children are at depth 1.
+        if self.scope.depth() > self.limits.depth {
+            return Err(ReadError::limit("nested too deep"));
+        }
+        if let Some(child) = &mut self.child {
+            child.elements += 1;
+            if child.elements > self.limits.elements {
+                return Err(ReadError::limit("too many elements"));
+            }
+            if self.scope.depth() == 2 {
+                child.children += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn on_open(&mut self) -> Result<Option<StreamEvent>, ReadError> {
+        let malformed = |reason| ReadError::new(StreamCondition::NotWellFormed, reason);
+        let Some((prefix, name)) = self.name.take() else {
+            return Err(malformed("a tag without a name"));
+        };
+        self.scope.open(&self.attributes).map_err(|bad| match bad {
+            stanza::scope::BadTag::DuplicateAttribute => malformed("duplicate attribute"),
+            stanza::scope::BadTag::UndeclaredPrefix => malformed("undeclared prefix"),
+        })?;
+        let prefix = prefix.as_deref().map(|p| &**p);
+        let (uri, declared_at) = self.scope.find(prefix).map_err(|_| malformed("undeclared prefix"))?;
+        let event = match self.scope.depth() {
+            1 => {
+                let header = self.header(&name, uri);
+                self.lang = header.lang.clone();
+                self.raw.clear();
+                Some(StreamEvent::Header(header))
+            }
+            2 => {
+                let what = self.child_of(&name, uri)?;
+                let head_end = self.raw.len();
+                self.child = Some(Child { what, head_end, elements: 1, children: 0, leans: false });
+                None
+            }
+            _ => {
+                let leans = self.leans(prefix, uri, declared_at);
+                if let Some(child) = &mut self.child {
+                    child.leans |= leans;
+                }
+                None
+            }
+        };
+        self.attributes.clear();
+        Ok(event)
+    }
+
+    /// Whether an element inside a stanza needs a declaration of the stream or of the stanza's own tag.
+    /// The default namespace `jabber:client` is there wherever the body is written, the others are not.
+    fn leans(&self, prefix: Option<&str>, uri: &str, declared_at: Option<usize>) -> bool {
+        let outside = |level: Option<usize>| level.is_none_or(|level| level < 2);
+        let name_leans = match prefix {
+            Some("xml") => false,
+            Some(_) => outside(declared_at),
+            None => outside(declared_at) && uri != ns::CLIENT,
+        };
+        name_leans
+            || self.attributes.iter().filter_map(|a| a.foreign_prefix()).any(|prefix| {
+                prefix != "xml" && self.scope.find(Some(prefix)).is_ok_and(|(_, level)| outside(level))
+            })
+    }
+
+    fn header(&self, name: &str, uri: &str) -> StreamHeader {
+        let plain =
+            |name: &str| self.attributes.iter().find(|a| a.is_plain(name)).map(|a| a.value.as_str().into());
+        StreamHeader {
+            name: name.into(),
+            ns: uri.into(),
+            content_ns: self.scope.uri_of(None).unwrap_or_default().into(),
+            to: plain("to"),
+            from: plain("from"),
+            id: plain("id"),
+            version: plain("version"),
+            lang: self.attributes.iter().find(|a| is_lang(a)).map(|a| a.value.as_str().into()),
+        }
+    }
+
+    fn child_of(&self, name: &str, uri: &str) -> Result<What, ReadError> {
+        if name == "stream" && uri == ns::STREAM {
+            return Err(ReadError::new(StreamCondition::BadFormat, "a second stream header"));
+        }
+        let Some(kind) = Kind::from_tag(name).filter(|_| uri == ns::CLIENT) else {
+            return Ok(What::Other);
+        };
+        let mut head = Head::new(kind);
+        let mut malformed = false;
+        for a in &self.attributes {
+            let value = a.value.as_str();
+            if a.is_plain("to") {
+                head.to = Jid::new(value).ok();
+                malformed = head.to.is_none();
+            } else if a.is_plain("from") {
+                // RFC 6120, 8.1.2.1: a `from` that is not the client's own, hence also one that is no
+                // address at all, ends the stream.
+                let invalid = ReadError::new(StreamCondition::InvalidFrom, "`from` is no address");
+                head.from = Some(Jid::new(value).map_err(|_| invalid)?);
+            } else if a.is_plain("id") {
+                head.id = Some(value.into());
+            } else if a.is_plain("type") {
+                head.type_ = Some(value.into());
+            } else if is_lang(a) {
+                head.lang = Some(value.into());
+            } else if let Some(prefix) = a.foreign_prefix() {
+                let uri = self.scope.uri_of(Some(prefix)).unwrap_or_default();
+                head.extra.push(ExtraAttribute {
+                    ns: uri.into(),
+                    name: a.name.as_str().into(),
+                    value: value.into(),
+                });
+            }
+        }
+        if malformed {
+            let error = StanzaError::new(Condition::JidMalformed).with_text("`to` is no address");
+            head.from = None;
+            return Ok(What::Refused(head.refusal(&error)));
+        }
+        if head.lang.is_none() {
+            head.lang.clone_from(&self.lang);
+        }
+        Ok(What::Stanza(head))
+    }
+
+    fn on_close(&mut self) -> Result<Option<StreamEvent>, ReadError> {
+        let depth = self.scope.depth();
+        let event = match depth {
+            1 => {
+                self.state = State::Closed;
+                self.raw = BytesMut::new();
+                Some(StreamEvent::Close)
+            }
+            2 => match self.child.take() {
+                Some(child) => Some(self.finish(child)?),
+                None => None,
+            },
+            _ => None,
+        };
+        self.scope.close();
+        Ok(event)
+    }
+
+    fn finish(&mut self, child: Child) -> Result<StreamEvent, ReadError> {
+        // A closing tag holds no `<` but its own; an empty-element tag ends where its head ends.
+        let end = match self.raw.get(child.head_end..) {
+            Some(rest) if !rest.is_empty() => {
+                child.head_end + rest.windows(2).rposition(|w| w == b"</").unwrap_or(0)
+            }
+            _ => self.raw.len().min(child.head_end),
+        };
+        let body = &self.raw[child.head_end.min(end)..end];
+        let event = match child.what {
+            What::Stanza(head) => match head.check_shape(child.children) {
+                Err(error) => StreamEvent::BadStanza { reply: Head { from: None, ..head }.refusal(&error) },
+                Ok(()) if child.leans => {
+                    let mut e = Element::bare("r", ns::CLIENT);
+                    self.parse_body(&mut e, body)?;
+                    StreamEvent::Stanza(Stanza::new(head, stanza::stanza::children_to_bytes(&e)))
+                }
+                Ok(()) => StreamEvent::Stanza(Stanza::new(head, Bytes::copy_from_slice(body))),
+            },
+            What::Refused(reply) => StreamEvent::BadStanza { reply },
+            What::Other => StreamEvent::Element(self.whole()?),
+        };
+        self.raw.clear();
+        Ok(event)
+    }
+
+    fn parse_body(&self, parent: &mut Element, body: &[u8]) -> Result<(), ReadError> {
+        let declared: Vec<_> = self.scope.declared().collect();
+        dom::parse_children(parent, &declared, body).map_err(internal)
+    }
+
+    /// The child of the stream that just ended, as a tree.
+    fn whole(&self) -> Result<Element, ReadError> {
+        let mut parent = Element::bare("r", ns::CLIENT);
+        let declared: Vec<_> = self.scope.declared_outside(1).collect();
+        dom::parse_children(&mut parent, &declared, &self.raw).map_err(internal)?;
+        parent.unshift_child().ok_or(internal(dom::BadXml::NotWellFormed))
+    }
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("state", &self.state).field("held", &self.raw.len()).finish()
+    }
+}
+
+fn parser(limits: Limits) -> RawParser {
+    let mut parser =
+        RawParser::with_options(Options { max_token_length: limits.token_bytes, ..Options::default() });
+    // Text is cut out of the raw bytes, never collected.
+    parser.set_text_buffering(false);
+    parser
+}
+
+fn is_space(b: u8) -> bool {
+    matches!(b, b' ' | b'\t' | b'\r' | b'\n')
+}
+
+fn is_lang(a: &RawAttribute) -> bool {
+    a.foreign_prefix() == Some("xml") && a.name == "lang"
+}
+
+fn internal(_: dom::BadXml) -> ReadError {
+    ReadError::new(StreamCondition::NotWellFormed, "not well-formed")
+}
+
+/// RFC 6120, 4.9.3 and 11.1 for what `rxml` refuses.
+fn map_error(error: rxml::Error) -> ReadError {
+    use StreamCondition::*;
+    match error {
+        rxml::Error::RestrictedXml("long name or reference" | "event too long") => {
+            ReadError::limit("a name or value too long")
+        }
+        rxml::Error::RestrictedXml("only utf-8 encoding is allowed") => {
+            ReadError::new(UnsupportedEncoding, "only UTF-8 is spoken here")
+        }
+        rxml::Error::RestrictedXml(reason) => ReadError::new(RestrictedXml, reason),
+        // What `<!DOCTYPE` is to a parser that knows comments and CDATA only.
+        rxml::Error::InvalidSyntax("malformed cdata or comment section start") => {
+            ReadError::new(RestrictedXml, "a DTD or other declaration")
+        }
+        rxml::Error::UndeclaredEntity => ReadError::new(RestrictedXml, "an undeclared entity"),
+        rxml::Error::InvalidUtf8Byte(_) => ReadError::new(NotWellFormed, "not UTF-8"),
+        _ => ReadError::new(NotWellFormed, "not well-formed"),
+    }
+}
