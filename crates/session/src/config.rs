@@ -28,8 +28,33 @@ pub struct C2s {
     pub direct_tls_listen: Vec<SocketAddr>,
     /// Whether a client must switch to TLS before it logs in.
     pub tls_required: bool,
+    /// What happens when a client asks for a resource that another session has.
+    pub resource_conflict: ResourceConflict,
     /// Threads that own sessions; 0 means one for each core.
     pub arbiters: usize,
+}
+
+/// What happens when a client asks for a resource that another session has (RFC 6120, 7.7.2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum ResourceConflict {
+    /// The older session is closed with `conflict`.
+    #[default]
+    Replace,
+    /// The newer one hears `conflict` and may ask for another.
+    Refuse,
+    /// The newer one gets a resource made by the server.
+    Rename,
+}
+
+impl From<ResourceConflict> for cluster::ConflictPolicy {
+    fn from(conflict: ResourceConflict) -> cluster::ConflictPolicy {
+        match conflict {
+            ResourceConflict::Replace => cluster::ConflictPolicy::Replace,
+            ResourceConflict::Refuse => cluster::ConflictPolicy::Refuse,
+            ResourceConflict::Rename => cluster::ConflictPolicy::Rename,
+        }
+    }
 }
 
 impl Default for C2s {
@@ -38,6 +63,7 @@ impl Default for C2s {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 5222))],
             direct_tls_listen: vec![SocketAddr::from(([0, 0, 0, 0], 5223))],
             tls_required: true,
+            resource_conflict: ResourceConflict::default(),
             arbiters: 0,
         }
     }

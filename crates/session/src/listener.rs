@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as Unpolled};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -66,7 +66,7 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<Unpolled> {
 pub(crate) async fn accept(
     listener: Unpolled,
     door: Door,
-    world: Rc<World>,
+    world: Arc<World>,
     mut open: watch::Receiver<bool>,
     admit: impl Fn(Guest),
 ) -> io::Result<()> {

@@ -182,6 +182,7 @@ impl Typed<'_> {
                 direct_tls_listen: self.addresses("c2s.direct_tls_listen"),
                 tls_required: self.flag("c2s.tls_required").unwrap_or(true),
                 arbiters: self.count("c2s.arbiters"),
+                ..session::C2s::default()
             },
             tls: session::TlsFiles {
                 cert: self.path("tls.cert").unwrap_or_default(),

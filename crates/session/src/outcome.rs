@@ -1,0 +1,109 @@
+//! Why a connection ended, and what the client is told about it.
+
+use stanza::{StreamCondition, StreamError};
+
+/// The one reason for which a connection or a session ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The client closed its stream (RFC 6120, 4.4).
+    Closed,
+    /// The socket ended under an open stream, or failed.
+    Gone,
+    /// The client did not read what was written for longer than the write timeout.
+    Stalled,
+    /// The TLS handshake failed or took too long: there is nobody to tell.
+    NoTls,
+    /// A new socket that sent nothing in time: there is no stream to close.
+    Silent,
+    /// A stage of the stream took longer than its limit.
+    Late,
+    /// The client broke a rule of the stream.
+    Broke(StreamError),
+    /// Another session took the full JID.
+    Displaced,
+    /// An operator closed the session.
+    Kicked,
+    /// More waited for the client than its mailbox may hold.
+    Overflowed,
+    /// This node stops.
+    Stopping,
+    /// The login could not be carried out because the cluster or the store did not answer.
+    Unavailable,
+    /// Code of ours panicked while it worked for this client.
+    Panicked,
+}
+
+impl Outcome {
+    /// A short name for logs and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Outcome::Closed => "closed",
+            Outcome::Gone => "gone",
+            Outcome::Stalled => "stalled",
+            Outcome::NoTls => "no-tls",
+            Outcome::Silent => "silent",
+            Outcome::Late => "late",
+            Outcome::Broke(_) => "broke-a-rule",
+            Outcome::Displaced => "displaced",
+            Outcome::Kicked => "kicked",
+            Outcome::Overflowed => "overflowed",
+            Outcome::Stopping => "stopping",
+            Outcome::Unavailable => "unavailable",
+            Outcome::Panicked => "panicked",
+        }
+    }
+
+    /// What the client is told before its stream is closed.
+    pub(crate) fn farewell(&self) -> Farewell {
+        let error = |condition| Farewell::Error(StreamError::new(condition));
+        match self {
+            Outcome::Gone | Outcome::Stalled | Outcome::NoTls | Outcome::Silent => Farewell::Nothing,
+            Outcome::Closed => Farewell::Close,
+            Outcome::Broke(error) => Farewell::Error(error.clone()),
+            Outcome::Late => error(StreamCondition::ConnectionTimeout),
+            Outcome::Displaced => error(StreamCondition::Conflict),
+            // Not `conflict`: some clients come back at once after it, others never.
+            Outcome::Kicked => error(StreamCondition::PolicyViolation),
+            Outcome::Overflowed => error(StreamCondition::ResourceConstraint),
+            Outcome::Stopping => error(StreamCondition::SystemShutdown),
+            Outcome::Unavailable | Outcome::Panicked => error(StreamCondition::InternalServerError),
+        }
+    }
+
+    /// Whether the client ended the session as it should, so that its contacts see no accident.
+    pub(crate) fn is_clean(&self) -> bool {
+        matches!(self, Outcome::Closed | Outcome::Displaced | Outcome::Kicked | Outcome::Stopping)
+    }
+
+    /// Whether what waits for the client is still worth writing before the stream is closed.
+    pub(crate) fn may_flush(&self) -> bool {
+        matches!(self, Outcome::Closed | Outcome::Broke(_) | Outcome::Kicked | Outcome::Stopping | Outcome::Late)
+    }
+}
+
+/// The last words on a stream.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Farewell {
+    Nothing,
+    Close,
+    Error(StreamError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cannot_hear_is_told_nothing() {
+        for outcome in [Outcome::Gone, Outcome::Stalled, Outcome::NoTls, Outcome::Silent] {
+            assert_eq!(outcome.farewell(), Farewell::Nothing, "{}", outcome.name());
+            assert!(!outcome.may_flush(), "{}", outcome.name());
+        }
+    }
+
+    #[test]
+    fn a_displaced_session_hears_of_the_conflict() {
+        let Farewell::Error(error) = Outcome::Displaced.farewell() else { panic!("no error") };
+        assert_eq!(error.condition, StreamCondition::Conflict);
+    }
+}

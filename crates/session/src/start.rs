@@ -1,0 +1,288 @@
+//! Starts the arbiters and their listeners, and is the handle by which a node watches and stops them.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use actix_rt::{Arbiter, ArbiterHandle, System};
+use cluster::{Change, Living, Loss};
+use hooks::{Accounts, Registry, Services};
+use jid::FullJid;
+use parking_lot::Mutex;
+use router::Router;
+use tokio::sync::{mpsc, watch};
+
+use crate::claims::Claims;
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::gate::Gate;
+use crate::listener::{self, Door};
+use crate::passwords::Passwords;
+use crate::session::Order;
+use crate::table::{SessionFacts, Table};
+use crate::tls::TlsStore;
+use crate::world::World;
+
+/// The client side of a node could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened at; `AddrInUse` means that another process does.
+    #[error("failed to listen at `{address}`: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system gives no more threads.
+    #[error("failed to start a thread for sessions: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// The running client side of a node.
+pub struct Listeners {
+    world: Arc<World>,
+    addresses: Vec<(Door, SocketAddr)>,
+    open: watch::Sender<bool>,
+    threads: Mutex<Option<Threads>>,
+}
+
+/// The threads that own sessions.
+struct Threads {
+    system: System,
+    arbiters: Vec<ArbiterHandle>,
+    main: JoinHandle<()>,
+}
+
+/// Binds every configured address, starts one arbiter per core (or as configured) and accepts clients on each
+/// of them. The arbiters have threads of their own: the caller may be on any runtime or none.
+///
+/// # Errors
+/// [`StartError`] where an address cannot be bound or no thread be had; nothing runs then.
+pub fn start(
+    config: Config,
+    tls: Arc<TlsStore>,
+    router: Arc<Router>,
+    registry: Arc<Registry>,
+    claims: Arc<dyn Claims>,
+    accounts: Accounts,
+) -> Result<Arc<Listeners>, StartError> {
+    let arbiters = match config.c2s.arbiters {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let mut doors = Vec::new();
+    for (door, addresses) in
+        [(Door::StartTls, &config.c2s.listen), (Door::DirectTls, &config.c2s.direct_tls_listen)]
+    {
+        for &address in addresses {
+            let sockets =
+                listener::bind(address, arbiters).map_err(|source| StartError::Listen { address, source })?;
+            doors.push((door, sockets));
+        }
+    }
+    let addresses = doors
+        .iter()
+        .filter_map(|(door, sockets)| Some((*door, sockets.first()?.local_addr().ok()?)))
+        .collect();
+
+    let limits = &config.limits;
+    let passwords =
+        Passwords::start(limits.password_threads, limits.password_queue).map_err(StartError::Thread)?;
+    let (open, is_open) = watch::channel(true);
+    let (serving, is_serving) = watch::channel(claims.is_serving());
+    let changes = claims.changes();
+    let world = Arc::new(World {
+        tls,
+        services: router.clone() as Arc<dyn Services>,
+        router,
+        registry,
+        claims,
+        accounts,
+        passwords,
+        gate: Gate::new(limits),
+        counters: Arc::new(Counters::default()),
+        table: Table::default(),
+        serving: is_serving,
+        open: is_open,
+        config,
+    });
+    let threads = threads(arbiters, world.clone(), changes, serving)?;
+    for (door, sockets) in doors {
+        for (arbiter, socket) in threads.arbiters.iter().zip(sockets) {
+            accept_on(arbiter, door, socket, world.clone());
+        }
+    }
+    Ok(Arc::new(Listeners { world, addresses, open, threads: Mutex::new(Some(threads)) }))
+}
+
+fn accept_on(arbiter: &ArbiterHandle, door: Door, socket: TcpListener, world: Arc<World>) {
+    arbiter.spawn_fn(move || {
+        actix_rt::spawn(async move {
+            let open = world.open.clone();
+            let admit = |guest| {
+                drop::<listener::Guest>(guest);
+            };
+            if let Err(error) = listener::accept(socket, door, world.clone(), open, admit).await {
+                tracing::error!(%error, ?door, "a listener stopped");
+            }
+        });
+    });
+}
+
+/// Starts a thread with an actix system, its arbiters beside it; on the system's own arbiter runs what is
+/// told to all sessions.
+fn threads(
+    count: usize,
+    world: Arc<World>,
+    changes: mpsc::Receiver<Change>,
+    serving: watch::Sender<bool>,
+) -> Result<Threads, StartError> {
+    let (tell, told) = blocking::channel();
+    let run = move || {
+        let runner = System::new();
+        let arbiters: io::Result<Vec<Arbiter>> = (0..count).map(|_| Arbiter::try_new()).collect();
+        let arbiters = match arbiters {
+            Ok(arbiters) => arbiters,
+            Err(error) => {
+                let _ = tell.send(Err(error));
+                return;
+            }
+        };
+        let handles = arbiters.iter().map(Arbiter::handle).collect();
+        let _ = tell.send(Ok((System::current(), handles)));
+        runner.runtime().spawn(follow(world, changes, serving));
+        if let Err(error) = runner.run() {
+            tracing::error!(%error, "the system of the sessions failed");
+        }
+        for arbiter in arbiters {
+            arbiter.stop();
+            let _ = arbiter.join();
+        }
+    };
+    let main = std::thread::Builder::new().name("sessions".into()).spawn(run).map_err(StartError::Thread)?;
+    match told.recv() {
+        Ok(Ok((system, arbiters))) => Ok(Threads { system, arbiters, main }),
+        Ok(Err(error)) => Err(StartError::Thread(error)),
+        Err(_) => Err(StartError::Thread(io::Error::other("the thread ended at once"))),
+    }
+}
+
+/// Turns what the cluster tells into orders to sessions.
+async fn follow(world: Arc<World>, mut changes: mpsc::Receiver<Change>, serving: watch::Sender<bool>) {
+    while let Some(change) = changes.recv().await {
+        match change {
+            Change::Displaced { sid, loss, .. } => {
+                let order = match loss {
+                    Loss::Conflict => Order::Displaced,
+                    Loss::Kicked => Order::Kick,
+                };
+                world.table.order(hooks::Sid(sid.0), order);
+            }
+            Change::LeaseLost => {
+                serving.send_replace(false);
+            }
+            Change::LeaseBack { .. } => {
+                // Beside this loop: the table may stand still until the changes behind are taken.
+                actix_rt::spawn(come_back(world.clone(), serving.clone()));
+            }
+            Change::NodeGone { .. } | Change::NodeUp { .. } | Change::NodeDraining { .. } => {}
+        }
+    }
+}
+
+/// Pause between two attempts to bring the living sessions back.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// The lease is back under a new incarnation, whose table knows none of the sessions that live here: bring
+/// them back, and end those whose full JIDs were taken meanwhile.
+async fn come_back(world: Arc<World>, serving: watch::Sender<bool>) {
+    while world.claims.is_serving() {
+        let living = world.table.views().iter().map(|view| living(view)).collect();
+        match world.claims.resync(living).await {
+            Ok(taken) => {
+                for sid in taken {
+                    world.table.order(hooks::Sid(sid.0), Order::Displaced);
+                }
+                break;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "failed to bring the sessions back, trying again");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+    serving.send_replace(world.claims.is_serving());
+}
+
+fn living(view: &hooks::SessionView) -> Living {
+    Living {
+        jid: view.jid().clone(),
+        sid: cluster::Sid(view.sid().0),
+        priority: view.priority(),
+        detached: false,
+    }
+}
+
+impl Listeners {
+    /// Where clients can connect: what was bound, with the ports that the system chose for port 0.
+    pub fn addresses(&self) -> &[(Door, SocketAddr)] {
+        &self.addresses
+    }
+
+    /// Facts about every bound session of this node.
+    pub fn sessions(&self) -> Vec<SessionFacts> {
+        self.world.table.facts(self.world.claims.me().0)
+    }
+
+    /// How many sessions are bound on this node.
+    pub fn session_count(&self) -> usize {
+        self.world.table.len()
+    }
+
+    /// How many client sockets are open, bound or not.
+    pub fn connections(&self) -> usize {
+        self.world.gate.open()
+    }
+
+    /// What was counted since the start.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.world.counters
+    }
+
+    /// The threads that derive keys, for whoever else has a password to turn into keys.
+    pub fn passwords(&self) -> &Passwords {
+        &self.world.passwords
+    }
+
+    /// Closes the session that has this full JID on this node; false where there is none.
+    /// To close one wherever it is, take its route: [`Cluster::kick`](cluster::Cluster::kick).
+    pub fn kick(&self, jid: &FullJid) -> bool {
+        self.world.table.find(jid).is_some_and(|sid| self.world.table.order(sid, Order::Kick))
+    }
+
+    /// Accepts nobody any more, closes every stream with `system-shutdown` after what waits for it was
+    /// written, and ends the threads. Returns when that is done or `limits.stop_timeout_s` has passed.
+    pub async fn stop(&self) {
+        self.open.send_replace(false);
+        let ended = async {
+            while self.world.gate.open() > 0 {
+                // Again and again: a session may be bound between two orders.
+                self.world.table.order_all(Order::Drain);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(self.world.config.limits.stop(), ended).await.is_err() {
+            tracing::warn!(open = self.world.gate.open(), "stopping although connections are open");
+        }
+        let Some(threads) = self.threads.lock().take() else { return };
+        threads.system.stop();
+        let joined = tokio::task::spawn_blocking(move || threads.main.join());
+        if tokio::time::timeout(self.world.config.limits.stop(), joined).await.is_err() {
+            tracing::warn!("a thread of the sessions did not end");
+        }
+    }
+}
