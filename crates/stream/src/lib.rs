@@ -1,5 +1,6 @@
 //! Bytes to stanzas and back, negotiation, SASL: pure, no socket, no clock, no randomness of its own.
 
+pub mod client;
 pub mod features;
 pub mod limits;
 pub mod negotiation;

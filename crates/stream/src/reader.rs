@@ -491,3 +491,6 @@ fn map_error(error: rxml::Error) -> ReadError {
         _ => ReadError::new(NotWellFormed, "not well-formed"),
     }
 }
+
+#[cfg(test)]
+mod tests;
