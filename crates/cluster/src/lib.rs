@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod config;
 pub mod error;
 pub mod raft;
+pub mod replica;
 pub mod role;
 pub mod routes;
 pub mod table;

@@ -12,3 +12,8 @@ pub mod admin {
 pub mod relay {
     tonic::include_proto!("rookery.relay.v1");
 }
+
+/// What backends keep for the other nodes, and the commands of the replicated store.
+pub mod store {
+    tonic::include_proto!("rookery.store.v1");
+}

@@ -24,6 +24,12 @@ pub type SnapshotWriter = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Sen
 /// It lives on a thread of its own, where it may block. It must be total: a payload that makes one replica
 /// panic makes all of them panic.
 pub trait Machine: Send + 'static {
+    /// Whether the machine keeps its state, with the mark, across a restart. Then it is its own snapshot: one is
+    /// only written out when a follower needs it.
+    fn is_durable(&self) -> bool {
+        false
+    }
+
     /// The mark of the newest entry that is kept here across a restart; `None` if nothing is kept, and then
     /// the group brings the state back from its newest snapshot and log.
     fn mark(&self) -> Option<Bytes> {

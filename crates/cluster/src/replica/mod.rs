@@ -1,0 +1,22 @@
+//! The replicated store: every backend keeps all of it in sled, equal by the Raft group `data`.
+//!
+//! - [`open`]: the engine that fits this node's roles, for `node` to build its `Store` on.
+//! - `engine`: the engine of a backend: a commit is a proposal, a read waits behind a read index.
+//! - `remote`: the engine of a frontend: asks any backend and turns to the next when one dies.
+//! - `service`: what a backend answers to frontends.
+//! - `machine`: committed commands become records, in one atomic write with the place in the log.
+//! - `wire`: commands, answers and failures as messages of `proto/store.proto`.
+
+mod engine;
+mod machine;
+mod open;
+mod remote;
+mod service;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use engine::Replica;
+pub use open::{Opened, open};
+pub use remote::Remote;

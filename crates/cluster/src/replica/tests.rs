@@ -1,0 +1,324 @@
+//! The replicated store kept to the promises of every engine, and to its own: once, everywhere, again.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use prost::Message;
+use proto::store as wire;
+use store::{
+    Batch, BoxFuture, Committed, Engine, Expect, Op, Partition, Range, StoreError, Table, conformance,
+    engines::sled::{Config, Disk, readers::Readers},
+};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tonic::transport::{Channel, Endpoint, Server};
+
+use super::{
+    engine::{Agreement, Replica, split},
+    machine::StoreMachine,
+    remote::Remote,
+    service,
+    wire::{FORMAT, command, read_commit_reply},
+};
+use crate::{
+    error::ProposeError,
+    raft::{
+        group::Proposed,
+        machine::{Committed as Entry, Machine},
+    },
+    role::NodeId,
+};
+
+const T: Table = Table("test");
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+fn account(name: &str) -> Partition {
+    Partition::Account(name.into())
+}
+
+fn put(key: &str, value: &str) -> Batch {
+    let op = Op::Put { table: T, key: key.into(), value: value.into() };
+    Batch { partition: account("a@h"), expect: vec![], ops: vec![op] }
+}
+
+fn disk(path: &Path) -> Arc<Disk> {
+    Arc::new(Disk::open(&Config { cache_bytes: 4 << 20, ..Config::new(path) }).unwrap())
+}
+
+/// A log that every member follows, without the network: the first member applies at once, the others when
+/// somebody reads there.
+struct Log {
+    entries: Mutex<Vec<Entry>>,
+    members: Vec<Mutex<Member>>,
+}
+
+struct Member {
+    machine: StoreMachine,
+    applied: usize,
+}
+
+struct Seat {
+    log: Arc<Log>,
+    number: usize,
+}
+
+impl Log {
+    fn catch_up(&self, entries: &[Entry], number: usize) -> Vec<Vec<Bytes>> {
+        let mut member = self.members[number].lock();
+        let new = &entries[member.applied..];
+        let replies = member.machine.apply(new).unwrap();
+        member.applied = entries.len();
+        replies
+    }
+}
+
+fn entry(index: u64, payloads: Vec<Bytes>) -> Entry {
+    Entry { index, mark: Bytes::copy_from_slice(&index.to_be_bytes()), payloads }
+}
+
+impl Agreement for Seat {
+    fn propose(&self, payload: Bytes, _deadline: Instant) -> BoxFuture<'_, Result<Proposed, ProposeError>> {
+        let mut entries = self.log.entries.lock();
+        let index = entries.len() as u64 + 1;
+        // Twice, as when the answer to the first proposal was lost.
+        entries.push(entry(index, vec![payload.clone(), payload]));
+        let replies = self.log.catch_up(&entries, 0);
+        let reply = replies.last().unwrap()[1].clone();
+        Box::pin(async move { Ok(Proposed { index, reply }) })
+    }
+
+    fn catch_up(&self, _deadline: Instant) -> BoxFuture<'_, Result<(), ProposeError>> {
+        self.log.catch_up(&self.log.entries.lock(), self.number);
+        Box::pin(async { Ok(()) })
+    }
+}
+
+struct Cluster {
+    replicas: Vec<Arc<Replica>>,
+    _folders: Vec<TempDir>,
+}
+
+fn cluster(count: usize) -> Cluster {
+    let folders: Vec<TempDir> = (0..count).map(|_| tempfile::tempdir().unwrap()).collect();
+    let disks: Vec<Arc<Disk>> = folders.iter().map(|folder| disk(folder.path())).collect();
+    let member = |disk: &Arc<Disk>| {
+        Mutex::new(Member { machine: StoreMachine::open(disk.clone()).unwrap(), applied: 0 })
+    };
+    let log = Arc::new(Log { entries: Mutex::default(), members: disks.iter().map(member).collect() });
+    let replica = |(number, disk): (usize, &Arc<Disk>)| {
+        let readers = Readers::start(disk, 2, 64).unwrap();
+        Arc::new(Replica::new(Box::new(Seat { log: log.clone(), number }), disk.clone(), readers))
+    };
+    Cluster { replicas: disks.iter().enumerate().map(replica).collect(), _folders: folders }
+}
+
+/// A backend's listener on loopback; aborted, it is a dead backend.
+async fn serve(replica: &Arc<Replica>) -> (Channel, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = service::server(replica.clone());
+    let run = async move {
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+    };
+    let task = tokio::spawn(run);
+    (Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy(), task)
+}
+
+#[tokio::test]
+async fn a_lone_replica_keeps_every_promise() {
+    let cluster = cluster(1);
+    conformance::all(&[cluster.replicas[0].clone()]).await;
+}
+
+#[tokio::test]
+async fn replicas_that_lag_keep_every_promise() {
+    let cluster = cluster(3);
+    let handles: Vec<Arc<dyn Engine>> = cluster.replicas.iter().map(|r| r.clone() as _).collect();
+    conformance::all(&handles).await;
+}
+
+#[tokio::test]
+async fn a_frontend_keeps_every_promise_over_grpc() {
+    let cluster = cluster(3);
+    let mut channels = Vec::new();
+    for (number, replica) in cluster.replicas.iter().enumerate() {
+        channels.push((NodeId(number as u64), serve(replica).await.0));
+    }
+    let first = channels[..1].to_vec();
+    let remotes = [Remote::new(move || channels.clone()), Remote::new(move || first.clone())];
+    let [a, b] = remotes.map(|remote| Arc::new(remote) as Arc<dyn Engine>);
+    conformance::all(&[a, b, cluster.replicas[2].clone()]).await;
+}
+
+#[tokio::test]
+async fn a_frontend_turns_to_the_next_backend_when_one_dies() {
+    let cluster = cluster(3);
+    let (mut channels, mut tasks) = (Vec::new(), Vec::new());
+    for (number, replica) in cluster.replicas.iter().enumerate() {
+        let (channel, task) = serve(replica).await;
+        channels.push((NodeId(number as u64), channel));
+        tasks.push(task);
+    }
+    let remote = Remote::new(move || channels.clone());
+    for (number, task) in tasks.into_iter().enumerate().take(2) {
+        assert_eq!(remote.commit(vec![put("k", "v")], soon()).await, Ok(vec![Committed::Done]));
+        task.abort();
+        let _ = task.await;
+        let found = remote.get(&account("a@h"), T, b"k", soon()).await.unwrap().unwrap();
+        assert_eq!(found.version, number as u64 + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_frontend_without_a_backend_gives_up_at_the_deadline() {
+    let remote = Remote::new(Vec::new);
+    let deadline = Instant::now() + Duration::from_millis(20);
+    assert_eq!(remote.get(&account("a@h"), T, b"k", deadline).await, Err(StoreError::Deadline));
+}
+
+#[test]
+fn a_command_that_is_repeated_happens_once_even_after_a_restart_or_a_snapshot() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut counted = put("k", "v");
+    counted.expect = vec![(T, b"k".to_vec(), Expect::Absent)];
+    let payload = Bytes::from(command(7, vec![counted]).encode_to_vec());
+    let answer = |machine: &mut StoreMachine, index| {
+        let replies = machine.apply(&[entry(index, vec![payload.clone()])]).unwrap();
+        read_commit_reply(wire::CommitReply::decode(replies[0][0].clone()).unwrap())
+    };
+    let disk_here = disk(folder.path());
+    let mut machine = StoreMachine::open(disk_here.clone()).unwrap();
+    assert_eq!(machine.mark(), None);
+    assert_eq!(answer(&mut machine, 1), Ok(vec![Committed::Done]));
+    assert_eq!(answer(&mut machine, 2), Ok(vec![Committed::Done]));
+    drop((machine, disk_here));
+
+    let disk_here = disk(folder.path());
+    let mut machine = StoreMachine::open(disk_here.clone()).unwrap();
+    assert_eq!(machine.mark().unwrap(), 2u64.to_be_bytes()[..]);
+    assert_eq!(answer(&mut machine, 3), Ok(vec![Committed::Done]));
+    assert_eq!(disk_here.get(&account("a@h"), T, b"k").unwrap().unwrap().version, 1);
+
+    let mut bytes = Vec::new();
+    machine.snapshot().unwrap()(&mut bytes).unwrap();
+    let disk_there = disk(other.path());
+    let mut machine = StoreMachine::open(disk_there.clone()).unwrap();
+    machine.apply(&[entry(1, vec![command(9, vec![put("stale", "x")]).encode_to_vec().into()])]).unwrap();
+    machine.install(Bytes::from_static(b"place"), &mut &bytes[..]).unwrap();
+    assert_eq!(machine.mark().unwrap(), b"place"[..]);
+    assert_eq!(answer(&mut machine, 4), Ok(vec![Committed::Done]));
+    let found = disk_there.scan(&account("a@h"), T, &Range::all()).unwrap();
+    assert_eq!(found.iter().map(|(key, r)| (&key[..], r.version)).collect::<Vec<_>>(), [(&b"k"[..], 1)]);
+}
+
+#[test]
+fn the_memory_of_commands_is_bounded_and_the_same_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let payload = |id: u128| Bytes::from(command(id, vec![put("n", "x")]).encode_to_vec());
+    let version = |disk: &Disk| disk.get(&account("a@h"), T, b"n").unwrap().unwrap().version;
+    let mut index = 0;
+    let mut apply = |machine: &mut StoreMachine, ids: &[u128]| {
+        index += 1;
+        machine.apply(&[entry(index, ids.iter().map(|id| payload(*id)).collect())]).unwrap();
+    };
+    {
+        let disk = disk(folder.path());
+        let mut machine = StoreMachine::remembering(disk.clone(), 4).unwrap();
+        for id in 0..10 {
+            apply(&mut machine, &[id * 2, id * 2 + 1]);
+        }
+        assert_eq!(version(&disk), 20);
+        // Known still: the last four.
+        apply(&mut machine, &[16, 17, 18, 19]);
+        assert_eq!(version(&disk), 20);
+    }
+    let disk = disk(folder.path());
+    let mut machine = StoreMachine::remembering(disk.clone(), 4).unwrap();
+    apply(&mut machine, &[16, 17, 18, 19]);
+    assert_eq!(version(&disk), 20);
+    // Long forgotten.
+    apply(&mut machine, &[3]);
+    assert_eq!(version(&disk), 21);
+}
+
+#[test]
+fn bytes_that_are_no_command_are_answered_and_a_newer_format_stops_this_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = disk(folder.path());
+    let mut machine = StoreMachine::open(disk.clone()).unwrap();
+    let mut bad_table = command(1, vec![put("k", "v")]);
+    if let Some(wire::change::What::Put(put)) = &mut bad_table.batches[0].changes[0].what {
+        put.table = "No Table".into();
+    }
+    let mut no_partition = command(2, vec![put("k", "v")]);
+    no_partition.batches[0].partition = None;
+    let short_id = wire::Command { id: Bytes::from_static(b"short"), ..command(3, vec![]) };
+    let large = command(4, vec![put("k", &"v".repeat(2 << 20))]);
+    let good = command(5, vec![put("k", "v")]);
+    let payloads = [bad_table, no_partition, short_id, large, good].map(|c| c.encode_to_vec().into());
+    let payloads = std::iter::once(Bytes::from_static(b"\xff\xff")).chain(payloads).collect();
+    let replies = machine.apply(&[entry(1, payloads)]).unwrap();
+    let read = |bytes: &Bytes| read_commit_reply(wire::CommitReply::decode(bytes.clone()).unwrap());
+    let answers: Vec<_> = replies[0].iter().map(read).collect();
+    assert!(answers[..4].iter().all(|a| matches!(a, Err(StoreError::Engine { .. }))), "{answers:?}");
+    assert!(matches!(answers[4], Err(StoreError::TooLarge { .. })));
+    assert_eq!(answers[5], Ok(vec![Committed::Done]));
+    let newer = wire::Command { format: FORMAT + 1, ..command(6, vec![put("k", "w")]) };
+    assert!(machine.apply(&[entry(2, vec![newer.encode_to_vec().into()])]).is_err());
+    assert_eq!(disk.get(&account("a@h"), T, b"k").unwrap().unwrap().value, b"v");
+}
+
+#[test]
+fn the_bytes_of_a_command_of_format_1_stay_readable() {
+    let mut batch = put("k", "v");
+    batch.expect = vec![(T, b"k".to_vec(), Expect::Version(3)), (T, b"l".to_vec(), Expect::Absent)];
+    batch.ops.push(Op::Delete { table: T, key: b"l".to_vec() });
+    batch.ops.push(Op::DeletePartition);
+    let made = command(1, vec![batch.clone()]).encode_to_vec();
+    let kept = b"\x08\x01\x12\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x1a\x44\
+        \x0a\x07\x08\x01\x12\x03a@h\
+        \x12\x0b\x0a\x04test\x12\x01k\x20\x03\x12\x0b\x0a\x04test\x12\x01l\x18\x01\
+        \x1a\x0e\x0a\x0c\x0a\x04test\x12\x01k\x1a\x01v\x1a\x0b\x12\x09\x0a\x04test\x12\x01l\x1a\x02\x1a\0";
+    assert_eq!(made, kept);
+    let read = wire::Command::decode(&kept[..]).unwrap();
+    let batches: Vec<_> = read.batches.into_iter().map(super::wire::read_batch).collect();
+    assert_eq!(batches, [Ok(batch)]);
+}
+
+#[test]
+fn a_commit_is_cut_between_batches_where_it_is_too_large_for_one_entry() {
+    let large = || put("k", &"v".repeat(1 << 20));
+    let parts = split((0..10).map(|_| large()).collect());
+    assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3, 3, 1]);
+    assert_eq!(split(vec![]).len(), 0);
+    assert_eq!(split(vec![put("a", "1"), put("b", "2")]).len(), 1);
+}
+
+#[test]
+fn a_failure_says_the_same_on_the_other_side() {
+    use super::wire::{failure, read_failure};
+    for error in [
+        StoreError::Unavailable { reason: "r".into() },
+        StoreError::Deadline,
+        StoreError::Full,
+        StoreError::Corrupt {
+            partition: Partition::Room("r@h".into()),
+            table: "t".into(),
+            key: vec![1, 0, 255],
+            reason: "r".into(),
+        },
+        StoreError::TooLarge { what: "value", max: 9 },
+        StoreError::Engine { reason: "r".into() },
+    ] {
+        assert_eq!(read_failure(failure(error.clone())), error);
+    }
+}
