@@ -9,14 +9,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use hooks::{How, Passage, SessionView, Verdict};
+use bytes::{Bytes, BytesMut};
+use hooks::{How, Passage, SessionEvent, SessionView, Verdict};
 use router::{Delivery, End, Mailbox};
 use stanza::{Condition, Kind, Stanza, StanzaError, StreamCondition, StreamError};
+use stream::negotiation::stray;
+use stream::writer::ending;
 use stream::{ReadError, Reader, StreamEvent, Writer};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::claim::Held;
 use crate::outcome::{Farewell, Outcome};
 use crate::shape::{Fault, stamp};
 use crate::socket::Wire;
@@ -29,8 +32,10 @@ pub(crate) struct Connection {
     pub peer: SocketAddr,
     /// A stanza is on the wire in part: nothing else may be written.
     torn: Cell<bool>,
-    /// The server's stream header was sent, so that there is a stream to close.
-    opened: Cell<bool>,
+    /// There is a stream to close, and nobody has closed it yet.
+    open: Cell<bool>,
+    /// What the cluster was asked to give this client, to be taken back at the end.
+    pub held: Held,
     /// Answers of the inbound half that wait for the outbound half.
     replies: RefCell<BytesMut>,
     /// The outbound half, when it waits for replies or mail.
@@ -61,7 +66,8 @@ impl Connection {
             wire: Wire::new(socket),
             peer,
             torn: Cell::new(false),
-            opened: Cell::new(false),
+            open: Cell::new(false),
+            held: Held::default(),
             replies: RefCell::new(BytesMut::new()),
             writer: Cell::new(None),
             reader: Cell::new(None),
@@ -76,7 +82,7 @@ impl Connection {
         match timeout(self.world.config.limits.write(), self.wire.write(bytes)).await {
             Ok(Ok(())) => {
                 self.torn.set(false);
-                self.opened.set(true);
+                self.open.set(true);
                 self.world.counters.bytes_out.add(bytes.len() as u64);
                 Ok(())
             }
@@ -131,26 +137,28 @@ impl Connection {
         .await
     }
 
+    /// The negotiation has closed the stream already.
+    pub(crate) fn was_told(&self) {
+        self.open.set(false);
+    }
+
     /// Says the last words that `outcome` asks for, closes the socket, and gives the client a moment to read
     /// them: a socket closed over unread input would throw them away.
     pub(crate) async fn close(&self, outcome: &Outcome) {
-        let mut out = BytesMut::new();
-        if !self.torn.get() {
-            match outcome.farewell() {
-                Farewell::Nothing => {}
-                Farewell::Close if self.opened.get() => Writer::close(&mut out),
-                Farewell::Error(error) => {
-                    self.world.counters.stream_error(error.condition.tag());
-                    if self.opened.get() {
-                        Writer::error(&mut out, &error);
-                        Writer::close(&mut out);
-                    }
-                }
-                Farewell::Close => {}
-            }
+        let farewell = outcome.farewell();
+        if let Farewell::Error(error) = &farewell {
+            self.world.counters.stream_error(error.condition.tag());
         }
-        let linger = self.world.config.limits.linger();
-        let farewell = async {
+        let out = match farewell {
+            _ if self.torn.get() || !self.open.get() => Bytes::new(),
+            Farewell::Nothing => Bytes::new(),
+            Farewell::Close => ending(None),
+            Farewell::Error(error) => ending(Some(&error)),
+        };
+        if matches!(outcome, Outcome::Gone | Outcome::Stalled | Outcome::NoTls) {
+            return;
+        }
+        let goodbye = async {
             if !out.is_empty() && self.wire.write(&out).await.is_err() {
                 return;
             }
@@ -162,10 +170,7 @@ impl Connection {
                 rest.clear();
             }
         };
-        if matches!(outcome, Outcome::Gone | Outcome::Stalled | Outcome::NoTls) {
-            return;
-        }
-        let _ = timeout(linger, farewell).await;
+        let _ = timeout(self.world.config.limits.linger(), goodbye).await;
     }
 }
 
@@ -184,6 +189,8 @@ pub(crate) async fn inbound(
 ) -> Outcome {
     let world = &connection.world;
     let mut begun: Option<Instant> = None;
+    connection.busy.set(true);
+    Box::pin(world.services.announce(SessionEvent::Bound(view.clone()))).await;
     loop {
         connection.busy.set(true);
         // Without the lease nothing may be handed on: input stays where it is.
@@ -300,11 +307,7 @@ fn refuse(connection: &Connection, view: &SessionView, stanza: &Stanza, error: &
 }
 
 /// Whatever a bound client may send that is no good stanza.
-async fn other(
-    connection: &Connection,
-    view: &Arc<SessionView>,
-    event: StreamEvent,
-) -> Result<(), Outcome> {
+async fn other(connection: &Connection, view: &Arc<SessionView>, event: StreamEvent) -> Result<(), Outcome> {
     let world = &connection.world;
     match event {
         StreamEvent::BadStanza { reply } => {
@@ -316,17 +319,14 @@ async fn other(
             Ok(())
         }
         StreamEvent::Close => Err(Outcome::Closed),
-        StreamEvent::Element(element) if element.is("error", stanza::ns::STREAM) => {
-            // RFC 6120, 4.9.1.1: an error from the other side ends the stream, and is not answered.
-            Err(Outcome::Closed)
-        }
         StreamEvent::Element(element) => {
             let answers = world.registry.speak(view, &element, &world.services).await;
             let Some(answers) = answers else {
-                return Err(Outcome::Broke(StreamError::new(StreamCondition::UnsupportedStanzaType)));
+                // RFC 6120, 4.9.1.1: an error from the other side ends the stream, and is not answered.
+                return Err(stray(&element).map_or(Outcome::Closed, Outcome::Broke));
             };
             for answer in &answers {
-                Writer::element(&mut connection.replies.borrow_mut(), answer);
+                Writer::opened().element(answer, &mut connection.replies.borrow_mut());
             }
             if let Some(writer) = connection.writer.take() {
                 writer.wake();

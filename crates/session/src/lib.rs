@@ -1,19 +1,24 @@
 //! One supervised actor per client, with its socket: listeners, TLS, negotiation, both halves of a connection.
 
-mod start;
-mod listener;
-mod gate;
-mod tls;
-mod socket;
-mod shape;
-mod passwords;
-mod session;
-mod outcome;
-mod table;
+mod claim;
 mod claims;
-mod world;
 mod config;
+mod connection;
 mod counters;
+mod gate;
+mod listener;
+mod login;
+mod outcome;
+mod passwords;
+mod secret;
+mod session;
+mod shape;
+mod socket;
+mod start;
+mod supervisor;
+mod table;
+mod tls;
+mod world;
 
 pub use claims::Claims;
 pub use config::{C2s, Config, Limits, ResourceConflict, TlsFiles};

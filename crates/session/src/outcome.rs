@@ -77,7 +77,10 @@ impl Outcome {
 
     /// Whether what waits for the client is still worth writing before the stream is closed.
     pub(crate) fn may_flush(&self) -> bool {
-        matches!(self, Outcome::Closed | Outcome::Broke(_) | Outcome::Kicked | Outcome::Stopping | Outcome::Late)
+        matches!(
+            self,
+            Outcome::Closed | Outcome::Broke(_) | Outcome::Kicked | Outcome::Stopping | Outcome::Late
+        )
     }
 }
 

@@ -13,7 +13,7 @@ use hooks::{Accounts, Registry, Services};
 use jid::FullJid;
 use parking_lot::Mutex;
 use router::Router;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 
 use crate::claims::Claims;
 use crate::config::Config;
@@ -22,6 +22,7 @@ use crate::gate::Gate;
 use crate::listener::{self, Door};
 use crate::passwords::Passwords;
 use crate::session::Order;
+use crate::supervisor;
 use crate::table::{SessionFacts, Table};
 use crate::tls::TlsStore;
 use crate::world::World;
@@ -106,6 +107,7 @@ pub fn start(
         gate: Gate::new(limits),
         counters: Arc::new(Counters::default()),
         table: Table::default(),
+        settings: OnceCell::new(),
         serving: is_serving,
         open: is_open,
         config,
@@ -124,7 +126,7 @@ fn accept_on(arbiter: &ArbiterHandle, door: Door, socket: TcpListener, world: Ar
         actix_rt::spawn(async move {
             let open = world.open.clone();
             let admit = |guest| {
-                drop::<listener::Guest>(guest);
+                actix_rt::spawn(supervisor::supervise(world.clone(), guest));
             };
             if let Err(error) = listener::accept(socket, door, world.clone(), open, admit).await {
                 tracing::error!(%error, ?door, "a listener stopped");

@@ -1,16 +1,21 @@
 //! Watches over one client from accept to the end, however it comes, and leaves the house as it was before.
 
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use hooks::{SessionEvent, SessionView, Why};
-use router::{Delivery, Mailbox};
+use router::Delivery;
+use tokio::time::{sleep, timeout};
 
-use crate::connection::{self, Connection};
+use crate::claim::Claim;
+use crate::connection::{self, Connection, Pace, Post};
 use crate::listener::Guest;
 use crate::login::{self, LoggedIn};
 use crate::outcome::Outcome;
@@ -18,27 +23,42 @@ use crate::session::{Ended, Life, Session};
 use crate::table::Entry;
 use crate::world::World;
 
-/// Serves one client. It cannot panic: what panics inside ends this client only.
+/// Longest time that the stanza at hand may still take when its session ends.
+const FINISH: Duration = Duration::from_secs(10);
+/// How often a route that could not be taken back is tried again, and with what pause.
+const UNBIND_AGAIN: (u32, Duration) = (60, Duration::from_secs(1));
+
+/// Serves one client. What panics inside ends this client and nothing else.
 pub(crate) async fn supervise(world: Arc<World>, guest: Guest) {
     let Guest { socket, peer, door, permit } = guest;
     let connection = Rc::new(Connection::new(world.clone(), socket, peer));
     // Boxed: a negotiation is many times the size of a session, and gone when the session begins.
     let login = Box::pin(login::login(&connection, door));
-    let outcome = match AssertUnwindSafe(login).catch_unwind().await {
-        Ok(Ok(logged_in)) => serve(&connection, logged_in).await,
-        Ok(Err(outcome)) => outcome,
-        Err(_) => Outcome::Panicked,
+    let (outcome, unwritten) = match AssertUnwindSafe(login).catch_unwind().await {
+        Ok(Ok(logged_in)) => Box::pin(serve(&connection, logged_in)).await,
+        Ok(Err(outcome)) => (outcome, Vec::new()),
+        Err(_) => (Outcome::Panicked, Vec::new()),
     };
     count(&world, &outcome);
     tracing::debug!(%peer, outcome = outcome.name(), "a connection ended");
-    // Nothing that panics is expected here, but a permit must come back whatever happens.
-    let _ = AssertUnwindSafe(Box::pin(connection.close(&outcome))).catch_unwind().await;
+    let goodbye = AssertUnwindSafe(connection.close(&outcome)).catch_unwind();
+    let cleanup = take_back(&world, connection.held.take(), &outcome, unwritten);
+    // Boxed: this is done once, and would be carried along by every idle session.
+    let _ = Box::pin(futures::future::join(goodbye, cleanup)).await;
     drop(permit);
 }
 
-/// Carries a bound session to its end, and takes back all that it had.
-async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn) -> Outcome {
-    let LoggedIn { view, mailbox, reader, buffer, mechanism } = logged_in;
+fn count(world: &World, outcome: &Outcome) {
+    world.counters.end(outcome.name());
+    if *outcome == Outcome::Panicked {
+        world.counters.panics.add(1);
+        tracing::error!("a panic ended a session");
+    }
+}
+
+/// Carries a bound session to its end: why, and what was taken from its mailbox and not written.
+async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn) -> (Outcome, Vec<Delivery>) {
+    let LoggedIn { view, mailbox, reader, input, mechanism } = logged_in;
     let world = &connection.world;
     let life = Rc::new(Life::default());
     let actor = Session::start(life.clone());
@@ -48,24 +68,114 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn) -> Outcome {
         actor: actor.clone(),
         peer: connection.peer,
         since: SystemTime::now(),
-        tls: connection.wire.tls(login::tls_version).flatten(),
+        tls: connection.wire.tls(login::tls_version),
         mechanism,
         queued: queued.clone(),
     });
     world.counters.bound.add(1);
     let mut post = Post::new(mailbox, queued);
-    let outcome = {
-        let inbound = connection::inbound(connection, &view, reader, buffer);
-        let outbound = connection::outbound(connection, &view, &mut post);
-        let halves = AssertUnwindSafe(async {
-            tokio::select! {
-                biased;
-                outcome = life.ended() => outcome,
-                outcome = outbound => outcome,
-                outcome = inbound => outcome,
-            }
-        });
-        halves.catch_unwind().await.unwrap_or(Outcome::Panicked)
+    let outcome = halves(connection, &view, reader, input, &mut post, &life).await;
+    if outcome.may_flush() {
+        let flush = connection::flush(connection, &view, &mut post, world.config.limits.linger());
+        // What panics here is a stanza that did the same before; it goes back with the others.
+        let _ = AssertUnwindSafe(Box::pin(flush)).catch_unwind().await;
+    }
+    // No address of the actor is left behind the table's: a lost message ends it as well.
+    let _ = actor.try_send(Ended);
+    (outcome, post.into_unwritten())
+}
+
+/// Runs both halves of the connection until one of them or an order ends the session.
+async fn halves(
+    connection: &Connection,
+    view: &Arc<SessionView>,
+    reader: stream::Reader,
+    input: bytes::BytesMut,
+    post: &mut Post,
+    life: &Life,
+) -> Outcome {
+    let inbound = AssertUnwindSafe(connection::inbound(connection, view, reader, input)).catch_unwind();
+    let outbound = AssertUnwindSafe(connection::outbound(connection, view, post)).catch_unwind();
+    tokio::pin!(inbound);
+    let ended = tokio::select! {
+        biased;
+        outcome = life.ended() => outcome,
+        outcome = outbound => outcome.unwrap_or(Outcome::Panicked),
+        outcome = &mut inbound => return outcome.unwrap_or(Outcome::Panicked),
     };
-    ...
+    // What was read was accepted: it goes its way, but for a session that no longer has its address.
+    connection.set_pace(match ended {
+        Outcome::Gone | Outcome::Stalled | Outcome::Stopping | Outcome::Overflowed => Pace::Finish,
+        _ => Pace::Stop,
+    });
+    match timeout(FINISH, finish(connection, inbound)).await {
+        Ok(Some(Outcome::Panicked)) => Outcome::Panicked,
+        _ => ended,
+    }
+}
+
+/// Lets the inbound half come to a place where it holds nothing; the outcome if it came to its end.
+async fn finish<F, E>(connection: &Connection, mut inbound: Pin<&mut F>) -> Option<Outcome>
+where
+    F: Future<Output = Result<Outcome, E>>,
+{
+    poll_fn(|cx| {
+        if !connection.busy.get() {
+            return Poll::Ready(None);
+        }
+        match inbound.as_mut().poll(cx) {
+            Poll::Ready(outcome) => Poll::Ready(Some(outcome.unwrap_or(Outcome::Panicked))),
+            Poll::Pending if !connection.busy.get() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Takes back what the client had: its route, its mailbox, its presence.
+async fn take_back(world: &Arc<World>, claims: Vec<Claim>, outcome: &Outcome, unwritten: Vec<Delivery>) {
+    let mut unwritten = Some(unwritten);
+    for claim in claims {
+        world.table.remove(claim.sid);
+        // A displaced session has lost its route already.
+        if *outcome != Outcome::Displaced && !unbind(world, &claim).await {
+            actix_rt::spawn(unbind_again(world.clone(), claim.clone()));
+        }
+        let Some(view) = &claim.view else { continue };
+        world.router.close(view, unwritten.take().unwrap_or_default());
+        if *outcome == Outcome::Displaced && succeeded(world, view) {
+            // The contacts see the successor under the same address: it must not seem to leave.
+            view.set_presence(None);
+        }
+        let why = if outcome.is_clean() { Why::Closed } else { Why::Lost };
+        let event = SessionEvent::Closed { session: view.clone(), why };
+        if AssertUnwindSafe(world.services.announce(event)).catch_unwind().await.is_err() {
+            world.counters.panics.add(1);
+        }
+    }
+}
+
+/// Whether another session is available under the very address of this one.
+fn succeeded(world: &World, view: &SessionView) -> bool {
+    let online = world.services.online(view.account());
+    online.iter().any(|resource| resource.jid == *view.jid() && resource.priority.is_some())
+}
+
+async fn unbind(world: &World, claim: &Claim) -> bool {
+    let unbound = world.claims.unbind(&claim.jid, cluster::Sid(claim.sid.0)).await;
+    unbound
+        .inspect_err(|error| tracing::warn!(jid = %claim.jid, %error, "failed to take a route back"))
+        .is_ok()
+}
+
+/// Tries until the route is gone: by itself, or with this node's incarnation when the lease is lost.
+async fn unbind_again(world: Arc<World>, claim: Claim) {
+    let (attempts, pause) = UNBIND_AGAIN;
+    for _ in 0..attempts {
+        sleep(pause).await;
+        if !world.claims.is_serving() || unbind(&world, &claim).await {
+            return;
+        }
+    }
+    tracing::error!(jid = %claim.jid, "a route without a session stays behind");
 }

@@ -29,7 +29,7 @@ pub struct SessionFacts {
     /// The version of TLS, `None` in the clear.
     pub tls: Option<&'static str>,
     /// The SASL mechanism that it logged in with.
-    pub mechanism: Box<str>,
+    pub mechanism: &'static str,
     /// The priority of its presence; `None` where it is not available.
     pub priority: Option<i8>,
     /// Stanzas that wait to be written to it.
@@ -43,35 +43,54 @@ pub(crate) struct Entry {
     pub peer: SocketAddr,
     pub since: SystemTime,
     pub tls: Option<&'static str>,
-    pub mechanism: Box<str>,
+    pub mechanism: &'static str,
     /// Kept by the outbound half, so that nobody asks an actor.
     pub queued: Arc<AtomicUsize>,
 }
 
 /// Every bound session of this node.
 #[derive(Default)]
-pub(crate) struct Table(Mutex<HashMap<Sid, Entry>>);
+pub(crate) struct Table(Mutex<Lines>);
+
+#[derive(Default)]
+struct Lines {
+    sessions: HashMap<Sid, Entry>,
+    /// Sessions that are being bound, with the order that came before their actor was there.
+    binding: HashMap<Sid, Option<Order>>,
+}
 
 impl Table {
-    pub(crate) fn add(&self, entry: Entry) {
-        self.0.lock().insert(entry.view.sid(), entry);
+    /// A session is about to be bound: from now on, orders to it are kept.
+    pub(crate) fn begin(&self, sid: Sid) {
+        self.0.lock().binding.insert(sid, None);
     }
 
+    /// It has an actor now, which gets the order that was kept for it.
+    pub(crate) fn add(&self, entry: Entry) {
+        let mut lines = self.0.lock();
+        let kept = lines.binding.remove(&entry.view.sid()).flatten();
+        if let Some(order) = kept {
+            let _ = entry.actor.try_send(order);
+        }
+        lines.sessions.insert(entry.view.sid(), entry);
+    }
+
+    /// It has ended, or was never bound.
     pub(crate) fn remove(&self, sid: Sid) {
-        let mut table = self.0.lock();
-        table.remove(&sid);
-        if table.capacity() > 1024 && table.len() * 4 < table.capacity() {
-            let keep = table.len() * 2;
-            table.shrink_to(keep);
+        let mut lines = self.0.lock();
+        lines.binding.remove(&sid);
+        lines.sessions.remove(&sid);
+        let (len, capacity) = (lines.sessions.len(), lines.sessions.capacity());
+        if capacity > 1024 && len * 4 < capacity {
+            lines.sessions.shrink_to(len * 2);
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.lock().len()
+        self.0.lock().sessions.len()
     }
 
     pub(crate) fn facts(&self, node: u64) -> Vec<SessionFacts> {
-        let table = self.0.lock();
         let facts = |entry: &Entry| SessionFacts {
             jid: entry.view.jid().clone(),
             sid: entry.view.sid().0,
@@ -79,32 +98,36 @@ impl Table {
             peer: entry.peer,
             since: entry.since,
             tls: entry.tls,
-            mechanism: entry.mechanism.clone(),
+            mechanism: entry.mechanism,
             priority: entry.view.priority(),
             queued: entry.queued.load(Ordering::Relaxed),
         };
-        table.values().map(facts).collect()
+        self.0.lock().sessions.values().map(facts).collect()
     }
 
     pub(crate) fn views(&self) -> Vec<Arc<SessionView>> {
-        self.0.lock().values().map(|entry| entry.view.clone()).collect()
+        self.0.lock().sessions.values().map(|entry| entry.view.clone()).collect()
     }
 
     /// Gives an order to one session; false where it is not here (any more).
     pub(crate) fn order(&self, sid: Sid, order: Order) -> bool {
-        let actor = self.0.lock().get(&sid).map(|entry| entry.actor.clone());
+        let mut lines = self.0.lock();
+        if let Some(kept) = lines.binding.get_mut(&sid) {
+            kept.get_or_insert(order);
+            return true;
+        }
         // A full mailbox holds an order that ends the session already.
-        actor.is_some_and(|actor| actor.try_send(order).is_ok())
+        lines.sessions.get(&sid).is_some_and(|entry| entry.actor.try_send(order).is_ok())
     }
 
     pub(crate) fn order_all(&self, order: Order) {
-        let actors: Vec<_> = self.0.lock().values().map(|entry| entry.actor.clone()).collect();
-        for actor in actors {
-            let _ = actor.try_send(order);
+        for entry in self.0.lock().sessions.values() {
+            let _ = entry.actor.try_send(order);
         }
     }
 
     pub(crate) fn find(&self, jid: &FullJid) -> Option<Sid> {
-        self.0.lock().iter().find(|(_, entry)| entry.view.jid() == jid).map(|(sid, _)| *sid)
+        let lines = self.0.lock();
+        lines.sessions.iter().find(|(_, entry)| entry.view.jid() == jid).map(|(sid, _)| *sid)
     }
 }

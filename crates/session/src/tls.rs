@@ -88,7 +88,8 @@ impl TlsStore {
     /// [`TlsError`] where the text is no PEM or the pair cannot be used.
     pub fn from_pem(cert: &str, key: &str) -> Result<Arc<TlsStore>, TlsError> {
         let at = |source| TlsError::Read { path: PathBuf::from("PEM text"), source };
-        let chain = CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(at)?;
+        let chain =
+            CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(at)?;
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(at)?;
         TlsStore::new(None, leaf(Path::new("PEM text"), chain, key)?, None)
     }
@@ -187,7 +188,11 @@ fn read(files: &TlsFiles) -> Result<Leaf, TlsError> {
     leaf(&files.cert, chain, key)
 }
 
-fn leaf(path: &Path, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Leaf, TlsError> {
+fn leaf(
+    path: &Path,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Leaf, TlsError> {
     let Some(first) = chain.first() else { return Err(TlsError::NoCertificate(path.to_owned())) };
     let endpoint = digest(endpoint_algorithm(first), first).as_ref().to_vec();
     let key = CertifiedKey::from_der(chain, key, &provider::default_provider())?;

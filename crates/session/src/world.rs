@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use crate::claims::Claims;
 use hooks::{Accounts, Registry, Services};
+use jid::DomainPart;
 use router::Router;
-use tokio::sync::watch;
+use stream::negotiation::Settings;
+use tokio::sync::{OnceCell, watch};
 
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::gate::Gate;
 use crate::passwords::Passwords;
+use crate::secret;
 use crate::table::Table;
 use crate::tls::TlsStore;
 
@@ -28,6 +31,8 @@ pub(crate) struct World {
     pub gate: Arc<Gate>,
     pub counters: Arc<Counters>,
     pub table: Table,
+    /// What all negotiations share; made when the store has told the secret.
+    pub settings: OnceCell<Arc<Settings>>,
     /// Whether this node holds its lease, as the changes of the cluster tell it.
     pub serving: watch::Receiver<bool>,
     /// Whether listeners accept; false ends whoever is not bound yet.
@@ -47,10 +52,46 @@ impl World {
         }
     }
 
+    /// What all negotiations share.
+    pub(crate) async fn settings(&self) -> Arc<Settings> {
+        let agreed = self.settings.get_or_try_init(|| async {
+            let host = self.services.hosts().first().map_or("", String::as_str);
+            let secret = secret::secret(self.services.store(), host, random_bytes()).await?;
+            Ok::<_, hooks::StoreError>(self.settings_with(secret))
+        });
+        match agreed.await {
+            Ok(settings) => settings.clone(),
+            Err(error) => {
+                // Nobody can log in without the store anyway; fake salts of this moment do no harm.
+                tracing::warn!(%error, "failed to read the login secret");
+                self.settings_with(random_bytes())
+            }
+        }
+    }
+
+    fn settings_with(&self, secret: Vec<u8>) -> Arc<Settings> {
+        let hosts = self.services.hosts().iter().filter_map(|host| {
+            let prepared = DomainPart::new(host).map(|part| part.into_owned());
+            prepared.inspect_err(|error| tracing::error!(host, %error, "not a host name")).ok()
+        });
+        let services = self.services.clone();
+        let random = Arc::new(move |buffer: &mut [u8]| services.random(buffer));
+        let mut settings = Settings::new(hosts.collect(), secret, random);
+        settings.tls_required = self.config.c2s.tls_required;
+        Arc::new(settings)
+    }
+
     /// Waits until the node stops.
     pub(crate) async fn closing(&self) {
         let mut open = self.open.clone();
         // The sender lives as long as the listeners; without it the node stops as well.
         let _ = open.wait_for(|open| !open).await;
     }
+}
+
+fn random_bytes() -> Vec<u8> {
+    let mut bytes = vec![0; 32];
+    // The system's generator does not fail once it is seeded; zeros would only make fake salts guessable.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    bytes
 }

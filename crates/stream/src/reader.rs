@@ -170,6 +170,14 @@ impl Reader {
         self.whitespace
     }
 
+    /// Whether nothing has begun that is not complete: neither the stream header nor a child of the stream.
+    pub fn is_between(&self) -> bool {
+        match self.state {
+            State::Fresh | State::Closed | State::Failed(_) => true,
+            State::Open => self.scope.depth() == 1 && self.child.is_none() && self.raw.is_empty(),
+        }
+    }
+
     /// Takes bytes from `input` until there is an event (`None`: it wants more). What follows the event
     /// stays in `input`.
     pub fn feed(&mut self, input: &mut BytesMut) -> Result<Option<StreamEvent>, ReadError> {

@@ -1,0 +1,365 @@
+//! Brings a client from its first byte to a bound session: TLS, negotiation, credentials, binding.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use cluster::BindError;
+use hooks::{Offer, SessionView, Sid};
+use jid::{BareJid, FullJid, ResourcePart};
+use router::Mailbox;
+use stanza::{Condition, ErrorKind, StanzaError, StreamCondition, StreamError};
+use stream::sasl::keys;
+use stream::sasl::mechanism::Password;
+use stream::sasl::{ScramHash, ScramKeys};
+use stream::{Act, Acts, Entry, Limits, Negotiation, Reader, TlsFacts, TlsVersion};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
+
+use crate::claim::Claim;
+use crate::connection::Connection;
+use crate::listener::Door;
+use crate::outcome::Outcome;
+
+/// What a login that succeeded hands to the session.
+pub(crate) struct LoggedIn {
+    pub view: Arc<SessionView>,
+    pub mailbox: Mailbox,
+    pub reader: Reader,
+    /// What the client sent behind its bind request.
+    pub input: BytesMut,
+    pub mechanism: &'static str,
+}
+
+/// How long the answer to a failed login is held back, times the failures on this stream.
+const FAILURE_PAUSE: Duration = Duration::from_millis(100);
+/// The hash of the keys that a plain password is checked against.
+const PLAIN_HASH: ScramHash = ScramHash::Sha256;
+
+struct Login<'a> {
+    connection: &'a Rc<Connection>,
+    negotiation: Negotiation,
+    reader: Reader,
+    input: BytesMut,
+    /// When the whole login must be done.
+    deadline: Instant,
+    /// When the stream header that is due must be complete; `None` where none is due.
+    header_due: Option<Instant>,
+    failures: u32,
+    mechanism: &'static str,
+    bound: Option<(Arc<SessionView>, Mailbox)>,
+}
+
+/// Serves a client until it is bound.
+///
+/// # Errors
+/// Why it never was; where a stream was open, the client has been told.
+pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<LoggedIn, Outcome> {
+    let limits = &connection.world.config.limits;
+    let deadline = Instant::now() + limits.login();
+    tokio::select! {
+        biased;
+        _ = connection.world.closing() => return Err(Outcome::Silent),
+        first = timeout(limits.first_byte(), connection.wire.readable()) => match first {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(Outcome::Gone),
+            Err(_) => return Err(Outcome::Silent),
+        },
+    }
+    let entry = match door {
+        Door::StartTls => Entry::Clear,
+        Door::DirectTls => Entry::DirectTls(handshake(connection, connection.world.tls.direct()).await?),
+    };
+    let settings = connection.world.settings().await;
+    let mut login = Login {
+        connection,
+        negotiation: Negotiation::new(settings, entry),
+        reader: Reader::new(Limits::before_auth()),
+        input: BytesMut::new(),
+        deadline,
+        header_due: Some(Instant::now() + limits.header()),
+        failures: 0,
+        mechanism: "",
+        bound: None,
+    };
+    loop {
+        if let Some((view, mailbox)) = login.bound.take() {
+            let Login { reader, input, mechanism, .. } = login;
+            return Ok(LoggedIn { view, mailbox, reader, input, mechanism });
+        }
+        login.step().await?;
+    }
+}
+
+impl Login<'_> {
+    /// Handles one event, or reads more for it.
+    async fn step(&mut self) -> Result<(), Outcome> {
+        let acts = match self.reader.feed(&mut self.input) {
+            Ok(Some(event)) => {
+                if matches!(event, stream::StreamEvent::Header(_)) {
+                    self.header_due = None;
+                }
+                self.negotiation.on_event(event)
+            }
+            Ok(None) => return self.read().await,
+            Err(error) => self.negotiation.on_read_error(error),
+        };
+        self.perform(acts).await
+    }
+
+    async fn read(&mut self) -> Result<(), Outcome> {
+        let due = self.header_due.map_or(self.deadline, |due| due.min(self.deadline));
+        let world = &self.connection.world;
+        if Instant::now() >= due {
+            // A client that never stops sending is late as well.
+            let acts = self.negotiation.on_timeout();
+            return self.perform(acts).await;
+        }
+        let read = tokio::select! {
+            biased;
+            _ = world.closing() => {
+                let acts = self.negotiation.end(StreamError::new(StreamCondition::SystemShutdown));
+                return self.perform(acts).await;
+            }
+            read = timeout_at(due, self.connection.wire.read(&mut self.input)) => read,
+        };
+        match read {
+            Ok(Ok(0) | Err(_)) => Err(Outcome::Gone),
+            Ok(Ok(n)) => {
+                world.counters.bytes_in.add(n as u64);
+                Ok(())
+            }
+            Err(_) => {
+                let acts = self.negotiation.on_timeout();
+                self.perform(acts).await
+            }
+        }
+    }
+
+    /// Does what the negotiation asks for, and what it asks for then.
+    async fn perform(&mut self, acts: Acts) -> Result<(), Outcome> {
+        let mut acts = std::collections::VecDeque::from(acts);
+        while let Some(act) = acts.pop_front() {
+            let next = match act {
+                Act::Send(bytes) => {
+                    self.connection.write(&bytes).await?;
+                    continue;
+                }
+                Act::StartTls => {
+                    // RFC 6120, 5.4.3.3: what came in the clear behind `<starttls/>` is thrown away, or an
+                    // attacker's bytes would run inside the protected stream.
+                    self.input.clear();
+                    self.reader.restart();
+                    let acceptor = self.connection.world.tls.starttls();
+                    let facts = handshake(self.connection, acceptor).await?;
+                    self.negotiation.on_tls(facts);
+                    self.expect_header();
+                    continue;
+                }
+                Act::LookUp { account, hash } => self.look_up(&account, hash).await,
+                Act::CheckPassword { account, password } => self.check(account, password).await,
+                Act::AuthFailed { account, condition } => {
+                    self.failed(account.as_ref(), condition.tag()).await;
+                    continue;
+                }
+                Act::Authenticated { account, mechanism } => {
+                    self.mechanism = mechanism.as_str();
+                    self.authenticated(&account);
+                    continue;
+                }
+                Act::RestartStream => {
+                    self.reader.set_limits(Limits::after_auth());
+                    self.reader.restart();
+                    self.expect_header();
+                    continue;
+                }
+                Act::Bind { account, requested } => {
+                    let bound = self.bind(&account, requested).await;
+                    self.negotiation.on_bound(bound)
+                }
+                Act::Bound { .. } => continue,
+                Act::Close { error } => return Err(self.closed(error)),
+            };
+            acts.extend(next);
+        }
+        Ok(())
+    }
+
+    fn expect_header(&mut self) {
+        self.header_due = Some(Instant::now() + self.connection.world.config.limits.header());
+    }
+
+    /// The negotiation has said the last words.
+    fn closed(&self, error: Option<StreamError>) -> Outcome {
+        self.connection.was_told();
+        match error {
+            None => Outcome::Closed,
+            Some(error) => match error.condition {
+                StreamCondition::ConnectionTimeout => Outcome::Late,
+                StreamCondition::SystemShutdown => Outcome::Stopping,
+                _ => Outcome::Broke(error),
+            },
+        }
+    }
+
+    async fn look_up(&mut self, account: &BareJid, hash: ScramHash) -> Acts {
+        match self.keys(account, hash).await {
+            Ok(keys) => self.negotiation.on_credentials(keys),
+            Err(()) => self.negotiation.on_unavailable(),
+        }
+    }
+
+    /// PBKDF2 takes milliseconds: never on an arbiter, and no more at once than the queue holds.
+    async fn check(&mut self, account: BareJid, password: Password) -> Acts {
+        let Ok(found) = self.keys(&account, PLAIN_HASH).await else {
+            return self.negotiation.on_unavailable();
+        };
+        let exists = found.is_some();
+        // Nobody there takes as long as somebody: time must not tell who has an account.
+        let keys = found.unwrap_or_else(|| self.negotiation.fake_keys(&account, PLAIN_HASH));
+        let check = move || keys::verify(password.expose(), PLAIN_HASH, &keys);
+        match self.connection.world.passwords.run(check).await {
+            Ok(good) => self.negotiation.on_password_checked(good && exists),
+            Err(_busy) => {
+                self.connection.world.counters.auth_busy.add(1);
+                self.negotiation.on_unavailable()
+            }
+        }
+    }
+
+    /// The account's keys for one hash; `None` where nobody may log in under that name.
+    async fn keys(&self, account: &BareJid, hash: ScramHash) -> Result<Option<ScramKeys>, ()> {
+        let found = self.connection.world.accounts.credentials(account.as_str()).await;
+        let credentials = found.map_err(|error| {
+            tracing::warn!(%error, "failed to read credentials");
+        })?;
+        Ok(credentials.filter(|credentials| !credentials.disabled).map(|credentials| {
+            let keys = match hash {
+                ScramHash::Sha1 => credentials.sha1,
+                ScramHash::Sha256 => credentials.sha256,
+                ScramHash::Sha512 => credentials.sha512,
+            };
+            ScramKeys {
+                salt: keys.salt,
+                iterations: keys.iterations,
+                stored_key: keys.stored_key,
+                server_key: keys.server_key,
+            }
+        }))
+    }
+
+    async fn failed(&mut self, account: Option<&BareJid>, condition: &'static str) {
+        self.failures += 1;
+        self.connection.world.counters.auth_failures.add(1);
+        let account = account.map(|account| account.as_str());
+        tracing::info!(peer = %self.connection.peer, account, condition, "failed login");
+        // Holds back the next attempt on this stream; the account is never locked.
+        sleep(FAILURE_PAUSE * self.failures).await;
+    }
+
+    fn authenticated(&mut self, account: &BareJid) {
+        let world = &self.connection.world;
+        world.counters.authenticated.add(1);
+        let offer = Offer {
+            host: account.domain().as_str().to_owned(),
+            account: Some(account.clone()),
+            secure: self.negotiation.tls().is_some(),
+        };
+        let features = world.registry.offered(&offer);
+        self.negotiation.offer(features);
+    }
+
+    async fn bind(
+        &mut self,
+        account: &BareJid,
+        requested: Option<ResourcePart>,
+    ) -> Result<FullJid, StanzaError> {
+        let world = &self.connection.world;
+        world.serving().await;
+        if world.services.local_sessions(account).len() >= world.config.limits.sessions_per_account {
+            let error = StanzaError::new(Condition::ResourceConstraint).with_text("too many sessions");
+            return Err(error.with_kind(ErrorKind::Wait));
+        }
+        let resource = match requested {
+            Some(resource) => resource,
+            None => world.settings().await.make_resource(),
+        };
+        let jid = account.with_resource(&resource);
+        let sid = cluster::Sid::random();
+        // Before it is agreed: whatever happens from here on, the supervisor takes it back, and an order that
+        // comes before the session has its actor is kept for it.
+        world.table.begin(Sid(sid.0));
+        self.connection.held.claim(Claim::new(jid.clone(), Sid(sid.0)));
+        let policy = world.config.c2s.resource_conflict.into();
+        match world.claims.bind(&jid, sid, policy).await {
+            Ok(bound) => {
+                let secure = self.negotiation.tls().is_some();
+                let view = Arc::new(SessionView::new(bound.jid.clone(), Sid(sid.0), secure));
+                let mailbox = world.router.open(view.clone());
+                self.connection.held.claimed(view.clone());
+                self.bound = Some((view, mailbox));
+                Ok(bound.jid)
+            }
+            Err(BindError::Conflict) => {
+                world.table.remove(Sid(sid.0));
+                self.connection.held.refused();
+                Err(StanzaError::new(Condition::Conflict))
+            }
+            Err(BindError::Unavailable(error)) => {
+                tracing::warn!(%error, "failed to bind a session");
+                // It may be agreed later all the same: the supervisor takes it back with the connection, and
+                // the client may ask again with another random name.
+                world.table.remove(Sid(sid.0));
+                self.connection.held.doubtful();
+                let error = StanzaError::new(Condition::InternalServerError).with_kind(ErrorKind::Wait);
+                Err(error)
+            }
+        }
+    }
+}
+
+async fn handshake(connection: &Connection, acceptor: &TlsAcceptor) -> Result<TlsFacts, Outcome> {
+    let world = &connection.world;
+    let limit = world.config.limits.tls_handshake();
+    // Remembered before the handshake: the certificate may be another one behind it.
+    let endpoint_hash = world.tls.endpoint_hash();
+    match timeout(limit, connection.wire.handshake(acceptor)).await {
+        Ok(Ok(())) => connection.wire.tls(|tls| facts(tls, endpoint_hash)).ok_or(Outcome::NoTls),
+        Ok(Err(error)) => {
+            world.counters.tls_failures.add(1);
+            tracing::debug!(peer = %connection.peer, %error, "a TLS handshake failed");
+            Err(Outcome::NoTls)
+        }
+        Err(_) => {
+            world.counters.tls_failures.add(1);
+            Err(Outcome::NoTls)
+        }
+    }
+}
+
+fn facts(tls: &rustls::ServerConnection, endpoint_hash: Vec<u8>) -> TlsFacts {
+    let version = match tls.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_3) => TlsVersion::Tls13,
+        _ => TlsVersion::Tls12,
+    };
+    // RFC 9266, 4: in TLS 1.2 it needs the extended master secret, which cannot be told here.
+    let exporter = (version == TlsVersion::Tls13)
+        .then(|| tls.export_keying_material(vec![0; 32], b"EXPORTER-Channel-Binding", Some(&[])).ok())
+        .flatten();
+    TlsFacts {
+        version,
+        exporter,
+        endpoint_hash: Some(endpoint_hash),
+        alpn: tls.alpn_protocol().map(<[u8]>::to_vec),
+        sni: tls.server_name().map(str::to_owned),
+    }
+}
+
+/// The version of TLS as operators read it.
+pub(crate) fn tls_version(tls: &rustls::ServerConnection) -> &'static str {
+    match tls.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_3) => "1.3",
+        _ => "1.2",
+    }
+}
