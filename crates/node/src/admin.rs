@@ -1,0 +1,61 @@
+//! The admin service: what operators ask of a node, answered for the whole cluster.
+
+mod answers;
+mod service;
+
+pub use service::{Admin, LocalSessions};
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use cluster::Cluster;
+use proto::admin::admin_server::AdminServer;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+/// How often the health service looks at the lease.
+const HEALTH: Duration = Duration::from_millis(250);
+/// Calls in work on one connection; further ones wait.
+const CALLS: usize = 64;
+/// Largest request, in bytes.
+const REQUEST_BYTES: usize = 64 * 1024;
+
+/// Serves admin, health and reflection on a listener until `stop` is done.
+pub async fn serve(
+    admin: Admin,
+    cluster: Arc<Cluster>,
+    listener: TcpListener,
+    stop: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let watch = tokio::spawn(async move {
+        let mut tick = tokio::time::interval(HEALTH);
+        loop {
+            tick.tick().await;
+            // the empty name stands for the whole server (gRPC health checking protocol)
+            let status = match cluster.is_serving() {
+                true => tonic_health::ServingStatus::Serving,
+                false => tonic_health::ServingStatus::NotServing,
+            };
+            health.set_service_status("", status).await;
+            health.set_service_status("rookery.admin.v1.Admin", status).await;
+        }
+    });
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    let reflection = match reflection {
+        Ok(service) => service,
+        Err(e) => panic!("the descriptors that were compiled in are whole: {e}"),
+    };
+    let served = Server::builder()
+        .concurrency_limit_per_connection(CALLS)
+        .add_service(AdminServer::new(admin).max_decoding_message_size(REQUEST_BYTES))
+        .add_service(health_service)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
+        .await;
+    watch.abort();
+    served
+}

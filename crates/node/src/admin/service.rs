@@ -1,0 +1,251 @@
+//! The calls of the admin service.
+
+use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+
+use cluster::{Cluster, Row};
+use futures::Stream;
+use hooks::{Registry, Services};
+use jid::{BareJid, Jid};
+use proto::admin;
+use store::{AccountError, Accounts, Credentials, StoreError};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::answers;
+use crate::password;
+
+/// Messages of a streamed answer that wait for a slow reader.
+const WAITING: usize = 64;
+/// Accounts read from the store at a time.
+const PAGE: usize = 500;
+/// How long a list waits for the newest route table before it shows what is here.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// What this node knows about the connections of its own sessions, by session id in hexadecimal.
+pub type LocalSessions = Arc<dyn Fn() -> HashMap<String, admin::Connection> + Send + Sync>;
+
+/// Answers operators.
+pub struct Admin {
+    /// The cluster, for nodes, routes and kicks.
+    pub cluster: Arc<Cluster>,
+    /// The accounts of all hosts.
+    pub accounts: Accounts,
+    /// The domains that this server serves.
+    pub hosts: Vec<String>,
+    /// The modules, which forget what they keep for a removed account.
+    pub registry: Arc<Registry>,
+    /// The server, as modules see it.
+    pub services: Arc<dyn Services>,
+    /// Connections of this node's sessions.
+    pub local: LocalSessions,
+}
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl admin::admin_server::Admin for Admin {
+    async fn get_cluster(
+        &self,
+        _request: Request<admin::GetClusterRequest>,
+    ) -> Result<Response<admin::GetClusterResponse>, Status> {
+        self.freshen().await;
+        let mut sessions = HashMap::new();
+        self.cluster.routes().each(|row| *sessions.entry(row.node).or_default() += 1);
+        Ok(Response::new(answers::state(&self.cluster.status(), &sessions, &self.hosts)))
+    }
+
+    type ListSessionsStream = Streamed<admin::Session>;
+
+    async fn list_sessions(
+        &self,
+        request: Request<admin::ListSessionsRequest>,
+    ) -> Result<Response<Self::ListSessionsStream>, Status> {
+        let request = request.into_inner();
+        self.freshen().await;
+        let routes = self.cluster.routes();
+        let nodes = routes.nodes();
+        let mut rows: Vec<Row> = Vec::new();
+        if request.account.is_empty() {
+            routes.each(|row| rows.push(row.clone()));
+        } else {
+            rows = routes.users(&bare(&request.account)?);
+        }
+        rows.retain(|row| request.node == 0 || row.node.0 == request.node);
+        let mut local = (self.local)();
+        let (sender, receiver) = mpsc::channel(WAITING);
+        tokio::spawn(async move {
+            for row in rows {
+                let connection = local.remove(&row.sid.to_string());
+                // the reader has gone: nobody wants the rest
+                if sender.send(Ok(answers::session(&row, &nodes, connection))).await.is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn kick_session(
+        &self,
+        request: Request<admin::KickSessionRequest>,
+    ) -> Result<Response<admin::KickSessionResponse>, Status> {
+        let text = request.into_inner().jid;
+        let jid = Jid::new(&text).map_err(|e| Status::invalid_argument(format!("`{text}` is no address: {e}")))?;
+        let kicked = match jid.try_into_full() {
+            Ok(full) => u32::from(self.cluster.kick(&full).await.map_err(unavailable)?),
+            Err(bare) => self.kick_all(&bare).await?,
+        };
+        match kicked {
+            0 => Err(Status::not_found("no such session")),
+            kicked => Ok(Response::new(admin::KickSessionResponse { kicked })),
+        }
+    }
+
+    async fn create_account(
+        &self,
+        request: Request<admin::CreateAccountRequest>,
+    ) -> Result<Response<admin::CreateAccountResponse>, Status> {
+        let request = request.into_inner();
+        let jid = self.account(&request.jid)?;
+        let credentials = keys(request.password).await?;
+        self.accounts.create(jid.as_str(), &credentials).await.map_err(account_error)?;
+        tracing::info!(account = %jid, "account created");
+        Ok(Response::new(admin::CreateAccountResponse { jid: jid.to_string() }))
+    }
+
+    async fn remove_account(
+        &self,
+        request: Request<admin::RemoveAccountRequest>,
+    ) -> Result<Response<admin::RemoveAccountResponse>, Status> {
+        let jid = self.account(&request.into_inner().jid)?;
+        let found = self.accounts.credentials(jid.as_str()).await.map_err(store_error)?;
+        let Some(credentials) = found else { return Err(Status::not_found("no such account")) };
+        // locked first: a login between the kick and the removal would outlive its account
+        let locked = Credentials { disabled: true, ..credentials };
+        self.accounts.set_credentials(jid.as_str(), &locked).await.map_err(account_error)?;
+        let kicked = self.kick_all(&jid).await?;
+        self.registry.forget(&jid, &self.services).await;
+        self.accounts.remove(jid.as_str()).await.map_err(account_error)?;
+        tracing::info!(account = %jid, "account removed");
+        Ok(Response::new(admin::RemoveAccountResponse { kicked }))
+    }
+
+    async fn set_password(
+        &self,
+        request: Request<admin::SetPasswordRequest>,
+    ) -> Result<Response<admin::SetPasswordResponse>, Status> {
+        let request = request.into_inner();
+        let jid = self.account(&request.jid)?;
+        let credentials = keys(request.password).await?;
+        self.accounts.set_credentials(jid.as_str(), &credentials).await.map_err(account_error)?;
+        tracing::info!(account = %jid, "password set");
+        Ok(Response::new(admin::SetPasswordResponse {}))
+    }
+
+    type ListAccountsStream = Streamed<admin::Account>;
+
+    async fn list_accounts(
+        &self,
+        request: Request<admin::ListAccountsRequest>,
+    ) -> Result<Response<Self::ListAccountsStream>, Status> {
+        let host = request.into_inner().host;
+        let hosts = match host.as_str() {
+            "" => self.hosts.clone(),
+            host if self.hosts.iter().any(|h| h == host) => vec![host.to_owned()],
+            host => return Err(Status::not_found(format!("`{host}` is not one of the hosts"))),
+        };
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let accounts = self.accounts.clone();
+        tokio::spawn(async move {
+            for host in hosts {
+                if let Err(error) = list(&accounts, &host, &sender).await {
+                    let _ = sender.send(Err(store_error(error))).await;
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+impl Admin {
+    /// Waits a little for the newest route table; without a quorum, the older one is shown.
+    async fn freshen(&self) {
+        let _ = tokio::time::timeout(FRESH, self.cluster.barrier()).await;
+    }
+
+    async fn kick_all(&self, account: &BareJid) -> Result<u32, Status> {
+        self.freshen().await;
+        let mut kicked = 0;
+        for row in self.cluster.routes().users(account) {
+            kicked += u32::from(self.cluster.kick(&row.jid).await.map_err(unavailable)?);
+        }
+        Ok(kicked)
+    }
+
+    /// An address that can be an account of this server.
+    fn account(&self, text: &str) -> Result<BareJid, Status> {
+        let jid = bare(text)?;
+        if jid.node().is_none() {
+            return Err(Status::invalid_argument(format!("`{text}` has no name before the @")));
+        }
+        let host = jid.domain().as_str();
+        if !self.hosts.iter().any(|h| h == host) {
+            let hosts = self.hosts.join(", ");
+            return Err(Status::invalid_argument(format!("`{host}` is not one of the hosts: {hosts}")));
+        }
+        Ok(jid)
+    }
+}
+
+/// Sends the accounts of one host, page by page.
+async fn list(
+    accounts: &Accounts,
+    host: &str,
+    sender: &mpsc::Sender<Result<admin::Account, Status>>,
+) -> Result<(), StoreError> {
+    let mut after: Option<String> = None;
+    loop {
+        let page = accounts.list(host, after.as_deref(), PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = Some(last.bare.clone());
+        for account in page {
+            if sender.send(Ok(admin::Account { jid: account.bare })).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The keys of a password, made on a blocking thread since that is slow by intention.
+async fn keys(password: String) -> Result<Credentials, Status> {
+    let made = tokio::task::spawn_blocking(move || password::keys(&password)).await;
+    made.map_err(|_| Status::internal("failed to make keys"))?
+        .map_err(|e| Status::invalid_argument(format!("this password cannot be used: {e}")))
+}
+
+fn bare(text: &str) -> Result<BareJid, Status> {
+    BareJid::new(text).map_err(|e| Status::invalid_argument(format!("`{text}` is no bare address: {e}")))
+}
+
+fn unavailable(error: cluster::Unavailable) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+fn account_error(error: AccountError) -> Status {
+    match error {
+        AccountError::AlreadyExists => Status::already_exists("the account exists already"),
+        AccountError::NotFound => Status::not_found("no such account"),
+        AccountError::Store(error) => store_error(error),
+    }
+}
+
+fn store_error(error: StoreError) -> Status {
+    match error {
+        StoreError::Deadline => Status::deadline_exceeded(error.to_string()),
+        StoreError::Full => Status::resource_exhausted(error.to_string()),
+        StoreError::Corrupt { .. } => Status::data_loss(error.to_string()),
+        _ => Status::unavailable(error.to_string()),
+    }
+}
