@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::config::settings::Pem;
+use session::TlsFiles;
 
 /// The certificate could not be made or kept.
 #[derive(Debug, thiserror::Error)]
@@ -21,9 +21,9 @@ pub enum CertificateError {
 /// Paths of the certificate in the data folder, and whether it was made just now.
 ///
 /// It is made again when the hosts have changed, since it names them.
-pub fn self_signed(data_dir: &Path, hosts: &[String]) -> Result<(Pem, bool), CertificateError> {
+pub fn self_signed(data_dir: &Path, hosts: &[String]) -> Result<(TlsFiles, bool), CertificateError> {
     let folder = data_dir.join("tls");
-    let pem = Pem { cert: folder.join("cert.pem"), key: folder.join("key.pem") };
+    let pem = TlsFiles { cert: folder.join("cert.pem"), key: folder.join("key.pem") };
     let made_for = folder.join("hosts");
     let names = hosts.join("\n");
     if pem.cert.exists() && pem.key.exists() && fs::read_to_string(&made_for).is_ok_and(|n| n == names) {

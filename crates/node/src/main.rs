@@ -4,7 +4,10 @@ mod certificate;
 mod cli;
 mod config;
 mod ctl;
+mod demo;
+mod http;
 mod logs;
+mod metrics;
 mod table;
 
 use std::process::ExitCode;

@@ -122,6 +122,12 @@ pub const KEYS: &[Key] = &[
         "Where clients connect with TLS from the first byte (XEP-0368).",
     ),
     key("c2s.tls_required", Flag, Is("true"), "Whether a client must have TLS before it may log in."),
+    key(
+        "c2s.resource_conflict",
+        Choice(&["replace", "refuse", "rename"]),
+        Is("\"replace\""),
+        "What happens when a client asks for a resource that another session has: the older session is closed, the newer one is refused, or the newer one gets a resource made by the server.",
+    ),
     key("c2s.arbiters", Whole(0, 1_024), Is("0"), "Threads that own sessions; 0 means one for each core."),
     key(
         "tls.cert",
@@ -410,6 +416,66 @@ pub const KEYS: &[Key] = &[
         "Answers to a client's own mistakes that may wait, in bytes; beyond it the client is not read.",
     ),
     key("limits.write_bytes", Whole(1_024, MANY), Is("65536"), "Bytes taken from the mailbox for one write."),
+    key(
+        "limits.account_queue_stanzas",
+        Whole(1, MANY),
+        Is("1000"),
+        "Stanzas for one account that may wait while one of its handlers awaits the store; further ones are bounced with `resource-constraint`.",
+    ),
+    key(
+        "limits.account_queues_at_once",
+        Whole(1, MANY),
+        Is("256"),
+        "Accounts whose waiting stanzas are worked on at the same time; the others wait for their turn.",
+    ),
+    key(
+        "limits.relay_window_stanzas",
+        Whole(1, MANY),
+        Is("8192"),
+        "Stanzas on the way to another node, per lane, that it has not confirmed to have; further ones are bounced with `resource-constraint`.",
+    ),
+    key(
+        "limits.relay_window_bytes",
+        Whole(1, MANY),
+        Is("8388608"),
+        "Bytes on the way to another node, per lane, that it has not confirmed to have; further stanzas are bounced with `resource-constraint`.",
+    ),
+    key(
+        "limits.relay_unsettled_stanzas",
+        Whole(1, MANY),
+        Is("65536"),
+        "Stanzas per lane that another node has and has neither written, stored nor bounced; further ones are bounced with `resource-constraint`.",
+    ),
+    key(
+        "limits.relay_unsettled_bytes",
+        Whole(1, MANY),
+        Is("67108864"),
+        "Bytes of such stanzas; the same happens at this bound.",
+    ),
+    key(
+        "limits.relay_batch_stanzas",
+        Whole(1, MANY),
+        Is("64"),
+        "Stanzas that travel to another node in one batch, at most.",
+    ),
+    key(
+        "limits.relay_batch_bytes",
+        Whole(1, MANY),
+        Is("262144"),
+        "Bytes that travel to another node in one batch, at most; a larger stanza travels alone.",
+    ),
+    key(
+        "limits.refused_wait_ms",
+        Whole(1, MANY),
+        Is("2000"),
+        "Milliseconds that a stanza waits for the route table when another node refused it because the receiver has moved; after that it is stored or bounced.",
+    ),
+    key(
+        "limits.lost_sessions_at_once",
+        Whole(1, MANY),
+        Is("32"),
+        "Sessions of a lost node whose contacts are told at the same time; the others wait for their turn.",
+    ),
 ];
 
 /// The key of that path.

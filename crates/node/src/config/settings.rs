@@ -2,9 +2,13 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use toml_edit::Value;
 
-use super::read::{self, Faults, Found, Values};
+use super::{
+    keys::{self, Form},
+    read::{self, Faults, Found, Values},
+};
 
 /// Everything that a config says, with defaults where it says nothing.
 #[derive(Debug)]
@@ -17,16 +21,18 @@ pub struct Settings {
     pub session: session::Config,
     /// `[admin] listen`
     pub admin_listen: SocketAddr,
-    /// `[cluster]`; none for a single node.
-    pub cluster: Option<Cluster>,
+    /// `[cluster]`; without an address to listen on for a single node.
+    pub cluster: cluster::Config,
     /// `[store] engine`
     pub engine: Engine,
     /// `[log]`
     pub log: Log,
     /// `[metrics] listen`
     pub metrics_listen: Option<SocketAddr>,
-    /// `[limits]`
-    pub limits: Limits,
+    /// The keys of `[limits]` about one stanza.
+    pub stanza: StanzaLimits,
+    /// The keys of `[limits]` about queues and relays.
+    pub router: router::Config,
     /// `[modules.NAME]`
     pub modules: Vec<(String, Vec<(String, Found)>)>,
 }
@@ -38,39 +44,6 @@ pub struct Node {
     pub frontend: bool,
     pub backend: bool,
     pub data_dir: PathBuf,
-}
-
-/// Paths of a certificate chain and its private key.
-#[derive(Debug, Clone)]
-pub struct Pem {
-    pub cert: PathBuf,
-    pub key: PathBuf,
-}
-
-/// `[cluster]`
-#[derive(Debug)]
-pub struct Cluster {
-    pub listen: SocketAddr,
-    pub advertise: String,
-    pub expect: usize,
-    pub discovery: Option<Discovery>,
-    /// Certificates of the links; none where they are plain.
-    pub links: Option<Links>,
-}
-
-/// Certificates of mTLS links.
-#[derive(Debug, Clone)]
-pub struct Links {
-    pub own: Pem,
-    pub ca: PathBuf,
-}
-
-/// How other nodes are found.
-#[derive(Debug, Clone)]
-pub enum Discovery {
-    Static(Vec<String>),
-    Dns(String),
-    File(PathBuf),
 }
 
 /// Where data is kept.
@@ -88,9 +61,9 @@ pub struct Log {
     pub filter: String,
 }
 
-/// `[limits]`, each as its key says.
-#[derive(Debug, Clone)]
-pub struct Limits {
+/// `[limits]` of one stanza, before and after login.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StanzaLimits {
     pub before_auth_stanza_bytes: usize,
     pub before_auth_elements: usize,
     pub before_auth_depth: usize,
@@ -98,8 +71,6 @@ pub struct Limits {
     pub stanza_elements: usize,
     pub stanza_depth: usize,
     pub attributes: usize,
-    pub mailbox_stanzas: usize,
-    pub mailbox_bytes: usize,
 }
 
 impl Settings {
@@ -111,14 +82,15 @@ impl Settings {
             node: v.node(),
             session: v.session(),
             admin_listen: v.address("admin.listen").expect("has a default"),
-            cluster: values.any_below("cluster").then(|| v.cluster()),
+            cluster: v.cluster(),
             engine: v.engine(),
             log: Log {
                 json: v.text("log.format").is_some_and(|f| f == "json"),
                 filter: v.text("log.filter").unwrap_or_default(),
             },
             metrics_listen: v.address("metrics.listen"),
-            limits: v.limits(),
+            stanza: v.part("limits"),
+            router: v.part("limits"),
             modules: v.modules(),
         })
     }
@@ -160,10 +132,6 @@ impl Typed<'_> {
         self.texts(path).iter().filter_map(|t| read::address(t).ok()).collect()
     }
 
-    fn pem(&self, cert: &str, key: &str) -> Option<Pem> {
-        Some(Pem { cert: self.path(cert)?, key: self.path(key)? })
-    }
-
     fn node(&self) -> Node {
         let roles = self.texts("node.roles");
         Node {
@@ -175,65 +143,68 @@ impl Typed<'_> {
     }
 
     fn session(&self) -> session::Config {
-        let number = |name: &str| self.count(&format!("limits.{name}")) as u64;
         session::Config {
-            c2s: session::C2s {
-                listen: self.addresses("c2s.listen"),
-                direct_tls_listen: self.addresses("c2s.direct_tls_listen"),
-                tls_required: self.flag("c2s.tls_required").unwrap_or(true),
-                arbiters: self.count("c2s.arbiters"),
-                ..session::C2s::default()
-            },
+            c2s: self.part("c2s"),
             tls: session::TlsFiles {
                 cert: self.path("tls.cert").unwrap_or_default(),
                 key: self.path("tls.key").unwrap_or_default(),
             },
-            limits: session::Limits {
-                connections: number("connections") as usize,
-                connections_per_address: number("connections_per_address") as usize,
-                accepts_per_address_per_second: number("accepts_per_address_per_second") as u32,
-                limit_loopback: self.flag("limits.limit_loopback").unwrap_or_default(),
-                sessions_per_account: number("sessions_per_account") as usize,
-                first_byte_timeout_s: number("first_byte_timeout_s"),
-                header_timeout_s: number("header_timeout_s"),
-                tls_handshake_timeout_s: number("tls_handshake_timeout_s"),
-                login_timeout_s: number("login_timeout_s"),
-                stanza_timeout_s: number("stanza_timeout_s"),
-                write_timeout_s: number("write_timeout_s"),
-                peer_timeout_s: number("peer_timeout_s"),
-                linger_ms: number("linger_ms"),
-                stop_timeout_s: number("stop_timeout_s"),
-                password_threads: number("password_threads") as usize,
-                password_queue: number("password_queue") as usize,
-                reply_bytes: number("reply_bytes") as usize,
-                write_bytes: number("write_bytes") as usize,
-            },
+            limits: self.part("limits"),
         }
     }
 
-    fn cluster(&self) -> Cluster {
+    /// The settings of a crate, from the keys directly below a table. That each of its fields has a key, with
+    /// the same default, is held by a test.
+    fn part<T: DeserializeOwned>(&self, table: &str) -> T {
+        let mut fields = serde_json::Map::new();
+        for key in keys::KEYS {
+            let Some(name) = key.path.strip_prefix(table).and_then(|rest| rest.strip_prefix('.')) else {
+                continue;
+            };
+            if let Some(value) = self.0.value(key.path) {
+                fields.insert(name.to_owned(), json(key.form, &value));
+            }
+        }
+        let made = serde_json::from_value(fields.into());
+        // the table of keys has checked each value more strictly than a type does
+        made.unwrap_or_else(|e| panic!("keys of `{table}` do not make its settings: {e}"))
+    }
+
+    fn cluster(&self) -> cluster::Config {
+        if !self.0.any_below("cluster") {
+            return cluster::Config::default();
+        }
         let discovery = if self.0.said("cluster.discovery.static").is_some() {
-            Some(Discovery::Static(self.texts("cluster.discovery.static")))
+            cluster::Discovery::Static(self.texts("cluster.discovery.static"))
         } else if let Some(name) = self.text("cluster.discovery.dns") {
-            Some(Discovery::Dns(name))
+            cluster::Discovery::Dns(name)
         } else {
-            self.path("cluster.discovery.file").map(Discovery::File)
+            let file = self.path("cluster.discovery.file");
+            file.map_or(cluster::Discovery::None, cluster::Discovery::File)
         };
-        let listen = self.address("cluster.listen").expect("has a default");
         // a cluster that was meant to find others must not come into being as one of one
         let expect = match self.0.said("cluster.expect") {
             Some(_) => self.count("cluster.expect"),
-            None if discovery.is_some() => 3,
+            None if discovery != cluster::Discovery::None => 3,
             None => 1,
         };
-        Cluster {
-            listen,
-            advertise: self.text("cluster.advertise").unwrap_or_else(|| listen.to_string()),
+        let tls = || {
+            Some(cluster::TlsFiles {
+                ca: self.path("cluster.ca")?,
+                cert: self.path("cluster.cert")?,
+                key: self.path("cluster.key")?,
+            })
+        };
+        let tls = tls();
+        cluster::Config {
+            listen: self.address("cluster.listen"),
+            advertise: self.text("cluster.advertise").or_else(|| self.text("cluster.listen")),
             expect,
             discovery,
-            links: self
-                .pem("cluster.cert", "cluster.key")
-                .and_then(|own| Some(Links { own, ca: self.path("cluster.ca")? })),
+            // the combinations have been checked: without certificates all is loopback
+            plain: tls.is_none(),
+            tls,
+            times: self.part("cluster.times"),
         }
     }
 
@@ -247,24 +218,26 @@ impl Typed<'_> {
         }
     }
 
-    fn limits(&self) -> Limits {
-        let count = |name: &str| self.count(&format!("limits.{name}"));
-        Limits {
-            before_auth_stanza_bytes: count("before_auth_stanza_bytes"),
-            before_auth_elements: count("before_auth_elements"),
-            before_auth_depth: count("before_auth_depth"),
-            stanza_bytes: count("stanza_bytes"),
-            stanza_elements: count("stanza_elements"),
-            stanza_depth: count("stanza_depth"),
-            attributes: count("attributes"),
-            mailbox_stanzas: count("mailbox_stanzas"),
-            mailbox_bytes: count("mailbox_bytes"),
-        }
-    }
-
     fn modules(&self) -> Vec<(String, Vec<(String, Found)>)> {
         let keys = |m: &read::Module| m.keys.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         self.0.modules.iter().map(|(name, module)| (name.clone(), keys(module))).collect()
+    }
+}
+
+/// A value as serde takes it; addresses without names.
+fn json(form: Form, value: &Value) -> serde_json::Value {
+    match value {
+        Value::Boolean(flag) => (*flag.value()).into(),
+        Value::Integer(number) => (*number.value()).into(),
+        Value::Array(list) => list.iter().map(|v| json(form, v)).collect(),
+        other => {
+            let text = other.as_str().unwrap_or_default();
+            let address = match form {
+                Form::Address | Form::Addresses => read::address(text).ok(),
+                _ => None,
+            };
+            address.map_or_else(|| text.into(), |a| a.to_string().into())
+        }
     }
 }
 

@@ -16,7 +16,7 @@ fn an_empty_file_is_a_single_node_for_localhost() {
     assert_eq!(settings.session.c2s.listen[0].port(), 5222);
     assert_eq!(settings.session.c2s.direct_tls_listen[0].port(), 5223);
     assert_eq!(settings.admin_listen.to_string(), "127.0.0.1:5280");
-    assert!(settings.cluster.is_none() && settings.session.c2s.tls_required);
+    assert!(settings.cluster.listen.is_none() && settings.session.c2s.tls_required);
     assert!(settings.node.frontend && settings.node.backend);
     assert_eq!(settings.engine, settings::Engine::Sled);
 }
@@ -127,9 +127,8 @@ fn the_keys_that_scripts_rely_on_make_a_cluster_on_loopback() {
         discovery = { static = ["127.0.0.1:7400", "127.0.0.1:7401"] }
     "#;
     let settings = parse("a.toml", text, &[]).unwrap();
-    let cluster = settings.cluster.unwrap();
-    assert_eq!(cluster.expect, 3);
-    assert!(cluster.links.is_none());
+    assert_eq!(settings.cluster.expect, 3);
+    assert!(settings.cluster.plain);
     assert_eq!(settings.engine, settings::Engine::Replicated);
 }
 
@@ -182,7 +181,21 @@ fn every_default_has_the_form_of_its_key() {
 }
 
 #[test]
-fn the_defaults_of_the_table_are_those_of_the_crates() {
-    let settings = parse("", "", &[]).unwrap();
-    assert_eq!(settings.session, session::Config::default());
+fn each_setting_of_the_crates_has_a_key_with_the_same_default() {
+    let of = |value: Result<serde_json::Value, serde_json::Error>| value.unwrap();
+    let parts = [
+        ("limits", of(serde_json::to_value(session::Limits::default()))),
+        ("limits", of(serde_json::to_value(router::Config::default()))),
+        ("c2s", of(serde_json::to_value(session::C2s::default()))),
+        ("cluster.times", of(serde_json::to_value(cluster::Times::default()))),
+    ];
+    for (table, defaults) in parts {
+        for (name, default) in defaults.as_object().unwrap() {
+            let path = format!("{table}.{name}");
+            let key = keys::find(&path).unwrap_or_else(|| panic!("`{path}` is missing in the table of keys"));
+            let keys::Fallback::Is(text) = key.fallback else { panic!("`{path}` has no default") };
+            let written: serde_json::Value = serde_json::from_str(text).unwrap();
+            assert_eq!(&written, default, "{path}");
+        }
+    }
 }

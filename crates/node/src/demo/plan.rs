@@ -139,7 +139,12 @@ pub fn config(node: &Node, all: &[Node], folder: &Path, cert: &Path, key: &Path)
             quoted(key)
         );
     }
-    let _ = writeln!(text, "\n[admin]\nlisten = \"{}\"\n\n[metrics]\nlisten = \"{}\"", node.admin(), node.metrics());
+    let _ = writeln!(
+        text,
+        "\n[admin]\nlisten = \"{}\"\n\n[metrics]\nlisten = \"{}\"",
+        node.admin(),
+        node.metrics()
+    );
     let _ = writeln!(
         text,
         "\n[cluster]\nlisten = \"{}\"\nexpect = {backends}\nplain = true\ndiscovery = {{ static = {} }}",
@@ -162,8 +167,13 @@ mod tests {
         for split in [false, true] {
             let all = nodes(split, 15222).unwrap();
             for node in &all {
-                let text =
-                    config(node, &all, Path::new("/tmp/a b"), Path::new("/tmp/a b/c.pem"), Path::new("/tmp/k"));
+                let text = config(
+                    node,
+                    &all,
+                    Path::new("/tmp/a b"),
+                    Path::new("/tmp/a b/c.pem"),
+                    Path::new("/tmp/k"),
+                );
                 if let Err(faults) = crate::config::parse(&node.name, &text, &[]) {
                     panic!("{faults}");
                 }

@@ -24,7 +24,7 @@ impl Writer<'_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in lines {
-            each(&mut family, &labels, |mut m| m.encode_counter::<(), u64, f64>(&value, None))?;
+            each(&mut family, &labels, |mut m| m.encode_counter::<Labels, u64, f64>(&value, None))?;
         }
         Ok(())
     }
@@ -67,7 +67,7 @@ impl Writer<'_> {
             let bounds = store::facts::BUCKETS_S.into_iter().chain([f64::MAX]);
             let buckets: Vec<(f64, u64)> = bounds.zip(seen.buckets).collect();
             each(&mut family, &labels, |mut m| {
-                m.encode_histogram::<()>(seen.sum_s, seen.count, &buckets, None)
+                m.encode_histogram::<Labels>(seen.sum_s, seen.count, &buckets, None)
             })?;
         }
         Ok(())

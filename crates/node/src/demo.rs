@@ -1,0 +1,4 @@
+//! `rookery demo`.
+
+mod plan;
+mod processes;
