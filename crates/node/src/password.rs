@@ -1,7 +1,48 @@
 //! Makes the keys that are kept of a password.
 
 use store::{Credentials, ScramKeys};
+use stream::sasl::keys::{self, BadPassword, ScramHash};
 
 /// Rounds of PBKDF2: what the client pays at each login, and a thief for each guess (RFC 7677 asks for 4096
 /// at least).
 const ITERATIONS: u32 = 10_000;
+/// Length of a salt, in bytes.
+const SALT: usize = 16;
+
+/// The keys of a password for each hash. Slow on purpose: call it on a thread that may block.
+///
+/// # Errors
+/// [`BadPassword`] for an empty password, or one with characters that SASLprep (RFC 4013) forbids.
+pub fn keys(password: &str) -> Result<Credentials, BadPassword> {
+    let make = |hash| {
+        let mut salt = [0; SALT];
+        // the operating system's generator does not fail once it is seeded
+        assert!(aws_lc_rs::rand::fill(&mut salt).is_ok(), "the random generator works");
+        let made = keys::derive(password, hash, &salt, ITERATIONS)?;
+        Ok(ScramKeys {
+            salt: made.salt,
+            iterations: made.iterations,
+            stored_key: made.stored_key,
+            server_key: made.server_key,
+        })
+    };
+    Ok(Credentials {
+        sha1: make(ScramHash::Sha1)?,
+        sha256: make(ScramHash::Sha256)?,
+        sha512: make(ScramHash::Sha512)?,
+        disabled: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_hash_and_each_account_has_a_salt_of_its_own() {
+        let (one, two) = (keys("pencil").unwrap(), keys("pencil").unwrap());
+        assert_ne!(one.sha1.salt, one.sha256.salt);
+        assert_ne!(one.sha512, two.sha512);
+        assert!(keys("").is_err());
+    }
+}

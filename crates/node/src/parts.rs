@@ -1,0 +1,246 @@
+//! What a node starts, in order, by its roles; and how it ends.
+
+mod folder;
+mod parent;
+mod ports;
+mod storage;
+mod told;
+
+use std::{
+    error::Error,
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
+
+use cluster::{Cluster, Roles};
+use hooks::Registry;
+use router::Router;
+use session::{Listeners, TlsStore};
+use store::Accounts;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, watch},
+};
+
+use crate::{
+    admin, certificate,
+    config::{Modules, Settings},
+    http, logs, metrics,
+};
+
+/// How often the certificate files are looked at.
+const CERTIFICATE: Duration = Duration::from_secs(10);
+/// How long the cluster may take to end, and then the store, after the sessions have.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a node waits for others before it says so, and between saying so again.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What stops a node from starting or makes it end, in words for an operator.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// Runs a node until it is told to stop, or until the process that started it has ended.
+pub fn run(settings: Settings, with_parent: bool) -> Result<(), Failure> {
+    logs::start(&settings.log)?;
+    if with_parent {
+        parent::end_with()?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("node").build()?;
+    let bound = Duration::from_secs(settings.session.limits.stop_timeout_s) * 2 + GRACE * 2;
+    let ended = runtime.block_on(async {
+        let mut stop = Stop::listen()?;
+        let mut node = tokio::select! {
+            started = start(settings) => started?,
+            name = stop.asked() => {
+                tracing::info!(signal = name, "stopped before the start was complete");
+                return Ok(());
+            }
+        };
+        let failure = tokio::select! {
+            failure = node.failures.recv() => failure,
+            name = stop.asked() => {
+                tracing::info!(signal = name, "stopping");
+                None
+            }
+        };
+        tokio::select! {
+            ended = tokio::time::timeout(bound, node.stop()) => match ended {
+                Ok(()) => tracing::info!("stopped"),
+                Err(_) => tracing::warn!("stopped before all had ended in order"),
+            },
+            _ = stop.asked() => tracing::warn!("asked to stop twice: not waiting any longer"),
+        }
+        failure.map_or(Ok(()), Err)
+    });
+    // what still runs are tasks that nobody waits for
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    ended
+}
+
+/// A running node.
+struct Node {
+    cluster: Arc<Cluster>,
+    listeners: Option<Arc<Listeners>>,
+    storage: storage::Storage,
+    /// True ends the admin service and the metrics port.
+    stopping: watch::Sender<bool>,
+    /// Parts that ended although nobody asked them to.
+    failures: mpsc::Receiver<Failure>,
+    /// Keeps a second node away from the data.
+    _folder: folder::Lock,
+}
+
+async fn start(settings: Settings) -> Result<Node, Failure> {
+    let frontend = settings.node.frontend;
+    let ports = ports::bind(&settings).await?;
+    let folder = folder::Lock::take(&settings.node.data_dir)?;
+    let (session, made) = certified(&settings)?;
+    let tls = if frontend { Some(TlsStore::load(&session.tls)?) } else { None };
+    let Modules { list, switches } = settings.modules()?;
+    let registry = Arc::new(Registry::build(list, &switches)?);
+
+    let roles = Roles { frontend, backend: settings.node.backend };
+    let (name, data_dir) = (settings.node.name.clone(), settings.node.data_dir.clone());
+    let cluster = Cluster::start(settings.cluster.clone(), cluster::Deps { name, roles, data_dir }).await?;
+    let storage = storage::open(&settings, &cluster).await?;
+    let accounts = Accounts::new(storage.store.clone());
+    let router = Router::start(router_deps(&settings, &cluster, &registry, &storage), settings.router.clone());
+
+    let (failed, failures) = mpsc::channel(4);
+    let (stopping, stop) = watch::channel(false);
+    let links = storage.mount(cluster.grpc_services().add_service(router.relay_service()));
+    let serving = cluster.clone();
+    part(&failed, "links between nodes", async move { serving.serve(links).await });
+
+    let listeners: told::SharedListeners = Arc::new(OnceLock::new());
+    let service = admin::Admin {
+        cluster: cluster.clone(),
+        accounts: accounts.clone(),
+        hosts: settings.hosts.clone(),
+        registry: registry.clone(),
+        services: router.services(),
+        local: told::local_sessions(listeners.clone()),
+    };
+    // before the cluster is ready: an operator wants to see what it waits for
+    part(&failed, "admin service", admin::serve(service, cluster.clone(), ports.admin, until(stop.clone())));
+    if let Some(port) = ports.metrics {
+        let (cluster, store, router) = (cluster.clone(), storage.store.clone(), router.clone());
+        let sources = metrics::Sources { cluster, store, router, listeners: listeners.clone() };
+        tokio::spawn(http::serve(port, metrics::page(sources), until(stop)));
+    }
+
+    ready(&cluster, settings.cluster.expect).await?;
+    let started = match tls {
+        Some(tls) => {
+            tls.watch(CERTIFICATE)?;
+            Some(session::start(session, tls, router, registry, cluster.clone(), accounts.clone())?)
+        }
+        None => None,
+    };
+    if let Some(started) = &started {
+        let _ = listeners.set(started.clone());
+    }
+    told::announce(&settings, made.as_deref(), &accounts).await;
+    Ok(Node { cluster, listeners: started, storage, stopping, failures, _folder: folder })
+}
+
+impl Node {
+    /// Ends all parts, those that take work first.
+    async fn stop(self) {
+        if let Some(listeners) = &self.listeners {
+            listeners.stop().await;
+        }
+        self.stopping.send_replace(true);
+        self.cluster.stop(GRACE).await;
+        self.storage.close(GRACE).await;
+    }
+}
+
+/// The settings of the client side with a certificate, made now if none was given; what was made, if so.
+fn certified(settings: &Settings) -> Result<(session::Config, Option<std::path::PathBuf>), Failure> {
+    let mut config = settings.session.clone();
+    if !settings.node.frontend || !config.tls.cert.as_os_str().is_empty() {
+        return Ok((config, None));
+    }
+    let (files, _) = certificate::self_signed(&settings.node.data_dir, &settings.hosts)?;
+    let made = files.cert.clone();
+    config.tls = files;
+    Ok((config, Some(made)))
+}
+
+fn router_deps(
+    settings: &Settings,
+    cluster: &Arc<Cluster>,
+    registry: &Arc<Registry>,
+    storage: &storage::Storage,
+) -> router::Deps {
+    router::Deps {
+        whereabouts: cluster.clone(),
+        registry: registry.clone(),
+        store: storage.store.clone(),
+        hosts: settings.hosts.clone(),
+        about: ("Rookery", env!("CARGO_PKG_VERSION")),
+        clock: SystemTime::now,
+        random: |buffer| {
+            // the operating system's generator does not fail once it is seeded
+            assert!(aws_lc_rs::rand::fill(buffer).is_ok(), "the random generator works");
+        },
+    }
+}
+
+/// Runs a part that the node cannot be without.
+fn part<E: Into<Failure>>(
+    failed: &mpsc::Sender<Failure>,
+    name: &'static str,
+    work: impl Future<Output = Result<(), E>> + Send + 'static,
+) {
+    let failed = failed.clone();
+    tokio::spawn(async move {
+        if let Err(error) = work.await {
+            let error: Failure = error.into();
+            // a full queue holds failures enough to end the node
+            let _ = failed.try_send(format!("failed to go on with {name}: {error}").into());
+        }
+    });
+}
+
+/// Waits for the cluster, saying from time to time what it waits for.
+async fn ready(cluster: &Cluster, expect: usize) -> Result<(), Failure> {
+    let mut ready = std::pin::pin!(cluster.ready());
+    loop {
+        tokio::select! {
+            ready = &mut ready => return Ok(ready?),
+            () = tokio::time::sleep(PATIENCE) => {
+                let status = cluster.status();
+                let (formed, seeds) = (status.cluster.is_some(), status.seeds.join(", "));
+                tracing::warn!(formed, expect, seeds, "waiting for the other nodes");
+            }
+        }
+    }
+}
+
+async fn until(mut stop: watch::Receiver<bool>) {
+    // without its sender the node has ended
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// The signals that end a node.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> std::io::Result<Stop> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Stop { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one of them; its name.
+    async fn asked(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
