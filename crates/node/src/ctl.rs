@@ -1,6 +1,7 @@
 //! The commands that talk to the admin service of a running node.
 
 use std::{
+    future::Future,
     io::{self, BufRead, IsTerminal, Write},
     time::Duration,
 };
@@ -11,6 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     cli::{Admin, Cluster, Format, Password, Session, User},
+    parts::Failure,
     table::Table,
 };
 
@@ -30,6 +32,12 @@ pub enum CtlError {
     Refused { attempt: String, reason: String },
     #[error("failed to read the password: {0}")]
     Password(String),
+}
+
+/// Runs one command on a runtime of its own.
+pub fn run(command: impl Future<Output = Result<(), CtlError>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(command)?)
 }
 
 /// Connects to an admin service.

@@ -1,5 +1,6 @@
 //! The binary `rookery`: a table of contents.
 
+mod admin;
 mod certificate;
 mod cli;
 mod config;
@@ -8,30 +9,37 @@ mod demo;
 mod http;
 mod logs;
 mod metrics;
+mod parts;
+mod password;
 mod table;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use cli::{Cli, Command};
+use parts::Failure;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let done: Result<(), Box<dyn std::error::Error>> = match cli.command {
-        Command::Config { what: cli::Config::PrintDefault } => {
-            print!("{}", config::print::default_file());
-            Ok(())
-        }
-        Command::Config { what: cli::Config::Check { file, set } } => {
-            config::load(Some(&file), &set).map(|_| println!("{}: ok", file.display())).map_err(Into::into)
-        }
-        other => Err(format!("{other:?}").into()),
-    };
-    match done {
+    match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("rookery: {e}");
+        Err(error) => {
+            eprintln!("rookery: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(serve) => {
+            let settings = config::load(serve.config.as_deref(), &serve.set)?;
+            parts::run(settings, serve.with_parent)
+        }
+        Command::User { admin, what } => ctl::run(ctl::user(&admin, what)),
+        Command::Cluster { admin, what } => ctl::run(ctl::cluster(&admin, what)),
+        Command::Session { admin, what } => ctl::run(ctl::session(&admin, what)),
+        Command::Config { what: cli::Config::Check { file, set } } => config::check(&file, &set),
+        Command::Config { what: cli::Config::PrintDefault } => config::print::run(),
+        Command::Demo(demo) => demo::run(&demo),
     }
 }

@@ -36,6 +36,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long a node waits for others before it says so, and between saying so again.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+pub use told::SharedListeners;
+
 /// What stops a node from starting or makes it end, in words for an operator.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
@@ -104,7 +106,8 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
     let cluster = Cluster::start(settings.cluster.clone(), cluster::Deps { name, roles, data_dir }).await?;
     let storage = storage::open(&settings, &cluster).await?;
     let accounts = Accounts::new(storage.store.clone());
-    let router = Router::start(router_deps(&settings, &cluster, &registry, &storage), settings.router.clone());
+    let router =
+        Router::start(router_deps(&settings, &cluster, &registry, &storage), settings.router.clone());
 
     let (failed, failures) = mpsc::channel(4);
     let (stopping, stop) = watch::channel(false);
@@ -112,7 +115,7 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
     let serving = cluster.clone();
     part(&failed, "links between nodes", async move { serving.serve(links).await });
 
-    let listeners: told::SharedListeners = Arc::new(OnceLock::new());
+    let listeners: SharedListeners = Arc::new(OnceLock::new());
     let service = admin::Admin {
         cluster: cluster.clone(),
         accounts: accounts.clone(),

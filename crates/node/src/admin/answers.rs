@@ -6,7 +6,11 @@ use cluster::{ClusterStatus, MemberId, NodeId, NodeRow, NodeState, Row};
 use proto::admin;
 
 /// The state of the cluster; `sessions` counts the sessions of each node.
-pub fn state(status: &ClusterStatus, sessions: &HashMap<NodeId, u64>, hosts: &[String]) -> admin::GetClusterResponse {
+pub fn state(
+    status: &ClusterStatus,
+    sessions: &HashMap<NodeId, u64>,
+    hosts: &[String],
+) -> admin::GetClusterResponse {
     let by_member: HashMap<MemberId, NodeId> =
         status.nodes.iter().filter_map(|n| Some((n.member?, n.node))).collect();
     let id = |member: &MemberId| by_member.get(member).map_or(0, |n| n.0);

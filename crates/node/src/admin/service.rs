@@ -91,7 +91,8 @@ impl admin::admin_server::Admin for Admin {
         request: Request<admin::KickSessionRequest>,
     ) -> Result<Response<admin::KickSessionResponse>, Status> {
         let text = request.into_inner().jid;
-        let jid = Jid::new(&text).map_err(|e| Status::invalid_argument(format!("`{text}` is no address: {e}")))?;
+        let jid =
+            Jid::new(&text).map_err(|e| Status::invalid_argument(format!("`{text}` is no address: {e}")))?;
         let kicked = match jid.try_into_full() {
             Ok(full) => u32::from(self.cluster.kick(&full).await.map_err(unavailable)?),
             Err(bare) => self.kick_all(&bare).await?,

@@ -252,6 +252,25 @@ pub const KEYS: &[Key] = &[
         "Where data is kept; not set, `sled` on a single node and `replicated` in a cluster. `memory` forgets everything at the end.",
     ),
     key(
+        "store.cache_bytes",
+        Whole(1_048_576, MANY),
+        Is("67108864"),
+        "Memory for cached pages of the store, in bytes.",
+    ),
+    key("store.readers", Whole(1, 256), Is("2"), "Threads that read the store."),
+    key(
+        "store.queue",
+        Whole(1, MANY),
+        Is("1024"),
+        "Calls that wait for a thread of the store before further callers wait outside.",
+    ),
+    key(
+        "store.reserve_bytes",
+        Whole(0, MANY),
+        Is("67108864"),
+        "Free space of the disk, in bytes, below which nothing more is accepted.",
+    ),
+    key(
         "log.format",
         Choice(&["text", "json"]),
         Is("\"text\""),

@@ -1,11 +1,18 @@
 //! The config file with every key, its default and its sentence, as `config/rookery.toml` is.
 
-use std::fmt::Write;
+use std::{fmt::Write as _, io::Write as _};
 
 use super::keys::{Fallback, KEYS, Key};
+use crate::parts::Failure;
 
 /// Width at which comments are broken.
 const WIDTH: usize = 100;
+
+/// `rookery config print-default`
+pub fn run() -> Result<(), Failure> {
+    std::io::stdout().write_all(default_file().as_bytes())?;
+    Ok(())
+}
 
 /// The text of `config/rookery.toml`.
 pub fn default_file() -> String {

@@ -25,6 +25,8 @@ pub struct Settings {
     pub cluster: cluster::Config,
     /// `[store] engine`
     pub engine: Engine,
+    /// The other keys of `[store]`.
+    pub store: DiskSettings,
     /// `[log]`
     pub log: Log,
     /// `[metrics] listen`
@@ -52,6 +54,15 @@ pub enum Engine {
     Sled,
     Memory,
     Replicated,
+}
+
+/// `[store]` without the engine: what a store on disk may take.
+#[derive(Debug, Deserialize)]
+pub struct DiskSettings {
+    pub cache_bytes: u64,
+    pub readers: usize,
+    pub queue: usize,
+    pub reserve_bytes: u64,
 }
 
 /// `[log]`
@@ -84,6 +95,7 @@ impl Settings {
             admin_listen: v.address("admin.listen").expect("has a default"),
             cluster: v.cluster(),
             engine: v.engine(),
+            store: v.part("store"),
             log: Log {
                 json: v.text("log.format").is_some_and(|f| f == "json"),
                 filter: v.text("log.filter").unwrap_or_default(),

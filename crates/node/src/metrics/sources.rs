@@ -4,7 +4,11 @@ use std::{fmt, sync::Arc};
 
 use cluster::{Cluster, NodeState};
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
+use router::{Fate, Router};
+use stanza::Kind;
 use store::Store;
+
+use crate::parts::SharedListeners;
 
 use super::page::{Labels, Writer};
 
@@ -14,6 +18,10 @@ pub struct Sources {
     pub cluster: Arc<Cluster>,
     /// Latency and errors of the store.
     pub store: Store,
+    /// What becomes of stanzas.
+    pub router: Arc<Router>,
+    /// Clients, on a frontend that has started.
+    pub listeners: SharedListeners,
 }
 
 impl fmt::Debug for Sources {
@@ -26,7 +34,9 @@ impl Collector for Sources {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut page = Writer(encoder);
         self.cluster(&mut page)?;
-        self.store(&mut page)
+        self.store(&mut page)?;
+        self.router(&mut page)?;
+        self.clients(&mut page)
     }
 }
 
@@ -111,5 +121,95 @@ impl Sources {
                 (label("call", "commit"), seen.commit),
             ],
         )
+    }
+
+    fn router(&self, page: &mut Writer) -> fmt::Result {
+        let counters = self.router.counters();
+        let each = [Kind::Message, Kind::Presence, Kind::Iq]
+            .into_iter()
+            .flat_map(|kind| Fate::ALL.into_iter().map(move |fate| (kind, fate)));
+        let stanzas = each.map(|(kind, fate)| {
+            let labels = vec![("kind", kind.tag().to_owned()), ("outcome", fate.label().to_owned())];
+            (labels, counters.stanzas(kind, fate))
+        });
+        page.counters("stanzas", "Stanzas by kind and by what became of them.", stanzas)?;
+        let of = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+        let totals = [
+            ("router_panics", "Handlers that panicked on a stanza.", &counters.panics),
+            ("router_at_bound", "Stanzas bounced because a queue was at its bound.", &counters.at_bound),
+            ("router_rerouted", "Deliveries routed anew because their session ended.", &counters.rerouted),
+            ("relay_sent", "Parcels given to other nodes.", &counters.parcels_sent),
+            ("relay_resent", "Parcels sent once more after a link broke.", &counters.parcels_resent),
+            ("relay_received", "Parcels that came from other nodes.", &counters.parcels_received),
+            ("relay_repeated", "Parcels that came a second time.", &counters.parcels_repeated),
+            ("relay_batches", "Batches given to other nodes.", &counters.batches_sent),
+            ("relay_refusals", "Targets that other nodes refused.", &counters.refusals),
+            ("lost_sessions_told", "Sessions of lost nodes whose contacts were told.", &counters.lost_told),
+        ];
+        for (name, help, counter) in totals {
+            page.counter(name, help, of(counter))?;
+        }
+        let waiting = self.router.waiting();
+        page.gauge(
+            "mailbox_stanzas",
+            "Stanzas that wait to be written to clients.",
+            of(&waiting.stanzas),
+        )?;
+        page.gauge("mailbox_bytes", "Bytes that wait to be written to clients.", of(&waiting.bytes))?;
+        self.lanes(page)
+    }
+
+    fn lanes(&self, page: &mut Writer) -> fmt::Result {
+        let lanes = self.router.lanes();
+        let each = |value: fn(&router::LaneFacts) -> u64| {
+            let line = move |lane: &router::LaneFacts| {
+                (vec![("node", lane.node.to_string()), ("lane", lane.lane.to_string())], value(lane))
+            };
+            lanes.iter().map(line).collect::<Vec<_>>()
+        };
+        let lag = each(|l| l.unreceived as u64);
+        page.gauges("relay_lag", "Stanzas that another node has not confirmed to have.", lag)?;
+        let unsettled = each(|l| l.unsettled as u64);
+        page.gauges("relay_unsettled", "Stanzas that another node has not settled.", unsettled)?;
+        let bytes = each(|l| l.unsettled_bytes as u64);
+        page.gauges("relay_unsettled_bytes", "Bytes of those.", bytes)?;
+        page.gauges("relay_connected", "1 while the link is up.", each(|l| u64::from(l.connected)))
+    }
+
+    fn clients(&self, page: &mut Writer) -> fmt::Result {
+        let Some(listeners) = self.listeners.get() else { return Ok(()) };
+        page.gauge("sessions", "Sessions bound on this node.", listeners.session_count() as u64)?;
+        page.gauge("connections", "Client sockets that are open.", listeners.connections() as u64)?;
+        let counters = listeners.counters();
+        let read = [
+            (label("kind", "message"), counters.messages_in.value()),
+            (label("kind", "presence"), counters.presences_in.value()),
+            (label("kind", "iq"), counters.iqs_in.value()),
+        ];
+        page.counters("stanzas_read", "Stanzas read from clients.", read)?;
+        let totals = [
+            ("stanzas_written", "Stanzas written to clients.", &counters.stanzas_out),
+            ("stanzas_refused", "Stanzas refused for their shape.", &counters.bad_stanzas),
+            ("connections_accepted", "Sockets let in.", &counters.accepted),
+            ("connections_refused", "Sockets closed at a bound on connections.", &counters.refused),
+            ("accept_errors", "Failures of accept itself.", &counters.accept_errors),
+            ("tls_failures", "TLS handshakes that failed.", &counters.tls_failures),
+            ("logins", "Clients that authenticated.", &counters.authenticated),
+            ("login_failures", "Authentication attempts that failed.", &counters.auth_failures),
+            ("login_busy", "Password checks refused because too many waited.", &counters.auth_busy),
+            ("sessions_bound", "Sessions bound since the start.", &counters.bound),
+            ("session_panics", "Sessions that ended by a panic.", &counters.panics),
+            ("bytes_read", "Bytes read from clients.", &counters.bytes_in),
+            ("bytes_written", "Bytes written to clients.", &counters.bytes_out),
+        ];
+        for (name, help, counter) in totals {
+            page.counter(name, help, counter.value())?;
+        }
+        let named = |key: &'static str, list: Vec<(&'static str, u64)>| {
+            list.into_iter().map(move |(name, n)| (label(key, name), n))
+        };
+        let errors = named("condition", counters.stream_errors());
+        page.counters("stream_errors", "Stream errors sent, by condition.", errors)?;
+        page.counters("connections_ended", "Connections that ended, by why.", named("why", counters.ends()))
     }
 }

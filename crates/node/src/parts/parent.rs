@@ -23,7 +23,11 @@ pub fn end_with() -> io::Result<()> {
         std::process::exit(1);
     }
     let watch = move || {
-        let mut poll = libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&parent_fd), events: libc::POLLIN, revents: 0 };
+        let mut poll = libc::pollfd {
+            fd: std::os::fd::AsRawFd::as_raw_fd(&parent_fd),
+            events: libc::POLLIN,
+            revents: 0,
+        };
         // SAFETY: one entry, which lives on this stack.
         while unsafe { libc::poll(&mut poll, 1, -1) } != 1 {}
         eprintln!("rookery: the process that started this node has ended: ending as well");

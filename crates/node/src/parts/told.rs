@@ -40,9 +40,10 @@ pub fn local_sessions(listeners: SharedListeners) -> LocalSessions {
 
 /// Prints what listens where, and the next command to type.
 pub async fn announce(settings: &Settings, made: Option<&Path>, accounts: &Accounts) {
-    let list = |all: &[std::net::SocketAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let list =
+        |all: &[std::net::SocketAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     println!("rookery {} serves {}", env!("CARGO_PKG_VERSION"), settings.hosts.join(", "));
-    let mut line = |what: &str, value: String| {
+    let line = |what: &str, value: String| {
         if !value.is_empty() {
             println!("  {what:<22}{value}");
         }

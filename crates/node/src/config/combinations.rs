@@ -7,7 +7,7 @@ use toml_edit::Value;
 use super::read::{self, Fault, Values};
 
 /// All combinations that cannot work, each at the key that is best changed.
-pub fn combinations(values: &Values) -> Vec<Fault> {
+pub fn check(values: &Values) -> Vec<Fault> {
     let mut faults = Vec::new();
     pairs(values, &mut faults);
     roles(values, &mut faults);
