@@ -150,11 +150,7 @@ impl Sources {
             page.counter(name, help, of(counter))?;
         }
         let waiting = self.router.waiting();
-        page.gauge(
-            "mailbox_stanzas",
-            "Stanzas that wait to be written to clients.",
-            of(&waiting.stanzas),
-        )?;
+        page.gauge("mailbox_stanzas", "Stanzas that wait to be written to clients.", of(&waiting.stanzas))?;
         page.gauge("mailbox_bytes", "Bytes that wait to be written to clients.", of(&waiting.bytes))?;
         self.lanes(page)
     }
