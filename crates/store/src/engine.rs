@@ -69,12 +69,17 @@ impl fmt::Display for Partition {
 pub struct Table(pub &'static str);
 
 impl Table {
-    /// The table of a name that arrived from another node; `None` unless the name is 1 to
-    /// [`TABLE_NAME_MAX`] bytes of `a-z`, `0-9`, `_`, `-`, `.`.
+    /// The table of a name that arrived from another node or from a log; `None` unless
+    /// [`Table::is_name`].
     ///
     /// Each distinct name is kept in memory for the life of the process, so whoever takes names from the
-    /// network bounds them with [`Table::seen`].
+    /// network uses [`Table::bounded`].
     pub fn named(name: &str) -> Option<Table> {
+        Self::bounded(name, usize::MAX)
+    }
+
+    /// As [`Table::named`], but `None` for a new name once `max` distinct ones are kept.
+    pub fn bounded(name: &str, max: usize) -> Option<Table> {
         if !Self::is_name(name) {
             return None;
         }
@@ -82,17 +87,16 @@ impl Table {
         if let Some(known) = names.get(name) {
             return Some(Table(known));
         }
+        if names.len() >= max {
+            return None;
+        }
         let leaked: &'static str = Box::leak(name.to_owned().into_boxed_str());
         names.insert(leaked);
         Some(Table(leaked))
     }
 
-    /// How many distinct names [`Table::named`] has kept.
-    pub fn seen() -> usize {
-        NAMES.lock().len()
-    }
-
-    /// Whether every engine can keep a table of this name.
+    /// Whether every engine can keep a table of this name: 1 to [`TABLE_NAME_MAX`] bytes of `a-z`, `0-9`,
+    /// `_`, `-` and `.`.
     pub fn is_name(name: &str) -> bool {
         let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-' | b'.');
         (1..=TABLE_NAME_MAX).contains(&name.len()) && name.bytes().all(fits)
@@ -378,4 +382,28 @@ pub trait Engine: Send + Sync + 'static {
         batches: Vec<Batch>,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<Vec<Committed>, StoreError>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_from_elsewhere_are_checked_kept_once_and_bounded() {
+        let first = Table::named("engine.test").unwrap();
+        let again = Table::bounded("engine.test", 0).unwrap();
+        assert!(std::ptr::eq(first.0, again.0));
+        assert_eq!(Table::bounded("engine.test.new", 0), None);
+        for bad in ["", "No", "a b", "é", &"x".repeat(TABLE_NAME_MAX + 1)] {
+            assert_eq!(Table::named(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_prefix_is_behind_all_of_its_keys() {
+        assert_eq!(prefix_end(b"a"), Some(b"b".to_vec()));
+        assert_eq!(prefix_end(b"a\xff\xff"), Some(b"b".to_vec()));
+        assert_eq!(prefix_end(b"\xff"), None);
+        assert_eq!(prefix_end(b""), None);
+    }
 }

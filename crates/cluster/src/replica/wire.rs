@@ -56,10 +56,7 @@ pub(super) fn read_table(name: &str) -> Result<Table, Malformed> {
 /// Refuses names beyond what any version of the server uses, before they are kept for good.
 pub(super) fn check_tables<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), Malformed> {
     for name in names {
-        read_table(name)?;
-        if Table::seen() > TABLES_MAX {
-            return Err(Malformed("too many tables"));
-        }
+        Table::bounded(name, TABLES_MAX).ok_or(Malformed("not a table's name, or too many tables"))?;
     }
     Ok(())
 }
