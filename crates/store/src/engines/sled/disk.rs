@@ -9,7 +9,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::OnceLock,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -70,6 +70,8 @@ impl Space {
 
 /// The folder inside the store's one where files go that could not be read.
 pub const ASIDE: &str = "aside";
+/// How long to wait for another process, or an earlier life of this one, to let go of the files.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// The tree with the number of the tree that holds the records.
 const GENERATION: &[u8] = b"generation";
 const RECORDS: &str = "records-";
@@ -106,9 +108,7 @@ impl Disk {
             .cache_capacity(config.cache_bytes)
             .flush_every_ms(Some(1000))
             .use_compression(false);
-        let db = catch_unwind(AssertUnwindSafe(|| settings.open()))
-            .map_err(|_| StoreError::Engine { reason: "sled panicked while opening".to_owned() })?
-            .map_err(|e| failed("open", e))?;
+        let db = open_unlocked(&settings)?;
         let tree = current_tree(&db)?;
         let data = File::open(config.path.join("db")).map_err(|e| failed_io("open its data file", &e))?;
         let disk = Disk {
@@ -298,6 +298,28 @@ impl Disk {
         drop(place);
         self.db.drop_tree(old.name()).map_err(|e| failed("drop the replaced tree", e))?;
         Ok(())
+    }
+}
+
+/// Opens sled, waiting a little for whoever had it open and is about to end.
+fn open_unlocked(settings: &sled::Config) -> Result<sled::Db, StoreError> {
+    let until = Instant::now() + LOCK_WAIT;
+    loop {
+        let opened = catch_unwind(AssertUnwindSafe(|| settings.open()))
+            .map_err(|_| StoreError::Engine { reason: "sled panicked while opening".to_owned() })?;
+        match opened {
+            Ok(db) => return Ok(db),
+            // sled has no variant for it.
+            Err(e) if e.to_string().contains("could not acquire lock") => {
+                if Instant::now() >= until {
+                    return Err(StoreError::Engine {
+                        reason: "another process has the store open".to_owned(),
+                    });
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(e) => return Err(failed("open", e)),
+        }
     }
 }
 

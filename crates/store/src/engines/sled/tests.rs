@@ -64,6 +64,17 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
     }
 }
 
+#[test]
+fn a_store_waits_for_the_one_before_it_to_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Disk::open(&Config::new(folder.path())).unwrap();
+    let path = folder.path().to_owned();
+    let second = thread::spawn(move || Disk::open(&Config::new(path)).map(drop));
+    // Whichever of the two comes first: the second one opens.
+    drop(first);
+    assert_eq!(second.join().unwrap(), Ok(()));
+}
+
 #[tokio::test]
 async fn a_torn_snapshot_is_moved_aside_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();
