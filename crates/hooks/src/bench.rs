@@ -298,7 +298,8 @@ impl Node {
             return;
         }
         let account = to.to_bare();
-        if how == How::Direct {
+        let is_gone = to.is_full() && !self.online(&account).iter().any(|r| r.jid.as_str() == to.as_str());
+        if how == How::Direct && !(is_gone && stanza.head.kind == Kind::Message) {
             return self.deliver_to(&stanza, &account, None).await;
         }
         if stanza.head.kind == Kind::Iq && to.is_bare() {
@@ -351,7 +352,13 @@ impl Node {
     /// Step 10: the receiver's side. `only`: deliver to sessions of this node alone.
     async fn arrive(&self, stanza: Stanza, account: BareJid, only: Option<usize>) {
         let mut passage = Passage::new(stanza, self.services()).with_account(account.clone());
-        passage.offline = self.online(&account).iter().all(|resource| resource.priority.is_none());
+        let to = passage.stanza.head.to.clone();
+        let is_message = passage.stanza.head.kind == Kind::Message;
+        passage.offline = !self.online(&account).iter().any(|resource| match resource.priority {
+            _ if to.as_ref().is_some_and(|to| to.as_str() == resource.jid.as_str()) => true,
+            Some(priority) => priority >= 0 || !is_message,
+            None => false,
+        });
         match self.registry.arriving(&mut passage).await {
             Verdict::Pass => self.deliver_to(&passage.stanza, &account, only).await,
             Verdict::Stop => {}

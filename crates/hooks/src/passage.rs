@@ -18,7 +18,8 @@ pub struct Passage {
     /// addressed account on answering. `None` where the stanza is to or from a host.
     pub account: Option<BareJid>,
     pub services: Arc<dyn Services>,
-    /// On arriving: no session of the account is available, as far as this node knows.
+    /// On arriving, as far as this node knows: no session may have this message (RFC 6121, 8.5.2.1.1
+    /// and 8.5.3.2.1), or, for other stanzas, none is available.
     pub offline: bool,
 }
 

@@ -1,1 +1,28 @@
+//! Every protocol extension, one file each.
+//!
+//! Read in this order:
+//! - [`index`]: the list of modules, whose order is the order of their handlers.
+//! - [`ping`], the smallest module, then [`disco`], [`roster`], [`subscription`], [`presence`], [`offline`].
+//! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
+//! - [`settings`]: how a module says which keys its `[modules.NAME]` table has.
+//! - [`pages`]: the pages of `docs/` that are made from the modules' cards.
 
+pub mod disco;
+mod failure;
+pub mod index;
+mod kept;
+pub mod offline;
+pub mod pages;
+pub mod ping;
+pub mod presence;
+pub mod roster;
+pub mod rosters;
+pub mod session;
+pub mod settings;
+pub mod subscription;
+pub mod time;
+pub mod version;
+mod xml;
+
+pub use index::{ModulesConfig, modules, switches};
+pub use settings::{Key, Wrong};

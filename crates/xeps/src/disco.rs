@@ -1,0 +1,146 @@
+//! [XEP-0030]: Service Discovery. What the server can do, and what an account shows to its contacts.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hooks::{Addressee, Answer, Answering, Card, Hooks, Module, Passage, Reply, Status, Xep};
+use minidom::Element;
+use stanza::{Condition, IqType, StanzaError};
+
+use crate::failure::{bad_request, store_failed};
+use crate::rosters::Rosters;
+use crate::xml::{Build, element};
+
+const INFO: &str = "http://jabber.org/protocol/disco#info";
+const ITEMS: &str = "http://jabber.org/protocol/disco#items";
+const NAME: &str = "disco";
+
+crate::settings! {
+    /// `[modules.disco]`
+    pub struct Config {
+        /// Whether contacts may list an account's available devices.
+        list_resources: bool = true,
+    }
+}
+
+/// Answers disco#info and disco#items for hosts and accounts, from the cards of all modules.
+pub struct Disco {
+    config: Config,
+    rosters: Arc<Rosters>,
+}
+
+impl Disco {
+    pub fn new(config: Config, rosters: Arc<Rosters>) -> Disco {
+        Disco { config, rosters }
+    }
+}
+
+impl Module for Disco {
+    fn card(&self) -> Card {
+        Card {
+            xeps: &[Xep { number: 30, title: "Service Discovery", version: "2.5.0", status: Status::Final }],
+            host_features: &[INFO, ITEMS],
+            account_features: &[INFO, ITEMS],
+            ..Card::new(NAME, "Says what the server and its accounts can do.")
+        }
+    }
+
+    fn plug(self: Arc<Self>, hooks: &mut Hooks) {
+        for addressee in [Addressee::Host, Addressee::Account] {
+            hooks.answering(addressee, INFO, self.clone());
+            hooks.answering(addressee, ITEMS, self.clone());
+        }
+    }
+}
+
+/// Which of the two queries was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Info,
+    Items,
+}
+
+impl Answering for Disco {
+    fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
+        let stanza = &passage.stanza;
+        let (ask, query) = match (stanza.child("query", INFO), stanza.child("query", ITEMS)) {
+            (Some(query), _) => (Ask::Info, query),
+            (None, Some(query)) => (Ask::Items, query),
+            (None, None) => return Answer::Now(Reply::Error(bad_request("no query"))),
+        };
+        if stanza.iq_type() != Ok(IqType::Get) {
+            return Answer::Now(Reply::Error(bad_request("discovery only reads")));
+        }
+        let has_node = query.attr("node").is_some_and(|node| !node.is_empty());
+        if passage.account.is_none() {
+            return Answer::Now(match has_node {
+                // XEP-0030, section 3.2: there are no nodes here.
+                true => Reply::Error(StanzaError::new(Condition::ItemNotFound)),
+                false => Reply::with(host(passage, ask)),
+            });
+        }
+        if passage.is_own() {
+            return Answer::Now(self.account(passage, ask, has_node, true));
+        }
+        Answer::later(async move {
+            match self.may_see(passage).await {
+                Ok(may_see) => self.account(passage, ask, has_node, may_see),
+                Err(error) => Reply::Error(store_failed(NAME, &error)),
+            }
+        })
+    }
+}
+
+fn host(passage: &Passage, ask: Ask) -> Element {
+    if ask == Ask::Items {
+        return element("query", ITEMS);
+    }
+    let about = passage.services.about();
+    let identity = element("identity", INFO).with("category", "server").with("type", "im");
+    let query = element("query", INFO).child(identity.with("name", about.name));
+    let cards = passage.services.cards(passage.host().unwrap_or_default());
+    features(query, cards.iter().flat_map(|card| card.host_features))
+}
+
+fn features<'a>(query: Element, features: impl Iterator<Item = &'a &'static str>) -> Element {
+    let features: BTreeSet<&str> = features.copied().collect();
+    features.into_iter().fold(query, |query, var| query.child(element("feature", INFO).with("var", var)))
+}
+
+impl Disco {
+    /// XEP-0030, section 8: what strangers see must not tell whether the account exists.
+    fn account(&self, passage: &Passage, ask: Ask, has_node: bool, may_see: bool) -> Reply {
+        match ask {
+            Ask::Info if !may_see => Reply::Error(StanzaError::new(Condition::ServiceUnavailable)),
+            _ if has_node && may_see => Reply::Error(StanzaError::new(Condition::ItemNotFound)),
+            Ask::Info => {
+                let identity = element("identity", INFO).with("category", "account");
+                let query = element("query", INFO).child(identity.with("type", "registered"));
+                let cards = passage.services.cards(passage.host().unwrap_or_default());
+                Reply::with(features(query, cards.iter().flat_map(|card| card.account_features)))
+            }
+            Ask::Items if may_see && self.config.list_resources => Reply::with(resources(passage)),
+            Ask::Items => Reply::with(element("query", ITEMS)),
+        }
+    }
+
+    async fn may_see(&self, passage: &Passage) -> Result<bool, store::StoreError> {
+        let (Some(account), Some(from)) = (&passage.account, &passage.stanza.head.from) else {
+            return Ok(false);
+        };
+        Ok(self.rosters.of(&*passage.services, account).await?.lets_see(from))
+    }
+}
+
+fn resources(passage: &Passage) -> Element {
+    let query = element("query", ITEMS);
+    let Some(account) = &passage.account else { return query };
+    let online = passage.services.online(account).into_iter();
+    let available = online.filter(|resource| resource.priority.is_some());
+    available
+        .fold(query, |query, resource| query.child(element("item", ITEMS).with("jid", resource.jid.as_str())))
+}
+
+#[cfg(test)]
+#[path = "disco_tests.rs"]
+mod tests;

@@ -1,0 +1,180 @@
+//! The list of modules: its order is the order of their handlers within a step.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hooks::{Module, Switches};
+use toml_edit::Value;
+
+use crate::disco::Disco;
+use crate::offline::Offline;
+use crate::ping::Ping;
+use crate::presence::Presence;
+use crate::roster::RosterModule;
+use crate::rosters::Rosters;
+use crate::session::Session;
+use crate::settings::{Key, Settings, Wrong};
+use crate::subscription::Subscription;
+use crate::time::Time;
+use crate::version::Version;
+use crate::{disco, offline, presence, rosters, subscription, version};
+
+/// The names of all modules, in their order.
+pub const NAMES: [&str; 9] =
+    ["disco", "roster", "subscription", "presence", "offline", "ping", "version", "time", "session"];
+
+crate::settings! {
+    /// What every `[modules.NAME]` table may say.
+    pub struct Switch {
+        /// Whether the module is there at all.
+        enabled: bool = true,
+        /// The hosts on which the module is on; none named means all.
+        hosts: Vec<String> = Vec::new(),
+    }
+}
+
+crate::settings! {
+    /// The settings of a module that has none.
+    pub struct Nothing {}
+}
+
+/// `[modules.NAME]` of all modules.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModulesConfig {
+    pub disco: disco::Config,
+    pub roster: rosters::Config,
+    pub subscription: subscription::Config,
+    pub presence: presence::Config,
+    pub offline: offline::Config,
+    pub version: version::Config,
+    /// By the name of the module; one that is not here is on everywhere.
+    pub switches: BTreeMap<String, Switch>,
+}
+
+impl ModulesConfig {
+    /// Every key that a `[modules.NAME]` table may have, module by module.
+    pub fn keys() -> Vec<Key> {
+        let mut config = ModulesConfig::default();
+        let mut keys = Vec::new();
+        for module in NAMES {
+            keys.extend(Switch::default().keys(module));
+            keys.extend(config.of(module).keys(module));
+        }
+        keys
+    }
+
+    /// Sets one key of `[modules.NAME]`.
+    pub fn set(&mut self, module: &str, key: &str, value: &Value) -> Result<(), Wrong> {
+        let name = *NAMES.iter().find(|name| **name == module).ok_or(Wrong::UnknownModule)?;
+        let mut switch = self.switches.get(name).cloned().unwrap_or_default();
+        match switch.set(key, value) {
+            Err(Wrong::UnknownKey) => self.of(name).set(key, value),
+            Err(wrong) => Err(wrong),
+            Ok(()) => {
+                self.switches.insert(name.to_owned(), switch);
+                Ok(())
+            }
+        }
+    }
+
+    fn is_enabled(&self, module: &str) -> bool {
+        self.switches.get(module).is_none_or(|switch| switch.enabled)
+    }
+
+    fn of(&mut self, module: &str) -> Box<dyn Settings + '_> {
+        match module {
+            "disco" => Box::new(&mut self.disco),
+            "roster" => Box::new(&mut self.roster),
+            "subscription" => Box::new(&mut self.subscription),
+            "presence" => Box::new(&mut self.presence),
+            "offline" => Box::new(&mut self.offline),
+            "version" => Box::new(&mut self.version),
+            _ => Box::new(Nothing::default()),
+        }
+    }
+}
+
+/// The modules that are enabled, in their order. Each call makes new ones, with caches of their own.
+pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
+    let rosters = Arc::new(Rosters::new(config.roster.clone()));
+    let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
+        ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone()))),
+        // Before subscription and presence: a new session's cached roster is forgotten before they read it.
+        ("roster", Arc::new(RosterModule::new(rosters.clone()))),
+        ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
+        ("presence", Arc::new(Presence::new(config.presence.clone(), rosters))),
+        // After everything that may answer or consume a message: it keeps what nobody else took.
+        ("offline", Arc::new(Offline::new(config.offline.clone()))),
+        ("ping", Arc::new(Ping)),
+        ("version", Arc::new(Version::new(config.version.clone()))),
+        ("time", Arc::new(Time)),
+        ("session", Arc::new(Session)),
+    ];
+    let enabled = modules.into_iter().filter(|(name, _)| config.is_enabled(name));
+    enabled.map(|(_, module)| module).collect()
+}
+
+/// On which hosts each module is on.
+pub fn switches(config: &ModulesConfig) -> Switches {
+    let limited = config.switches.iter().filter(|(_, switch)| !switch.hosts.is_empty());
+    limited.fold(Switches::everywhere(), |switches, (module, switch)| {
+        switches.only(module, switch.hosts.clone())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(toml: &str) -> Value {
+        toml.parse().unwrap()
+    }
+
+    #[test]
+    fn the_list_and_the_cards_agree_on_names() {
+        let names: Vec<&str> = modules(&ModulesConfig::default()).iter().map(|m| m.card().name).collect();
+        assert_eq!(names, NAMES);
+    }
+
+    #[test]
+    fn a_module_is_switched_off_or_to_one_host() {
+        let mut config = ModulesConfig::default();
+        config.set("ping", "enabled", &value("false")).unwrap();
+        config.set("time", "hosts", &value("['a.example']")).unwrap();
+        let modules = modules(&config);
+        assert!(modules.iter().all(|module| module.card().name != "ping"));
+        let registry = hooks::Registry::build(modules, &switches(&config)).unwrap();
+        let has_time = |host| registry.cards(host).iter().any(|card| card.name == "time");
+        assert!(has_time("a.example") && !has_time("b.example"));
+    }
+
+    #[test]
+    fn keys_are_set_and_wrong_ones_are_named() {
+        let mut config = ModulesConfig::default();
+        config.set("offline", "messages_max", &value("7")).unwrap();
+        assert_eq!(config.offline.messages_max, 7);
+        let set = |config: &mut ModulesConfig, module, key, text: &str| config.set(module, key, &value(text));
+        assert_eq!(set(&mut config, "ofline", "messages_max", "7"), Err(Wrong::UnknownModule));
+        assert_eq!(set(&mut config, "offline", "messages", "7"), Err(Wrong::UnknownKey));
+        assert_eq!(set(&mut config, "time", "messages", "7"), Err(Wrong::UnknownKey));
+        for wrong in ["0", "-1", "'many'", "1.5"] {
+            assert!(
+                matches!(set(&mut config, "offline", "bytes_max", wrong), Err(Wrong::NotA { .. })),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_key_has_a_sentence_and_takes_its_own_default() {
+        for key in ModulesConfig::keys() {
+            assert!(key.sentence.ends_with('.'), "{key:?}");
+            let mut config = ModulesConfig::default();
+            config.set(key.module, key.name, &value(&key.default)).unwrap();
+            assert_eq!(
+                config.of(key.module).keys(key.module),
+                ModulesConfig::default().of(key.module).keys(key.module)
+            );
+        }
+    }
+}

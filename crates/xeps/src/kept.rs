@@ -1,0 +1,88 @@
+//! A stanza as it is kept in the store: its head in fields, its body as it was.
+
+use serde::{Deserialize, Serialize};
+use stanza::stanza::ExtraAttribute;
+use stanza::{Head, Jid, Kind, Stanza};
+
+/// A stanza at rest. Part of other records: a change of its fields is a new schema of those.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    kind: u8,
+    to: Option<String>,
+    from: Option<String>,
+    id: Option<String>,
+    type_: Option<String>,
+    lang: Option<String>,
+    extra: Vec<(String, String, String)>,
+    body: Vec<u8>,
+}
+
+impl Kept {
+    pub fn of(stanza: &Stanza) -> Kept {
+        let head = &stanza.head;
+        let text = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
+        let extra = head.extra.iter();
+        Kept {
+            kind: head.kind as u8,
+            to: head.to.as_ref().map(|jid| jid.as_str().to_owned()),
+            from: head.from.as_ref().map(|jid| jid.as_str().to_owned()),
+            id: text(&head.id),
+            type_: text(&head.type_),
+            lang: text(&head.lang),
+            extra: extra.map(|a| (a.ns.to_string(), a.name.to_string(), a.value.to_string())).collect(),
+            body: stanza.body().to_vec(),
+        }
+    }
+
+    /// The stanza again; `None` where an address is no longer one.
+    pub fn stanza(&self) -> Option<Stanza> {
+        let kind = [Kind::Message, Kind::Presence, Kind::Iq].into_iter().find(|k| *k as u8 == self.kind)?;
+        let jid = |text: &Option<String>| match text {
+            Some(text) => Jid::new(text).map(Some),
+            None => Ok(None),
+        };
+        let text = |text: &Option<String>| text.as_deref().map(Into::into);
+        let extra = self.extra.iter().map(|(ns, name, value)| ExtraAttribute {
+            ns: ns.as_str().into(),
+            name: name.as_str().into(),
+            value: value.as_str().into(),
+        });
+        let head = Head {
+            to: jid(&self.to).ok()?,
+            from: jid(&self.from).ok()?,
+            id: text(&self.id),
+            type_: text(&self.type_),
+            lang: text(&self.lang),
+            extra: extra.collect(),
+            ..Head::new(kind)
+        };
+        Some(Stanza::new(head, self.body.clone().into()))
+    }
+
+    /// About how many bytes it takes.
+    pub fn size(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let extra: usize = self.extra.iter().map(|(a, b, c)| a.len() + b.len() + c.len()).sum();
+        let head = text(&self.to) + text(&self.from) + text(&self.id) + text(&self.type_) + text(&self.lang);
+        head + extra + self.body.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hooks::bench::{parse, xml};
+
+    use super::*;
+
+    #[test]
+    fn a_kept_stanza_is_the_same_again() {
+        for text in [
+            "<message to='b@h' from='a@h/r' id='1' type='chat' xml:lang='de'><body>ä &lt; b</body></message>",
+            "<presence from='a@h' to='b@h' type='subscribe'><status>hi</status></presence>",
+            "<message from='a@h/r'><x xmlns='urn:x' a='1'><y/></x>text</message>",
+        ] {
+            let stanza = parse(text);
+            assert_eq!(xml(&Kept::of(&stanza).stanza().unwrap()), xml(&stanza));
+        }
+    }
+}

@@ -1,0 +1,481 @@
+//! [XEP-0160]: Best Practices for Handling Offline Messages. A message to nobody waits for the next login.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hooks::{
+    Answer, Arriving, Card, Following, Hooks, How, Leaving, Module, Passage, Services, SessionEvent,
+    SessionView, Status, Step, Verdict, Xep,
+};
+use jid::{BareJid, Jid};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use stanza::{Condition, Kind, MessageType, Stanza, StanzaError};
+use store::{Batch, Committed, Expect, Range, StoreError, Stored, Table, Versioned};
+
+use crate::failure::{Failure, store_failed};
+use crate::kept::Kept;
+use crate::rosters::partition;
+use crate::time::utc;
+use crate::xml::{Build, element};
+
+const NAME: &str = "offline";
+const DELAY: &str = "urn:xmpp:delay";
+const CHAT_STATES: &str = "http://jabber.org/protocol/chatstates";
+
+/// How many messages are claimed and handed over at a time.
+const PAGE: usize = 50;
+/// How often a change of the queue starts anew when another writer was first.
+const ATTEMPTS: usize = 64;
+/// The one key of an account's queue.
+const KEY: &[u8] = b"";
+
+crate::settings! {
+    /// `[modules.offline]`
+    pub struct Config {
+        /// The most messages that wait for one account; a further one is refused with `service-unavailable`.
+        messages_max: usize = 1_000,
+        /// The most bytes that wait for one account, so that all of them fit the mailbox of the session that gets them; at the bound as above.
+        bytes_max: usize = 512 * 1024,
+    }
+}
+
+/// How much waits for an account.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Queue {
+    /// The number of the next message: the order of messages is the order of their numbers.
+    next: u64,
+    messages: u64,
+    bytes: u64,
+}
+
+impl Stored for Queue {
+    const TABLE: Table = Table("offline_queue");
+    const SCHEMA: u8 = 1;
+}
+
+/// A message that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Waiting {
+    stanza: Kept,
+    bytes: u64,
+    /// The session that is about to get it. Void once that session is gone.
+    claim: Option<Claim>,
+}
+
+impl Stored for Waiting {
+    const TABLE: Table = Table("offline");
+    const SCHEMA: u8 = 1;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Claim {
+    jid: String,
+    sid: u128,
+}
+
+/// Keeps messages for accounts without a session that may have them, and delivers them.
+#[derive(Default)]
+pub struct Offline {
+    config: Config,
+    flushing: Flushing,
+}
+
+impl Offline {
+    pub fn new(config: Config) -> Offline {
+        Offline { config, flushing: Flushing::default() }
+    }
+}
+
+/// Sessions of this node that are about to get what waits. What comes meanwhile waits behind it, so
+/// that a message does not overtake older ones of its sender.
+#[derive(Default)]
+struct Flushing {
+    sessions: Mutex<Vec<Arc<SessionView>>>,
+    /// How many there are: what passes while there are none asks no lock.
+    count: AtomicUsize,
+}
+
+impl Flushing {
+    fn begin(&self, session: &Arc<SessionView>) {
+        let mut sessions = self.sessions.lock();
+        if sessions.iter().all(|other| other.sid() != session.sid()) {
+            sessions.push(session.clone());
+        }
+        self.count.store(sessions.len(), Ordering::Release);
+    }
+
+    fn end(&self, session: &SessionView) {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut sessions = self.sessions.lock();
+        sessions.retain(|other| other.sid() != session.sid());
+        self.count.store(sessions.len(), Ordering::Release);
+    }
+
+    /// Whether a message to `to` has to wait behind what is being handed over.
+    fn includes(&self, account: &BareJid, to: &Jid) -> bool {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        self.sessions.lock().iter().any(|session| {
+            session.account() == account
+                && session.priority().is_some_and(|priority| priority >= 0)
+                && (to.is_bare() || session.jid().as_str() == to.as_str())
+        })
+    }
+}
+
+impl Module for Offline {
+    fn card(&self) -> Card {
+        Card {
+            xeps: &[
+                Xep {
+                    number: 160,
+                    title: "Best Practices for Handling Offline Messages",
+                    version: "1.0.1",
+                    status: Status::Active,
+                },
+                Xep { number: 203, title: "Delayed Delivery", version: "2.0", status: Status::Final },
+            ],
+            host_features: &["msgoffline"],
+            ..Card::new(NAME, "Keeps messages for users who are away and delivers them at the next login.")
+        }
+    }
+
+    fn plug(self: Arc<Self>, hooks: &mut Hooks) {
+        hooks.leaving(Step::Guard, self.clone());
+        hooks.arriving(Step::Record, self.clone());
+        hooks.following(self);
+    }
+}
+
+/// What XEP-0160, section 3 says of a message to nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Keep,
+    /// Neither kept nor answered: it is about a moment that has passed.
+    Forget,
+    /// Not ours: the rules of RFC 6121, section 8.5 decide.
+    Leave,
+}
+
+fn fate(stanza: &Stanza) -> Fate {
+    match stanza.message_type() {
+        MessageType::Normal => Fate::Keep,
+        MessageType::Chat if is_chat_state_only(stanza) => Fate::Forget,
+        MessageType::Chat => Fate::Keep,
+        MessageType::Groupchat | MessageType::Headline | MessageType::Error => Fate::Leave,
+    }
+}
+
+fn is_chat_state_only(stanza: &Stanza) -> bool {
+    let mut states = false;
+    for child in stanza.dom().children() {
+        match child.has_ns(CHAT_STATES) {
+            true => states = true,
+            false if child.name() == "thread" => {}
+            false => return false,
+        }
+    }
+    states
+}
+
+impl Leaving for Offline {
+    fn leaving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
+        let head = &passage.stanza.head;
+        if head.kind == Kind::Presence
+            && head.type_.is_none()
+            && head.to.is_none()
+            && let Some(session) = &passage.sender
+            && session.priority().is_none_or(|priority| priority < 0)
+        {
+            // Before the cluster knows that the session is available, and messages come to it.
+            self.flushing.begin(session);
+        }
+        Answer::PASS
+    }
+}
+
+impl Arriving for Offline {
+    fn arriving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
+        if passage.stanza.head.kind != Kind::Message {
+            return Answer::PASS;
+        }
+        let (Some(account), Some(to)) = (passage.account.clone(), passage.stanza.head.to.clone()) else {
+            return Answer::PASS;
+        };
+        if !passage.offline && !self.flushing.includes(&account, &to) {
+            return Answer::PASS;
+        }
+        match fate(&passage.stanza) {
+            Fate::Leave => Answer::PASS,
+            Fate::Forget => Answer::STOP,
+            Fate::Keep => Answer::later(async move {
+                match self.keep(passage, &account, &to).await {
+                    Ok(verdict) => verdict,
+                    Err(failure) => Verdict::refuse(failure.answer(NAME)),
+                }
+            }),
+        }
+    }
+}
+
+impl Offline {
+    async fn keep(&self, passage: &Passage, account: &BareJid, to: &Jid) -> Result<Verdict, Failure> {
+        let services = &*passage.services;
+        if !services.account_exists(account).await? {
+            return Ok(Verdict::Pass);
+        }
+        // What this node does not know yet: a session that was just bound elsewhere.
+        if let Err(error) = services.read_barrier().await {
+            tracing::debug!(module = NAME, %error, "keeping a message without a read barrier");
+        } else if self.is_reachable(services, account, to) {
+            return Ok(Verdict::Pass);
+        }
+        let number = self.store(services, account, &passage.stanza).await?;
+        // A session that became available meanwhile may have looked before the message was there. If we can
+        // take it back nobody has it, so it goes on its way; else a session has claimed it.
+        let raced = services.read_barrier().await.is_ok() && self.is_reachable(services, account, to);
+        if raced && take_back(services, account, number).await? {
+            return Ok(Verdict::Pass);
+        }
+        Ok(Verdict::Stop)
+    }
+
+    /// Whether a session takes the message now (RFC 6121, 8.5.2.1.1 and 8.5.3): the one that is
+    /// named, or any with a priority that is not negative.
+    fn is_reachable(&self, services: &dyn Services, account: &BareJid, to: &Jid) -> bool {
+        let takes = services.online(account).iter().any(|resource| {
+            (to.is_full() && resource.jid.as_str() == to.as_str())
+                || resource.priority.is_some_and(|priority| priority >= 0)
+        });
+        takes && !self.flushing.includes(account, to)
+    }
+
+    /// Adds a message to the queue; returns its number.
+    async fn store(
+        &self,
+        services: &dyn Services,
+        account: &BareJid,
+        stanza: &Stanza,
+    ) -> Result<u64, Failure> {
+        let partition = partition(account);
+        let kept = Kept::of(&stamped(services, account, stanza));
+        let bytes = kept.size() as u64;
+        let waiting = Waiting { stanza: kept, bytes, claim: None };
+        for _ in 0..ATTEMPTS {
+            let (expect, queue) = queue(services, account).await?;
+            let full = queue.messages >= self.config.messages_max as u64
+                || queue.bytes + bytes > self.config.bytes_max as u64;
+            if full {
+                // XEP-0160, section 2.
+                return Err(StanzaError::new(Condition::ServiceUnavailable).into());
+            }
+            let number = queue.next;
+            let queue = Queue { next: number + 1, messages: queue.messages + 1, bytes: queue.bytes + bytes };
+            let batch = Batch::new(partition.clone())
+                .expect::<Queue>(KEY, expect)
+                .expect::<Waiting>(key(number), Expect::Absent)
+                .put(KEY, &queue)
+                .put(key(number), &waiting);
+            if services.store().commit_one(batch).await? == Committed::Done {
+                return Ok(number);
+            }
+        }
+        Err(StoreError::Contended { table: Queue::TABLE.0, attempts: ATTEMPTS }.into())
+    }
+}
+
+/// Numbers as keys in the order of their value.
+fn key(number: u64) -> Vec<u8> {
+    number.to_be_bytes().to_vec()
+}
+
+/// XEP-0203: when the message was sent, said by the host; once, however often it waits.
+fn stamped(services: &dyn Services, account: &BareJid, stanza: &Stanza) -> Stanza {
+    let host = account.domain().as_str();
+    let ours = |child: &minidom::Element| child.is("delay", DELAY) && child.attr("from") == Some(host);
+    if stanza.dom().children().any(ours) {
+        return stanza.clone();
+    }
+    let delay = element("delay", DELAY).with("from", host).with("stamp", &utc(services.now()));
+    stanza.clone().with_child(&delay)
+}
+
+async fn queue(services: &dyn Services, account: &BareJid) -> Result<(Expect, Queue), StoreError> {
+    let found: Option<Versioned<Queue>> = services.store().get_versioned(&partition(account), KEY).await?;
+    Ok(match found {
+        Some(found) => (Expect::Version(found.version), found.value),
+        None => (Expect::Absent, Queue::default()),
+    })
+}
+
+/// Removes a message that no session has claimed; `false`: one has.
+async fn take_back(services: &dyn Services, account: &BareJid, number: u64) -> Result<bool, StoreError> {
+    for _ in 0..ATTEMPTS {
+        let found: Option<Versioned<Waiting>> =
+            services.store().get_versioned(&partition(account), key(number)).await?;
+        match found {
+            Some(found) if found.value.claim.is_none() => {
+                if remove(services, account, &[(number, found.value.bytes, found.version)]).await? {
+                    return Ok(true);
+                }
+            }
+            _ => return Ok(false),
+        }
+    }
+    Ok(false)
+}
+
+/// Removes messages (number, bytes, version) and counts them off, if they are what they were.
+async fn remove(
+    services: &dyn Services,
+    account: &BareJid,
+    messages: &[(u64, u64, u64)],
+) -> Result<bool, StoreError> {
+    for _ in 0..ATTEMPTS {
+        let (expect, queue) = queue(services, account).await?;
+        let bytes: u64 = messages.iter().map(|(_, bytes, _)| bytes).sum();
+        let queue = Queue {
+            next: queue.next,
+            messages: queue.messages.saturating_sub(messages.len() as u64),
+            bytes: queue.bytes.saturating_sub(bytes),
+        };
+        let mut batch = Batch::new(partition(account)).expect::<Queue>(KEY, expect).put(KEY, &queue);
+        for (number, _, version) in messages {
+            batch = batch.expect::<Waiting>(key(*number), Expect::Version(*version));
+            batch = batch.delete::<Waiting>(key(*number));
+        }
+        match services.store().commit_one(batch).await? {
+            Committed::Done => return Ok(true),
+            Committed::Conflict { table, .. } if table == Queue::TABLE => {}
+            Committed::Conflict { .. } => return Ok(false),
+        }
+    }
+    Err(StoreError::Contended { table: Queue::TABLE.0, attempts: ATTEMPTS })
+}
+
+impl Following for Offline {
+    fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()> {
+        let (session, before, priority) = match event {
+            SessionEvent::Available { session, before, priority } => (session, before, *priority),
+            SessionEvent::Closed { session, .. } => {
+                self.flushing.end(session);
+                return Answer::Now(());
+            }
+            _ => return Answer::Now(()),
+        };
+        if priority < 0 || before.is_some_and(|before| before >= 0) {
+            self.flushing.end(session);
+            return Answer::Now(());
+        }
+        Answer::later(async move {
+            let handed = flush(&**services, session).await;
+            // From here on messages go straight to the session; one that was kept until here is still found.
+            self.flushing.end(session);
+            let handed = match handed {
+                Ok(()) => flush(&**services, session).await,
+                failed => failed,
+            };
+            if let Err(error) = handed {
+                // What is left waits for the next session.
+                drop(store_failed(NAME, &error));
+            }
+        })
+    }
+}
+
+/// Hands over what waits, in order. A message is claimed first, so that no other session gets it
+/// too, and removed only after it was handed over, so that a crash in between loses nothing.
+async fn flush(services: &dyn Services, session: &SessionView) -> Result<(), StoreError> {
+    let account = session.account();
+    let claim = Claim { jid: session.jid().to_string(), sid: session.sid().0 };
+    let mut range = Range::all().limit(PAGE);
+    loop {
+        let page = services.store().scan_versioned::<Waiting>(&partition(account), range).await?;
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        range = Range::after(last.clone()).limit(PAGE);
+        let is_free = |waiting: &Waiting| match &waiting.claim {
+            None => true,
+            Some(other) => is_void(services, account, other, &claim),
+        };
+        let free: Vec<Found> = page.into_iter().filter(|(_, found)| is_free(&found.value)).collect();
+        if free.is_empty() {
+            continue;
+        }
+        let mut handed = Vec::new();
+        for (key, found) in claimed(services, account, &claim, free).await? {
+            if !is_here(services, session) {
+                break;
+            }
+            if let Some(stanza) = found.value.stanza.stanza() {
+                // Straight to the session, as others wait behind it. Should it be gone by now, this is a
+                // message to an absent resource, and is kept again.
+                services.route(stanza.with_to(session.jid().clone()), How::Direct).await;
+            }
+            handed.push((number(&key), found.value.bytes, found.version));
+        }
+        if !handed.is_empty() && !remove(services, account, &handed).await? {
+            for one in handed {
+                remove(services, account, &[one]).await?;
+            }
+        }
+        if !is_here(services, session) {
+            return Ok(());
+        }
+    }
+}
+
+fn number(key: &[u8]) -> u64 {
+    key.try_into().map_or(0, u64::from_be_bytes)
+}
+
+/// Whether a claim no longer holds: ours from before, or of a session that is gone.
+fn is_void(services: &dyn Services, account: &BareJid, claim: &Claim, ours: &Claim) -> bool {
+    claim.jid == ours.jid
+        || services.online(account).iter().all(|resource| resource.jid.as_str() != claim.jid)
+}
+
+fn is_here(services: &dyn Services, session: &SessionView) -> bool {
+    services.local_sessions(session.account()).iter().any(|here| here.sid() == session.sid())
+}
+
+type Found = (Vec<u8>, Versioned<Waiting>);
+
+/// Claims messages in one step; where another session was faster with one of them, one by one.
+async fn claimed(
+    services: &dyn Services,
+    account: &BareJid,
+    claim: &Claim,
+    messages: Vec<Found>,
+) -> Result<Vec<Found>, StoreError> {
+    let batch = |messages: &[Found]| {
+        let mut batch = Batch::new(partition(account));
+        for (key, found) in messages {
+            let value = Waiting { claim: Some(claim.clone()), ..found.value.clone() };
+            batch = batch.expect::<Waiting>(key.clone(), Expect::Version(found.version));
+            batch = batch.put(key.clone(), &value);
+        }
+        batch
+    };
+    let ours = |(key, mut found): Found| {
+        found.version += 1;
+        (key, found)
+    };
+    if services.store().commit_one(batch(&messages)).await? == Committed::Done {
+        return Ok(messages.into_iter().map(ours).collect());
+    }
+    let mut claimed = Vec::new();
+    for message in messages {
+        if services.store().commit_one(batch(std::slice::from_ref(&message))).await? == Committed::Done {
+            claimed.push(ours(message));
+        }
+    }
+    Ok(claimed)
+}
+
+#[cfg(test)]
+#[path = "offline_tests.rs"]
+mod tests;

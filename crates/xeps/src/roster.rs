@@ -1,0 +1,335 @@
+//! RFC 6121, section 2: Managing the Roster. A user's contacts, the same on all of their devices.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hooks::{
+    Addressee, Answer, Answering, Arriving, Card, Delivering, Following, Forgetting, Hooks, How, Leaving,
+    Module, Offer, Offering, Passage, Reply, Services, SessionEvent, SessionView, Status, Step, Verdict, Xep,
+};
+use jid::{BareJid, Jid};
+use minidom::Element;
+use stanza::address::same_account;
+use stanza::{Condition, IqType, Kind, PresenceType, Stanza, StanzaError, ns};
+
+use crate::failure::{Failure, bad_request};
+use crate::rosters::{Item, Roster, Rosters, Standing};
+use crate::subscription;
+use crate::xml::{Build, element};
+
+const NAME: &str = "roster";
+
+/// Answers roster gets and sets, and keeps every device and every node up to date.
+pub struct RosterModule {
+    rosters: Arc<Rosters>,
+}
+
+impl RosterModule {
+    pub fn new(rosters: Arc<Rosters>) -> RosterModule {
+        RosterModule { rosters }
+    }
+}
+
+impl Module for RosterModule {
+    fn card(&self) -> Card {
+        Card {
+            rfcs: &["RFC 6121, section 2"],
+            xeps: &[Xep {
+                number: 237,
+                title: "Roster Versioning",
+                version: "1.3",
+                status: Status::Obsolete,
+            }],
+            ..Card::new(NAME, "Keeps the contact list of each account and tells all devices of changes.")
+        }
+    }
+
+    fn plug(self: Arc<Self>, hooks: &mut Hooks) {
+        hooks.leaving(Step::Guard, self.clone());
+        hooks.answering(Addressee::Account, ns::ROSTER, self.clone());
+        hooks.offering(self.clone());
+        hooks.arriving(Step::Record, self.clone());
+        hooks.delivering(Step::Guard, self.clone());
+        hooks.following(self.clone());
+        hooks.forgetting(self);
+    }
+}
+
+impl Offering for RosterModule {
+    fn offering(&self, offer: &Offer) -> Vec<Element> {
+        match offer.account {
+            // RFC 6121, 2.6.1.
+            Some(_) => vec![element("ver", ns::ROSTER_VERSIONING)],
+            None => Vec::new(),
+        }
+    }
+}
+
+impl Answering for RosterModule {
+    fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
+        if !passage.is_own() {
+            // RFC 6121, 2.3.3 knows `forbidden`; this tells a stranger no more than a missing account would.
+            return Answer::Now(Reply::Error(StanzaError::new(Condition::ServiceUnavailable)));
+        }
+        Answer::later(async {
+            let answer = match passage.stanza.iq_type() {
+                Ok(IqType::Get) => self.get(passage).await,
+                _ => self.set(passage).await,
+            };
+            answer.unwrap_or_else(|failure| Reply::Error(failure.answer(NAME)))
+        })
+    }
+}
+
+impl RosterModule {
+    async fn get(&self, passage: &Passage) -> Result<Reply, Failure> {
+        let query = query(&passage.stanza)?;
+        let account = passage.account.as_ref().ok_or_else(|| bad_request("no account"))?;
+        if let Some(session) = &passage.sender {
+            // Before the read, so that a change beside it is pushed: RFC 6121, 2.2.
+            session.set_interested();
+        }
+        let roster = self.rosters.of(&*passage.services, account).await?;
+        let version = roster.version();
+        if query.attr("ver") == Some(&version) {
+            // RFC 6121, 2.6.3: the client has it all.
+            return Ok(Reply::empty());
+        }
+        let items = roster.items.iter().map(|(jid, item)| item_element(jid, item));
+        let query = element("query", ns::ROSTER).with("ver", &version);
+        Ok(Reply::with(items.fold(query, Build::child)))
+    }
+
+    async fn set(&self, passage: &Passage) -> Result<Reply, Failure> {
+        let account = passage.account.as_ref().ok_or_else(|| bad_request("no account"))?;
+        let services = &*passage.services;
+        match self.wish(query(&passage.stanza)?, account)? {
+            Wish::Put { contact, name, groups } => {
+                let changed = self
+                    .rosters
+                    .change(services, account, &contact, |item, _| {
+                        // RFC 6121, 2.1.2.5: a client cannot set the subscription itself.
+                        let standing = item.take().map(|old| old.standing).unwrap_or_default();
+                        *item = Some(Item { name: name.clone(), groups: groups.clone(), standing });
+                        Ok(())
+                    })
+                    .await?;
+                push(services, account, &contact, &changed.roster).await;
+            }
+            Wish::Remove { contact } => self.remove(services, account, &contact).await?,
+        }
+        Ok(Reply::empty())
+    }
+
+    /// RFC 6121, 2.5.2: who is removed is unsubscribed both ways.
+    async fn remove(&self, services: &dyn Services, account: &BareJid, contact: &Jid) -> Result<(), Failure> {
+        let removed = self
+            .rosters
+            .change(services, account, contact, |item, request| match item.take() {
+                Some(old) => Ok((old.standing, request.take())),
+                None => Err(StanzaError::new(Condition::ItemNotFound)),
+            })
+            .await?;
+        push(services, account, contact, &removed.roster).await;
+        let (standing, request) = removed.value;
+        end_standing(services, account, contact, standing, request.is_some()).await;
+        Ok(())
+    }
+
+    /// Reads a roster set (RFC 6121, 2.3.3 names the errors).
+    fn wish(&self, query: &Element, account: &BareJid) -> Result<Wish, StanzaError> {
+        let mut items = query.children().filter(|child| child.is("item", ns::ROSTER));
+        let (Some(item), None) = (items.next(), items.next()) else {
+            return Err(bad_request("a roster set has exactly one item"));
+        };
+        let contact = item.attr("jid").ok_or_else(|| bad_request("an item needs a jid"))?;
+        let contact = Jid::new(contact).map_err(|_| StanzaError::new(Condition::JidMalformed))?;
+        if item.attr("subscription") == Some("remove") {
+            return Ok(Wish::Remove { contact });
+        }
+        if same_account(&contact, account) {
+            return Err(StanzaError::new(Condition::NotAllowed).with_text("nobody is their own contact"));
+        }
+        let limits = self.rosters.config();
+        let not_acceptable = |text: &str| Err(StanzaError::new(Condition::NotAcceptable).with_text(text));
+        let name = item.attr("name").filter(|name| !name.is_empty()).map(str::to_owned);
+        if name.as_ref().is_some_and(|name| name.len() > limits.name_bytes_max) {
+            return not_acceptable("the name is too long");
+        }
+        let mut groups = BTreeSet::new();
+        for group in item.children().filter(|child| child.is("group", ns::ROSTER)) {
+            let group = group.text();
+            if group.is_empty() || group.len() > limits.name_bytes_max {
+                return not_acceptable("a group's name is empty or too long");
+            }
+            if !groups.insert(group) {
+                return Err(bad_request("a group is named twice"));
+            }
+        }
+        if groups.len() > limits.groups_max {
+            return not_acceptable("too many groups");
+        }
+        Ok(Wish::Put { contact, name, groups: groups.into_iter().collect() })
+    }
+}
+
+/// What a roster set asks for.
+enum Wish {
+    Put { contact: Jid, name: Option<String>, groups: Vec<String> },
+    Remove { contact: Jid },
+}
+
+fn query(stanza: &Stanza) -> Result<&Element, StanzaError> {
+    stanza.child("query", ns::ROSTER).ok_or_else(|| bad_request("no query"))
+}
+
+fn item_element(jid: &str, item: &Item) -> Element {
+    let Standing { asked, approved, .. } = item.standing;
+    let head = element("item", ns::ROSTER)
+        .with("jid", jid)
+        .with_some("name", item.name.as_deref())
+        .with("subscription", item.standing.word())
+        .with_some("ask", asked.then_some("subscribe"))
+        .with_some("approved", approved.then_some("true"));
+    let groups = item.groups.iter().map(|group| element("group", ns::ROSTER).text_node(group));
+    groups.fold(head, Build::child)
+}
+
+/// Sends the contact's item, or its removal, to every session of the account (RFC 6121, 2.1.6).
+///
+/// A push also tells the nodes that cache this roster: so it goes to all sessions, and those whose
+/// client never asked for the roster do not get it (`delivering`).
+pub async fn push(services: &dyn Services, account: &BareJid, contact: &Jid, roster: &Roster) {
+    let item = match roster.items.get(contact.as_str()) {
+        Some(item) => item_element(contact.as_str(), item),
+        None => element("item", ns::ROSTER).with("jid", contact.as_str()).with("subscription", "remove"),
+    };
+    let query = element("query", ns::ROSTER).with("ver", &roster.version()).child(item);
+    // A session that was bound before the change was written may have read the roster before it; it must
+    // be known here. Without a quorum the push goes to whom we know.
+    if let Err(error) = services.read_barrier().await {
+        tracing::debug!(module = NAME, %error, "pushing without a read barrier");
+    }
+    for resource in services.online(account) {
+        let mut id = [0; 8];
+        services.random(&mut id);
+        let push = Stanza::iq("set", &format!("push-{:016x}", u64::from_le_bytes(id)), Some(&query));
+        let push = push.with_from(account.clone()).with_to(resource.jid);
+        services.route(push, How::Normal).await;
+    }
+}
+
+/// Tells the contact that an item is gone (RFC 6121, 2.5.2): both subscriptions end, and the
+/// contact sees the user no longer.
+pub async fn end_standing(
+    services: &dyn Services,
+    account: &BareJid,
+    contact: &Jid,
+    standing: Standing,
+    requested: bool,
+) {
+    let tell = |kind| Stanza::presence(Some(kind)).with_from(account.clone()).with_to(contact.to_bare());
+    if standing.to || standing.asked {
+        services.route(tell("unsubscribe"), How::Normal).await;
+    }
+    if standing.from {
+        subscription::hide(services, account, contact).await;
+    }
+    if standing.from || requested {
+        services.route(tell("unsubscribed"), How::Normal).await;
+    }
+}
+
+/// The version in a push of the account itself; nobody else's iq comes from a bare JID of ours.
+fn own_push<'a>(stanza: &'a Stanza, account: &BareJid) -> Option<&'a str> {
+    let head = &stanza.head;
+    if head.kind != Kind::Iq || head.type_.as_deref() != Some("set") {
+        return None;
+    }
+    let from = head.from.as_ref()?;
+    if !from.is_bare() || !same_account(from, account) {
+        return None;
+    }
+    stanza.child("query", ns::ROSTER)?.attr("ver")
+}
+
+impl Leaving for RosterModule {
+    fn leaving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
+        // A client that answers a push answers the server: RFC 6121, 2.1.6. The answer goes nowhere.
+        let head = &passage.stanza.head;
+        if head.kind != Kind::Iq || !matches!(head.type_.as_deref(), Some("result" | "error")) {
+            return Answer::PASS;
+        }
+        let own = match (&head.to, &passage.account) {
+            (None, _) => true,
+            (Some(to), Some(account)) => to.is_bare() && same_account(to, account),
+            _ => false,
+        };
+        if own { Answer::STOP } else { Answer::PASS }
+    }
+}
+
+impl Arriving for RosterModule {
+    fn arriving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
+        if let Some(account) = &passage.account
+            && let Some(version) = own_push(&passage.stanza, account)
+        {
+            self.rosters.forget_unless(account, version);
+        }
+        Answer::PASS
+    }
+}
+
+impl Delivering for RosterModule {
+    fn delivering(&self, session: &SessionView, stanza: &mut Stanza) -> Verdict {
+        let wants = match stanza.head.kind {
+            Kind::Iq => session.is_interested() || own_push(stanza, session.account()).is_none(),
+            // RFC 6121, 3.1.6 and its likes: what changes the roster is told to who has the roster.
+            Kind::Presence => {
+                session.is_interested() || session.priority().is_some() || !changes_roster(stanza)
+            }
+            Kind::Message => true,
+        };
+        if wants { Verdict::Pass } else { Verdict::Stop }
+    }
+}
+
+fn changes_roster(stanza: &Stanza) -> bool {
+    use PresenceType::{Subscribed, Unsubscribe, Unsubscribed};
+    matches!(stanza.presence_type(), Ok(Subscribed | Unsubscribe | Unsubscribed))
+}
+
+impl Following for RosterModule {
+    fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()> {
+        match event {
+            // What was cached while nobody was here to be pushed to is not to be trusted.
+            SessionEvent::Bound(session) => self.rosters.forget(session.account()),
+            SessionEvent::Closed { session, .. } if services.local_sessions(session.account()).is_empty() => {
+                self.rosters.forget(session.account());
+            }
+            _ => {}
+        }
+        Answer::Now(())
+    }
+}
+
+impl Forgetting for RosterModule {
+    fn forgetting<'a>(&'a self, account: &'a BareJid, services: &'a Arc<dyn Services>) -> Answer<'a, ()> {
+        Answer::later(async move {
+            match self.rosters.read(&**services, account).await {
+                Ok(roster) => {
+                    for (jid, item) in &roster.items {
+                        let Ok(contact) = Jid::new(jid) else { continue };
+                        end_standing(&**services, account, &contact, item.standing, false).await;
+                    }
+                }
+                Err(error) => tracing::warn!(module = NAME, %error, "contacts were not told of a removal"),
+            }
+            self.rosters.forget(account);
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "roster_tests.rs"]
+mod tests;
