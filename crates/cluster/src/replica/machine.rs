@@ -17,6 +17,8 @@ use store::{
 use super::wire::{FORMAT, Malformed, commit_reply, read_batch, read_id};
 use crate::raft::machine::{Committed, Machine, SnapshotWriter};
 
+/// The name under which a cluster keeps its stores.
+const KEEPER: &str = "a cluster";
 /// The name of the mark with the place in the log.
 const PLACE: &[u8] = b"raft/place";
 /// What the names of marks with remembered commands start with; the index of their entry follows.
@@ -47,6 +49,7 @@ impl StoreMachine {
     }
 
     pub(super) fn remembering(disk: Arc<Disk>, remembered_max: usize) -> Result<StoreMachine, StoreError> {
+        disk.claim(KEEPER)?;
         let place = disk.mark(PLACE)?.map(Bytes::from);
         let recent = Recent::load(&disk)?;
         Ok(StoreMachine { disk, place, recent, remembered_max })

@@ -31,6 +31,9 @@ const GROUP_BATCHES: usize = 1024;
 /// The most bytes that share one sync.
 const GROUP_BYTES: usize = 4 * 1024 * 1024;
 
+/// The name under which a server that stands alone keeps its store.
+const KEEPER: &str = "a server that stands alone";
+
 /// A sled store with its threads.
 pub struct Sled {
     disk: Arc<Disk>,
@@ -51,6 +54,7 @@ impl Sled {
         let failed =
             |e: std::io::Error| StoreError::Engine { reason: format!("failed to start a thread: {e}") };
         let disk = Arc::new(Disk::open(config)?);
+        disk.claim(KEEPER)?;
         let readers = Readers::start(&disk, config.readers, config.queue).map_err(failed)?;
         let (writes, queue) = mpsc::channel(config.queue.max(1));
         let run = {

@@ -242,6 +242,11 @@ impl Disk {
             .collect()
     }
 
+    /// The folder of the store.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Bytes that the store takes on the disk.
     pub fn size_on_disk(&self) -> u64 {
         self.db.size_on_disk().unwrap_or(0)

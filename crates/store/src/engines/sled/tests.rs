@@ -75,6 +75,16 @@ fn a_store_waits_for_the_one_before_it_to_end() {
     assert_eq!(second.join().unwrap(), Ok(()));
 }
 
+#[test]
+fn a_store_of_another_keeper_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path()).close();
+    open(folder.path()).close();
+    let disk = Disk::open(&Config::new(folder.path())).unwrap();
+    let refused = disk.claim("a cluster").unwrap_err().to_string();
+    assert!(refused.ends_with("belongs to a server that stands alone, not to a cluster"), "{refused}");
+}
+
 #[tokio::test]
 async fn a_torn_snapshot_is_moved_aside_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();

@@ -31,6 +31,36 @@ impl Disk {
     }
 }
 
+/// The mark with who keeps the store.
+const KEEPER: &[u8] = b"keeper";
+
+impl Disk {
+    /// Takes the store for one kind of keeper for good, if it is new.
+    ///
+    /// Records that a Raft group agreed on and records of a server alone must not be mixed: replicas would
+    /// differ from then on.
+    ///
+    /// # Errors
+    /// [`StoreError::Engine`] names the kind of keeper that has it.
+    pub fn claim(&self, keeper: &str) -> Result<(), StoreError> {
+        match self.mark(KEEPER)? {
+            Some(found) if found == keeper.as_bytes() => Ok(()),
+            Some(found) => {
+                let found = String::from_utf8_lossy(&found).into_owned();
+                let reason =
+                    format!("store in `{}` belongs to {found}, not to {keeper}", self.path().display());
+                Err(StoreError::Engine { reason })
+            }
+            None => {
+                let mut writing = self.write()?;
+                writing.mark(KEEPER, Some(keeper.as_bytes()));
+                writing.finish()?;
+                self.sync()
+            }
+        }
+    }
+}
+
 impl Writing<'_> {
     /// Adds a batch behind those that were added before, if all that it expects holds after them.
     ///
