@@ -1,12 +1,12 @@
 //! What travels: a stanza, its addresses, its answers, its errors.
 
+pub mod stanza;
 pub mod address;
-pub mod dom;
+pub mod reply;
 pub mod error;
 pub mod ns;
-pub mod reply;
+pub mod dom;
 pub mod scope;
-pub mod stanza;
 
 pub use address::{
     BareJid, DomainPart, DomainRef, FullJid, Jid, NodePart, NodeRef, ResourcePart, ResourceRef,

@@ -1,12 +1,12 @@
 //! Bytes to stanzas and back, negotiation, SASL: pure, no socket, no clock, no randomness of its own.
 
-pub mod client;
-pub mod features;
 pub mod limits;
-pub mod negotiation;
 pub mod reader;
-pub mod sasl;
 pub mod writer;
+pub mod negotiation;
+pub mod features;
+pub mod sasl;
+pub mod client;
 
 pub use limits::Limits;
 pub use negotiation::{Act, Acts, Entry, Negotiation, Random, Settings, TlsFacts, TlsVersion};

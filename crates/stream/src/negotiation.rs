@@ -710,3 +710,6 @@ fn speaks_1_0(version: &str) -> bool {
     let number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
     number(major) && number(minor) && major.bytes().any(|b| b != b'0')
 }
+
+#[cfg(test)]
+mod tests;

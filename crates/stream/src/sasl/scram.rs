@@ -190,3 +190,6 @@ fn unescape(name: &str) -> Option<String> {
     }
     Some(out)
 }
+
+#[cfg(test)]
+mod tests;

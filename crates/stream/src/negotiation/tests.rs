@@ -1,0 +1,622 @@
+//! Tables for the negotiation: what a client says, what the server does about it.
+
+use super::*;
+use crate::client::{ClientAct, Login, LoginMachine};
+use crate::limits::Limits;
+use crate::reader::Reader;
+use bytes::Buf;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+fn settings() -> Settings {
+    let count = AtomicU8::new(0);
+    let random = move |buffer: &mut [u8]| buffer.fill(count.fetch_add(1, Ordering::Relaxed));
+    let hosts = ["x", "y"].map(|host| address::host(host).unwrap()).to_vec();
+    Settings { iterations: 16, ..Settings::new(hosts, b"secret".to_vec(), Arc::new(random)) }
+}
+
+fn clear() -> Settings {
+    Settings { tls_required: false, ..settings() }
+}
+
+fn facts() -> TlsFacts {
+    TlsFacts {
+        version: TlsVersion::Tls13,
+        exporter: Some(vec![1; 32]),
+        endpoint_hash: None,
+        alpn: None,
+        sni: None,
+    }
+}
+
+/// A reader and a negotiation, and what they did as short lines.
+struct Talk {
+    reader: Reader,
+    negotiation: Negotiation,
+    input: BytesMut,
+    did: Vec<String>,
+}
+
+impl Talk {
+    fn new(settings: Settings, secure: bool) -> Talk {
+        let entry = if secure { Entry::DirectTls(facts()) } else { Entry::Clear };
+        Talk {
+            reader: Reader::new(Limits::before_auth()),
+            negotiation: Negotiation::new(Arc::new(settings), entry),
+            input: BytesMut::new(),
+            did: Vec::new(),
+        }
+    }
+
+    /// The client says this; what was done since the last time.
+    fn say(&mut self, xml: &str) -> Vec<String> {
+        self.input.extend_from_slice(xml.as_bytes());
+        self.go_on()
+    }
+
+    fn go_on(&mut self) -> Vec<String> {
+        while !self.negotiation.is_waiting() {
+            let acts = match self.reader.feed(&mut self.input) {
+                Ok(Some(event)) => self.negotiation.on_event(event),
+                Ok(None) => break,
+                Err(error) => {
+                    let acts = self.negotiation.on_read_error(error);
+                    self.note(acts);
+                    break;
+                }
+            };
+            self.note(acts);
+        }
+        std::mem::take(&mut self.did)
+    }
+
+    fn answer(&mut self, f: impl FnOnce(&mut Negotiation) -> Acts) -> Vec<String> {
+        let acts = f(&mut self.negotiation);
+        self.note(acts);
+        self.go_on()
+    }
+
+    fn note(&mut self, acts: Acts) {
+        for act in acts {
+            match &act {
+                Act::StartTls => {
+                    self.input.clear();
+                    self.reader.restart();
+                }
+                Act::RestartStream => {
+                    self.reader.set_limits(Limits::after_auth());
+                    self.reader.restart();
+                }
+                _ => {}
+            }
+            self.did.push(show(&act));
+        }
+    }
+}
+
+fn show(act: &Act) -> String {
+    match act {
+        Act::Send(bytes) => short(std::str::from_utf8(bytes).unwrap()),
+        Act::StartTls => "START TLS".into(),
+        Act::LookUp { account, hash } => format!("LOOK UP {account} {hash:?}"),
+        Act::CheckPassword { account, password } => format!("CHECK {account} {}", password.expose()),
+        Act::AuthFailed { account, condition } => {
+            format!("FAILED {} {}", account.as_ref().map_or("-", |a| a.as_str()), condition.tag())
+        }
+        Act::Authenticated { account, mechanism } => format!("IS {account} {}", mechanism.as_str()),
+        Act::RestartStream => "RESTART".into(),
+        Act::Bind { account, requested } => {
+            format!("BIND {account} {}", requested.as_ref().map_or("-", |r| r.as_str()))
+        }
+        Act::Bound { jid } => format!("BOUND {jid}"),
+        Act::Close { error } => {
+            format!("CLOSE {}", error.as_ref().map_or("-", |error| error.condition.tag()))
+        }
+    }
+}
+
+/// XML without what is the same everywhere.
+fn short(xml: &str) -> String {
+    let mut xml = xml.to_owned();
+    if let Some(start) = xml.find("<?xml") {
+        let end = xml[start..].find("><").map_or(xml.len(), |i| start + i);
+        let end = xml[end + 1..].find('>').map_or(xml.len(), |i| end + 1 + i + 1);
+        let attribute = |name: &str| {
+            let header = &xml[start..end];
+            let from = header.find(&format!(" {name}='")).map(|i| i + name.len() + 3);
+            from.map_or("-", |from| &header[from..from + header[from..].find('\'').unwrap()]).to_owned()
+        };
+        let line = format!("[header {} to {}]", attribute("from"), attribute("to"));
+        xml.replace_range(start..end, &line);
+    }
+    for uri in [ns::TLS, ns::SASL, ns::BIND, ns::SESSION, ns::STANZA_ERRORS, ns::STREAM_ERRORS] {
+        xml = xml.replace(&format!(" xmlns='{uri}'"), "");
+    }
+    xml.replace("stream:", "")
+}
+
+fn header(to: &str) -> String {
+    format!(
+        "<?xml version='1.0'?><stream:stream xmlns='jabber:client' \
+         xmlns:stream='http://etherx.jabber.org/streams' to='{to}' version='1.0'>"
+    )
+}
+
+fn auth(mechanism: &str, payload: &str) -> String {
+    let payload = if payload == "=" { "=".into() } else { BASE64.encode(payload) };
+    format!("<auth xmlns='{}' mechanism='{mechanism}'>{payload}</auth>", ns::SASL)
+}
+
+const STARTTLS: &str = "<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>";
+const BIND: &str = "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>";
+const FEATURES: &str = "<features><mechanisms><mechanism>SCRAM-SHA-512</mechanism>\
+    <mechanism>SCRAM-SHA-256</mechanism><mechanism>SCRAM-SHA-1</mechanism>\
+    <mechanism>PLAIN</mechanism></mechanisms></features>";
+const BIND_FEATURES: &str = "<features><bind/><session><optional/></session></features>";
+
+/// A stream inside TLS, header and features exchanged.
+fn opened() -> Talk {
+    let mut talk = Talk::new(settings(), true);
+    assert_eq!(talk.say(&header("x")), [format!("[header x to -]{FEATURES}")]);
+    talk
+}
+
+/// A stream of alice, ready to bind.
+fn authenticated() -> Talk {
+    let mut talk = opened();
+    assert_eq!(talk.say(&auth("PLAIN", "\0alice\0secret")), ["CHECK alice@x secret"]);
+    let did = talk.answer(|n| n.on_password_checked(true));
+    assert_eq!(did, ["<success/>", "IS alice@x PLAIN", "RESTART"]);
+    assert_eq!(talk.say(&header("x")), [format!("[header x to alice@x]{BIND_FEATURES}")]);
+    talk
+}
+
+#[test]
+fn a_header_that_is_wrong_ends_the_stream() {
+    let ns = ns::STREAM;
+    let stream = |rest: &str| format!("<s:stream xmlns:s='{ns}' xmlns='jabber:client' {rest}>");
+    let cases = [
+        (stream("to='nowhere' version='1.0'"), "host-unknown"),
+        (stream("to='a@x' version='1.0'"), "host-unknown"),
+        (stream("to='' version='1.0'"), "improper-addressing"),
+        (stream("version='1.0'"), "improper-addressing"),
+        (stream("to='x'"), "unsupported-version"),
+        (stream("to='x' version='0.9'"), "unsupported-version"),
+        (stream("to='x' version='one'"), "unsupported-version"),
+        (stream(&format!("to='x' version='1.0' xml:lang='{}'", "a".repeat(4_000))), "policy-violation"),
+        (format!("<s:stream xmlns:s='{ns}' xmlns='wrong' to='x' version='1.0'>"), "invalid-namespace"),
+        (
+            format!("<s:stream xmlns:s='{ns}' xmlns='jabber:server' to='x' version='1.0'>"),
+            "invalid-namespace",
+        ),
+        (format!("<stream xmlns='{ns}' to='x' version='1.0'>"), "invalid-namespace"),
+        ("<s:stream xmlns:s='wrong' xmlns='jabber:client' to='x' version='1.0'>".into(), "invalid-namespace"),
+        ("<c xmlns='http://jabber.org/protocol/caps'/>".into(), "invalid-namespace"),
+        (format!("<s:steam xmlns:s='{ns}' to='x' version='1.0'>"), "bad-format"),
+        ("<'/>".into(), "not-well-formed"),
+        ("GET / HTTP/1.1\r\n".into(), "not-well-formed"),
+    ];
+    for (xml, condition) in cases {
+        let did = Talk::new(settings(), true).say(&xml);
+        assert_eq!(did.len(), 2, "{xml}: {did:?}");
+        let start = format!("[header x to -]<error><{condition}/>");
+        assert!(did[0].starts_with(&start) && did[0].ends_with("</error></stream>"), "{xml}: {did:?}");
+        assert_eq!(did[1], format!("CLOSE {condition}"));
+    }
+}
+
+#[test]
+fn a_later_version_is_answered_with_ours() {
+    for version in ["1.0", "1.1", "2.7", "01.00", "10.0"] {
+        let xml = header("x").replace(" version='1.0'>", &format!(" version='{version}'>"));
+        assert_eq!(Talk::new(settings(), true).say(&xml), [format!("[header x to -]{FEATURES}")]);
+    }
+}
+
+#[test]
+fn every_host_is_answered_by_its_name() {
+    for (to, host) in [("x", "x"), ("Y", "y"), ("y.", "y")] {
+        let xml = header(to).replace(" to=", " from='Bob@y/r' to=");
+        let did = Talk::new(settings(), true).say(&xml.replace("Bob@y/r", "Bob@y"));
+        assert_eq!(did, [format!("[header {host} to bob@y]{FEATURES}")]);
+    }
+}
+
+#[test]
+fn without_tls_nothing_is_offered_but_tls() {
+    let mut talk = Talk::new(settings(), false);
+    let offer = "[header x to -]<features><starttls><required/></starttls></features>";
+    assert_eq!(talk.say(&header("x")), [offer]);
+    for mechanism in ["PLAIN", "SCRAM-SHA-1", "ANONYMOUS"] {
+        let did = talk.say(&auth(mechanism, "="));
+        assert_eq!(did, ["<failure><encryption-required/></failure>", "FAILED - encryption-required"]);
+    }
+}
+
+#[test]
+fn where_tls_is_optional_a_password_still_needs_it() {
+    let mut talk = Talk::new(clear(), false);
+    let did = talk.say(&header("x"));
+    assert!(did[0].contains("<starttls/>") && did[0].contains("SCRAM-SHA-1") && !did[0].contains("PLAIN"));
+    assert_eq!(talk.say(&auth("PLAIN", "\0alice\0secret"))[1], "FAILED - encryption-required");
+    assert_eq!(talk.say(&auth("SCRAM-SHA-1", "n,,n=alice,r=abc")), ["LOOK UP alice@x Sha1"]);
+}
+
+#[test]
+fn what_came_in_the_clear_is_thrown_away_at_starttls() {
+    let mut talk = Talk::new(settings(), false);
+    talk.say(&header("x"));
+    let did = talk.say(&format!("{STARTTLS}{}{}", header("x"), auth("PLAIN", "\0alice\0secret")));
+    assert_eq!(did, ["<proceed/>", "START TLS"]);
+    assert!(talk.negotiation.is_waiting() && talk.input.is_empty());
+    talk.negotiation.on_tls(facts());
+    assert_eq!(talk.say(&header("x")), [format!("[header x to -]{FEATURES}")]);
+}
+
+#[test]
+fn starttls_that_is_not_offered_ends_the_stream() {
+    let failure = ["<failure/></stream>", "CLOSE -"];
+    assert_eq!(opened().say(STARTTLS), failure, "a second time");
+    let mut talk = Talk::new(Settings { tls_available: false, ..clear() }, false);
+    assert!(!talk.say(&header("x"))[0].contains("starttls"));
+    assert_eq!(talk.say(STARTTLS), failure);
+    assert_eq!(authenticated().say(STARTTLS), failure);
+}
+
+#[test]
+fn nothing_is_written_into_a_handshake() {
+    let mut talk = Talk::new(settings(), false);
+    talk.say(&format!("{}{STARTTLS}", header("x")));
+    assert_eq!(talk.answer(Negotiation::on_timeout), ["CLOSE connection-timeout"]);
+}
+
+#[test]
+fn exchanges_that_are_wrong_fail_and_may_be_tried_again() {
+    let sasl = ns::SASL;
+    let cases = [
+        (auth("ANONYMOUS", "="), "invalid-mechanism"),
+        (auth("DIGEST-MD5", "="), "invalid-mechanism"),
+        (auth("plain", "="), "invalid-mechanism"),
+        (auth("SCRAM-SHA-256-PLUS", "p=tls-exporter,,n=alice,r=abc"), "invalid-mechanism"),
+        (format!("<auth xmlns='{sasl}'>AA==</auth>"), "invalid-mechanism"),
+        (format!("<auth xmlns='{sasl}' mechanism='PLAIN'>!</auth>"), "incorrect-encoding"),
+        (format!("<auth xmlns='{sasl}' mechanism='PLAIN'>AA</auth>"), "incorrect-encoding"),
+        (format!("<auth xmlns='{sasl}' mechanism='PLAIN'>A A==</auth>"), "incorrect-encoding"),
+        (auth("PLAIN", "="), "malformed-request"),
+        (auth("PLAIN", "\0\0"), "malformed-request"),
+        (auth("PLAIN", "bob@x\0alice\0secret"), "invalid-authzid"),
+        (format!("<response xmlns='{sasl}'>AA==</response>"), "malformed-request"),
+        (format!("<abort xmlns='{sasl}'/>"), "aborted"),
+    ];
+    for (xml, condition) in cases {
+        let mut talk = opened();
+        let expected = [format!("<failure><{condition}/></failure>"), format!("FAILED - {condition}")];
+        assert_eq!(talk.say(&xml), expected, "{xml}");
+        assert_eq!(talk.say(&auth("PLAIN", "\0alice\0secret")), ["CHECK alice@x secret"], "{xml}");
+    }
+}
+
+#[test]
+fn an_exchange_without_an_initial_response_is_asked_for_it() {
+    let mut talk = opened();
+    let xml = format!("<auth xmlns='{}' mechanism='PLAIN'/>", ns::SASL);
+    assert_eq!(talk.say(&xml), ["<challenge/>"]);
+    let response = BASE64.encode("\0alice\0secret");
+    let xml = format!("<response xmlns='{}'>{response}</response>", ns::SASL);
+    assert_eq!(talk.say(&xml), ["CHECK alice@x secret"]);
+}
+
+#[test]
+fn a_second_exchange_does_not_begin_inside_the_first() {
+    let mut talk = opened();
+    talk.say(&auth("SCRAM-SHA-1", "n,,n=alice,r=abc"));
+    let challenge = talk.answer(|n| n.on_credentials(None));
+    assert!(challenge[0].starts_with("<challenge>"), "{challenge:?}");
+    let did = talk.say(&auth("PLAIN", "\0alice\0secret"));
+    assert_eq!(did, ["<failure><malformed-request/></failure>", "FAILED alice@x malformed-request"]);
+}
+
+#[test]
+fn the_fourth_failure_ends_the_stream() {
+    let mut talk = opened();
+    let failure = ["<failure><not-authorized/></failure>", "FAILED alice@x not-authorized"];
+    for _ in 0..3 {
+        talk.say(&auth("PLAIN", "\0alice\0wrong"));
+        assert_eq!(talk.answer(|n| n.on_password_checked(false)), failure);
+    }
+    talk.say(&auth("PLAIN", "\0alice\0wrong"));
+    let did = talk.answer(|n| n.on_password_checked(false));
+    assert_eq!(did[..2], failure);
+    assert!(did[2].starts_with("<error><policy-violation/>"), "{did:?}");
+    assert_eq!(did[3], "CLOSE policy-violation");
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_a_temporary_failure() {
+    let mut talk = opened();
+    talk.say(&auth("SCRAM-SHA-1", "n,,n=alice,r=abc"));
+    let did = talk.answer(Negotiation::on_unavailable);
+    assert_eq!(did[0], "<failure><temporary-auth-failure/></failure>");
+}
+
+#[test]
+fn what_was_sent_ahead_of_a_failed_login_is_not_done() {
+    let ahead = format!("{}{}<message to='bob@x'/>", header("x"), BIND);
+    let mut talk = opened();
+    assert_eq!(talk.say(&format!("{}{ahead}", auth("PLAIN", "\0alice\0wrong"))), ["CHECK alice@x wrong"]);
+    let did = talk.answer(|n| n.on_password_checked(false));
+    assert!(!did.iter().any(|line| line.starts_with("BIND")), "{did:?}");
+    assert_eq!(did.last().unwrap(), "CLOSE restricted-xml");
+}
+
+#[test]
+fn what_was_sent_ahead_of_a_good_login_is_done_in_order() {
+    let mut talk = opened();
+    talk.say(&format!("{}{}{}<presence/>", auth("PLAIN", "\0alice\0secret"), header("x"), BIND));
+    let did = talk.answer(|n| n.on_password_checked(true));
+    assert_eq!(
+        did,
+        [
+            "<success/>",
+            "IS alice@x PLAIN",
+            "RESTART",
+            &format!("[header x to alice@x]{BIND_FEATURES}"),
+            "BIND alice@x -"
+        ]
+    );
+    assert_eq!(talk.input.chunk(), b"<presence/>", "what follows the bind request is the session's");
+}
+
+#[test]
+fn stanzas_before_binding_end_the_stream() {
+    let refused = ["<error><not-authorized/></error></stream>", "CLOSE not-authorized"];
+    let stanzas = [
+        "<message to='bob@x'/>",
+        "<presence/>",
+        "<message to='@@@'/>",
+        "<iq type='get' id='1'><ping xmlns='urn:xmpp:ping'/></iq>",
+        "<iq type='set' id='1'/>",
+    ];
+    for stanza in stanzas.into_iter().chain([BIND]) {
+        assert_eq!(opened().say(stanza), refused, "before authentication: {stanza}");
+    }
+    let to_bob = BIND.replace("<iq", "<iq to='bob@x'");
+    let asks = BIND.replace("'set'", "'get'");
+    for stanza in stanzas.into_iter().chain([&*to_bob, &*asks]) {
+        assert_eq!(authenticated().say(stanza), refused, "before binding: {stanza}");
+    }
+}
+
+#[test]
+fn elements_that_nobody_understands_end_the_stream() {
+    let error = |condition: &str| {
+        vec![format!("<error><{condition}/></error></stream>"), format!("CLOSE {condition}")]
+    };
+    let cases = [
+        ("<foo/>", error("unsupported-stanza-type")),
+        ("<message xmlns='evil'/>", error("unsupported-stanza-type")),
+        ("<stream:features/>", error("unsupported-stanza-type")),
+        ("<stream:error/>", vec!["</stream>".to_owned(), "CLOSE -".to_owned()]),
+        ("</stream:stream>", vec!["</stream>".to_owned(), "CLOSE -".to_owned()]),
+    ];
+    for (xml, expected) in cases {
+        assert_eq!(opened().say(xml), expected, "{xml}");
+        assert_eq!(authenticated().say(xml), expected, "{xml}");
+    }
+    let did = opened()
+        .say("<compress xmlns='http://jabber.org/protocol/compress'><method>zlib</method></compress>");
+    assert_eq!(did, ["<failure xmlns='http://jabber.org/protocol/compress'><unsupported-method/></failure>"]);
+}
+
+#[test]
+fn a_restarted_stream_keeps_its_name_and_host() {
+    for (to, from, good) in [
+        ("x", "", true),
+        ("x", "from='Alice@x'", true),
+        ("x", "from='bob@x'", false),
+        ("x", "from='@@'", false),
+        ("y", "", false),
+    ] {
+        let mut talk = opened();
+        talk.say(&auth("PLAIN", "\0alice\0secret"));
+        talk.answer(|n| n.on_password_checked(true));
+        let did = talk.say(&header(to).replace(" to=", &format!(" {from} to=")));
+        let last = did.last().unwrap();
+        assert_eq!(last == "CLOSE not-authorized", !good, "{to} {from}: {did:?}");
+        assert_eq!(talk.negotiation.account().unwrap().as_str(), "alice@x");
+    }
+}
+
+#[test]
+fn who_is_authenticated_does_not_authenticate_again() {
+    let did = authenticated().say(&auth("PLAIN", "\0bob\0secret"));
+    assert_eq!(did, ["<error><policy-violation/></error></stream>", "CLOSE policy-violation"]);
+}
+
+#[test]
+fn a_resource_is_bound() {
+    let with =
+        |resource: &str| BIND.replace("bind'/>", &format!("bind'><resource>{resource}</resource></bind>"));
+    let cases = [
+        (BIND.to_owned(), "BIND alice@x -"),
+        (with(""), "BIND alice@x -"),
+        (with("Phone"), "BIND alice@x Phone"),
+        (with("\u{ff30}hone"), "BIND alice@x Phone"),
+        (BIND.replace("<iq", "<iq to='x'"), "BIND alice@x -"),
+        (BIND.replace("<iq", "<iq to='alice@x'"), "BIND alice@x -"),
+    ];
+    for (xml, expected) in cases {
+        let mut talk = authenticated();
+        assert_eq!(talk.say(&xml), [expected], "{xml}");
+        let did = talk.answer(|n| n.on_bound(Ok(FullJid::new("alice@x/r").unwrap())));
+        let answer = "<iq id='b' type='result'><bind><jid>alice@x/r</jid></bind></iq>";
+        assert_eq!(did, [answer, "BOUND alice@x/r"]);
+    }
+}
+
+#[test]
+fn a_resource_that_cannot_be_is_refused_and_another_may_be_asked_for() {
+    let long = "x".repeat(2_000);
+    for resource in ["&#x7;", "\u{200e}\u{5d0}a", long.as_str()] {
+        let xml = BIND.replace("bind'/>", &format!("bind'><resource>{resource}</resource></bind>"));
+        let mut talk = authenticated();
+        let did = talk.say(&xml);
+        if resource == "&#x7;" {
+            assert_eq!(did.last().unwrap(), "CLOSE not-well-formed", "no XML character");
+            continue;
+        }
+        assert!(did[0].starts_with("<iq id='b' type='error'><error type='modify'><bad-request/>"), "{did:?}");
+        assert_eq!(talk.say(BIND), ["BIND alice@x -"]);
+    }
+}
+
+#[test]
+fn a_refused_bind_may_be_tried_again_but_not_for_ever() {
+    let mut talk = authenticated();
+    let refuse = |n: &mut Negotiation| n.on_bound(Err(Condition::Conflict.into()));
+    for _ in 0..5 {
+        talk.say(BIND);
+        let did = talk.answer(refuse);
+        assert_eq!(did, ["<iq id='b' type='error'><error type='cancel'><conflict/></error></iq>"]);
+    }
+    talk.say(BIND);
+    assert_eq!(talk.answer(refuse).last().unwrap(), "CLOSE policy-violation");
+}
+
+#[test]
+fn features_of_modules_are_offered_after_authentication() {
+    let mut talk = opened();
+    talk.say(&auth("PLAIN", "\0alice\0secret"));
+    talk.answer(|n| n.on_password_checked(true));
+    talk.negotiation
+        .offer(vec![Element::bare("ver", ns::ROSTER_VERSIONING), Element::bare("session", ns::SESSION)]);
+    let did = talk.say(&header("x"));
+    assert_eq!(
+        did,
+        [
+            "[header x to alice@x]<features><bind/><ver xmlns='urn:xmpp:features:rosterver'/><session/></features>"
+        ]
+    );
+}
+
+#[test]
+fn the_server_can_end_a_stream_at_any_time() {
+    let end = |n: &mut Negotiation| n.end(StreamCondition::SystemShutdown.into());
+    let did = Talk::new(settings(), false).answer(end);
+    assert_eq!(did, ["[header x to -]<error><system-shutdown/></error></stream>", "CLOSE system-shutdown"]);
+    let mut talk = opened();
+    assert_eq!(talk.answer(end)[1], "CLOSE system-shutdown");
+    assert!(talk.say("<presence/>").is_empty(), "and nothing after it");
+    assert!(talk.answer(Negotiation::on_timeout).is_empty());
+    let mut talk = opened();
+    talk.say(&auth("PLAIN", "\0alice\0secret"));
+    assert_eq!(talk.answer(Negotiation::on_timeout)[1], "CLOSE connection-timeout");
+    assert!(talk.answer(|n| n.on_password_checked(true)).is_empty(), "an answer that comes too late");
+}
+
+#[test]
+fn an_event_while_we_wait_is_a_violation() {
+    let mut talk = opened();
+    talk.say(&auth("PLAIN", "\0alice\0secret"));
+    let acts = talk.negotiation.on_event(StreamEvent::Stanza(Stanza::presence(None)));
+    assert_eq!(show(acts.last().unwrap()), "CLOSE policy-violation");
+}
+
+#[test]
+fn resources_that_we_make_differ() {
+    let settings = settings();
+    let (a, b) = (settings.make_resource(), settings.make_resource());
+    assert_ne!(a, b);
+    assert_eq!(a.as_str().len(), 32);
+}
+
+/// Our client against our server, byte by byte both ways.
+#[test]
+fn a_client_logs_in_with_every_mechanism() {
+    let mechanisms = MechanismName::DEFAULT.map(Some).into_iter().chain([None]);
+    for mechanism in mechanisms {
+        let login = Login {
+            account: BareJid::new("alice@x").unwrap(),
+            password: "secret".into(),
+            resource: Some(ResourcePart::new("r").unwrap().into_owned()),
+            mechanism,
+            tls: true,
+        };
+        let mut client = LoginMachine::new(login, "abc", false);
+        let mut server = Talk::new(settings(), false);
+        let mut to_client = Reader::new(Limits::after_auth());
+        let mut queue = vec![ClientAct::Send(client.start())];
+        let mut bound = None;
+        while let Some(act) = queue.pop() {
+            match act {
+                ClientAct::Send(bytes) => {
+                    for reply in replies(&mut server, &bytes) {
+                        let mut input = BytesMut::from(&reply[..]);
+                        while !input.is_empty() {
+                            let mut one = input.split_to(1);
+                            while let Some(event) = to_client.feed(&mut one).unwrap() {
+                                for act in client.on_event(event) {
+                                    if act == ClientAct::RestartStream {
+                                        to_client.restart();
+                                    } else {
+                                        queue.push(act);
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+                ClientAct::StartTls => {
+                    server.negotiation.on_tls(facts());
+                    to_client.restart();
+                    queue.extend(client.on_tls());
+                }
+                ClientAct::Bound(jid) => bound = Some(jid),
+                other => panic!("{mechanism:?}: {other:?}"),
+            }
+        }
+        assert_eq!(bound.unwrap().as_str(), "alice@x/r", "{mechanism:?}");
+    }
+}
+
+/// Feeds the server and plays its caller; the bytes that it wants written.
+fn replies(server: &mut Talk, bytes: &[u8]) -> Vec<Bytes> {
+    let mut out = Vec::new();
+    let mut acts = Acts::new();
+    for byte in bytes {
+        server.input.extend_from_slice(&[*byte]);
+        while !server.negotiation.is_waiting() {
+            let Some(event) = server.reader.feed(&mut server.input).unwrap() else { break };
+            acts.extend(server.negotiation.on_event(event));
+            while !acts.is_empty() {
+                let more = match acts.remove(0) {
+                    Act::Send(bytes) => {
+                        out.push(bytes);
+                        continue;
+                    }
+                    Act::StartTls => {
+                        server.reader.restart();
+                        continue;
+                    }
+                    Act::RestartStream => {
+                        server.reader.restart();
+                        continue;
+                    }
+                    Act::LookUp { hash, .. } => {
+                        let keys = keys::derive("secret", hash, b"salt", 16).unwrap();
+                        server.negotiation.on_credentials(Some(keys))
+                    }
+                    Act::CheckPassword { password, .. } => {
+                        server.negotiation.on_password_checked(password.expose() == "secret")
+                    }
+                    Act::Bind { account, requested } => {
+                        server.negotiation.on_bound(Ok(account.with_resource(&requested.unwrap())))
+                    }
+                    Act::Close { error } => panic!("{error:?}"),
+                    _ => continue,
+                };
+                acts.extend(more);
+            }
+        }
+    }
+    out
+}
