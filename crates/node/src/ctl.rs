@@ -244,6 +244,16 @@ pub fn session_table(sessions: &[admin::Session]) -> String {
     table.to_string()
 }
 
+/// Sessions and where they are, in short.
+pub fn where_table(sessions: &[admin::Session]) -> String {
+    let mut table = Table::new(&["SESSION", "NODE", "PRIORITY"]);
+    for session in sessions {
+        let priority = session.priority.map_or_else(|| "-".to_owned(), |p| p.to_string());
+        table.row(&[&session.jid, &session.node_name, &priority]);
+    }
+    table.to_string()
+}
+
 fn session_json(session: &admin::Session) -> serde_json::Value {
     json!({
         "jid": session.jid,

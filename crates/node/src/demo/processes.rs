@@ -58,14 +58,12 @@ impl Processes {
         Ok(())
     }
 
-    /// The first node that has ended by itself, with how it ended and the end of its log.
+    /// Takes out a node that has ended by itself, with how it ended and the end of its log.
     pub fn ended(&mut self) -> Option<(String, ExitStatus, String)> {
-        for process in &mut self.0 {
-            if let Ok(Some(status)) = process.child.try_wait() {
-                return Some((process.node.name.clone(), status, tail(&process.log)));
-            }
-        }
-        None
+        let ended = |process: &mut Process| process.child.try_wait().ok().flatten();
+        let (at, status) = self.0.iter_mut().enumerate().find_map(|(at, p)| Some((at, ended(p)?)))?;
+        let process = self.0.remove(at);
+        Some((process.node.name, status, tail(&process.log)))
     }
 
     /// Process ids, by node.
