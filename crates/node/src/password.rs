@@ -3,9 +3,6 @@
 use store::{Credentials, ScramKeys};
 use stream::sasl::keys::{self, BadPassword, ScramHash};
 
-/// Rounds of PBKDF2: what the client pays at each login, and a thief for each guess (RFC 7677 asks for 4096
-/// at least).
-const ITERATIONS: u32 = 10_000;
 /// Length of a salt, in bytes.
 const SALT: usize = 16;
 
@@ -18,7 +15,7 @@ pub fn keys(password: &str) -> Result<Credentials, BadPassword> {
         let mut salt = [0; SALT];
         // the operating system's generator does not fail once it is seeded
         assert!(aws_lc_rs::rand::fill(&mut salt).is_ok(), "the random generator works");
-        let made = keys::derive(password, hash, &salt, ITERATIONS)?;
+        let made = keys::derive(password, hash, &salt, keys::ITERATIONS)?;
         Ok(ScramKeys {
             salt: made.salt,
             iterations: made.iterations,

@@ -120,10 +120,27 @@ pub struct Limits {
     pub reply_bytes: usize,
     /// Bytes taken from the mailbox for one write.
     pub write_bytes: usize,
+    /// Bytes of one stanza or stream element before login; a larger one ends the stream.
+    pub before_auth_stanza_bytes: usize,
+    /// Elements in one of them; more end the stream.
+    pub before_auth_elements: usize,
+    /// Nesting in one of them; deeper ends the stream.
+    pub before_auth_depth: usize,
+    /// Bytes of one stanza after login; a larger one ends the stream.
+    pub stanza_bytes: usize,
+    /// Elements in one stanza after login; more end the stream.
+    pub stanza_elements: usize,
+    /// Nesting in one stanza after login; deeper ends the stream.
+    pub stanza_depth: usize,
+    /// Attributes of one element, at any time; more end the stream.
+    pub attributes: usize,
+    /// Bytes of one name or attribute value, at any time; a longer one ends the stream.
+    pub token_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
+        let (before, after) = (stream::Limits::before_auth(), stream::Limits::after_auth());
         Limits {
             connections: 100_000,
             connections_per_address: 1_000,
@@ -143,11 +160,41 @@ impl Default for Limits {
             password_queue: 128,
             reply_bytes: 16 * 1024,
             write_bytes: 64 * 1024,
+            before_auth_stanza_bytes: before.stanza_bytes,
+            before_auth_elements: before.elements,
+            before_auth_depth: before.depth,
+            stanza_bytes: after.stanza_bytes,
+            stanza_elements: after.elements,
+            stanza_depth: after.depth,
+            attributes: after.attributes,
+            token_bytes: after.token_bytes,
         }
     }
 }
 
 impl Limits {
+    /// What the reader lets pass until the client has authenticated.
+    pub(crate) fn before_auth(&self) -> stream::Limits {
+        stream::Limits {
+            stanza_bytes: self.before_auth_stanza_bytes,
+            elements: self.before_auth_elements,
+            depth: self.before_auth_depth,
+            attributes: self.attributes,
+            token_bytes: self.token_bytes,
+        }
+    }
+
+    /// What the reader lets pass afterwards.
+    pub(crate) fn after_auth(&self) -> stream::Limits {
+        stream::Limits {
+            stanza_bytes: self.stanza_bytes,
+            elements: self.stanza_elements,
+            depth: self.stanza_depth,
+            attributes: self.attributes,
+            token_bytes: self.token_bytes,
+        }
+    }
+
     pub(crate) fn first_byte(&self) -> Duration {
         Duration::from_secs(self.first_byte_timeout_s)
     }

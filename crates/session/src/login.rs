@@ -13,7 +13,7 @@ use stanza::{Condition, ErrorKind, StanzaError, StreamCondition, StreamError};
 use stream::sasl::keys;
 use stream::sasl::mechanism::Password;
 use stream::sasl::{ScramHash, ScramKeys};
-use stream::{Act, Acts, Entry, Limits, Negotiation, Reader, TlsFacts, TlsVersion};
+use stream::{Act, Acts, Entry, Negotiation, Reader, TlsFacts, TlsVersion};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
@@ -75,7 +75,7 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
     let mut login = Login {
         connection,
         negotiation: Negotiation::new(settings, entry),
-        reader: Reader::new(Limits::before_auth()),
+        reader: Reader::new(limits.before_auth()),
         input: BytesMut::new(),
         deadline,
         header_due: Some(Instant::now() + limits.header()),
@@ -169,7 +169,7 @@ impl Login<'_> {
                     continue;
                 }
                 Act::RestartStream => {
-                    self.reader.set_limits(Limits::after_auth());
+                    self.reader.set_limits(self.connection.world.config.limits.after_auth());
                     self.reader.restart();
                     self.expect_header();
                     continue;

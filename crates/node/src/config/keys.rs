@@ -326,6 +326,12 @@ pub const KEYS: &[Key] = &[
         "Most attributes of one element; more end the stream.",
     ),
     key(
+        "limits.token_bytes",
+        Whole(256, MANY),
+        Is("8192"),
+        "Longest name or attribute value, in bytes; a longer one ends the stream.",
+    ),
+    key(
         "limits.mailbox_stanzas",
         Whole(1, MANY),
         Is("5000"),

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, de::DeserializeOwned};
 use toml_edit::Value;
 
 use super::{
@@ -31,8 +31,6 @@ pub struct Settings {
     pub log: Log,
     /// `[metrics] listen`
     pub metrics_listen: Option<SocketAddr>,
-    /// The keys of `[limits]` about one stanza.
-    pub stanza: StanzaLimits,
     /// The keys of `[limits]` about queues and relays.
     pub router: router::Config,
     /// `[modules.NAME]`
@@ -72,18 +70,6 @@ pub struct Log {
     pub filter: String,
 }
 
-/// `[limits]` of one stanza, before and after login.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct StanzaLimits {
-    pub before_auth_stanza_bytes: usize,
-    pub before_auth_elements: usize,
-    pub before_auth_depth: usize,
-    pub stanza_bytes: usize,
-    pub stanza_elements: usize,
-    pub stanza_depth: usize,
-    pub attributes: usize,
-}
-
 impl Settings {
     /// The settings that checked values make.
     pub fn of(values: &Values) -> Result<Settings, Faults> {
@@ -101,7 +87,6 @@ impl Settings {
                 filter: v.text("log.filter").unwrap_or_default(),
             },
             metrics_listen: v.address("metrics.listen"),
-            stanza: v.part("limits"),
             router: v.part("limits"),
             modules: v.modules(),
         })
