@@ -1,4 +1,4 @@
-//! The engine of a backend: a commit is a proposal to the group `data`, a read waits behind a read index.
+//! The store of a backend: a commit is a proposal to the group `data`, a read waits behind a read index.
 
 use std::{
     sync::{

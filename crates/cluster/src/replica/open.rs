@@ -8,7 +8,7 @@ use store::{
 };
 use tonic::service::Routes;
 
-use super::{engine::Replica, machine::StoreMachine, remote::Remote, service};
+use super::{backend::Backend, engine::Replica, machine::StoreMachine, remote::Remote, service};
 use crate::{cluster::Cluster, error::ClusterError};
 
 /// The name of the Raft group of the store.
@@ -36,9 +36,11 @@ impl Opened {
 ///
 /// Call it right after [`Cluster::start`]; calls to the engine wait until the cluster is formed.
 pub async fn open(cluster: &Arc<Cluster>, config: Config) -> Result<Opened, ClusterError> {
-    if !cluster.roles().backend {
+    let remote = {
         let cluster = cluster.clone();
-        let remote = Remote::new(move || cluster.backend_channels());
+        Remote::new(move || cluster.backend_channels())
+    };
+    if !cluster.roles().backend {
         return Ok(Opened { engine: Arc::new(remote), replica: None });
     }
     let failed = |e: StoreError| ClusterError::Raft { group: GROUP.into(), reason: e.to_string() };
@@ -55,5 +57,6 @@ pub async fn open(cluster: &Arc<Cluster>, config: Config) -> Result<Opened, Clus
         .map_err(failed)?;
     let group = cluster.open_group(GROUP, Box::new(machine)).await?;
     let replica = Arc::new(Replica::new(Box::new(group), disk, readers));
-    Ok(Opened { engine: replica.clone(), replica: Some(replica) })
+    let engine = Arc::new(Backend::new(replica.clone(), remote));
+    Ok(Opened { engine, replica: Some(replica) })
 }

@@ -54,6 +54,24 @@ impl Remote {
         Remote { backends: Box::new(backends), current: Arc::new(AtomicUsize::new(first)) }
     }
 
+    /// Whether somebody is left when one backend fails.
+    pub(super) fn knows_several(&self) -> bool {
+        (self.backends)().len() > 1
+    }
+
+    /// Commits under one id at whichever backends it takes: it happens once.
+    pub(super) async fn commit_command(
+        &self,
+        command: &wire::Command,
+        deadline: Instant,
+    ) -> Result<Vec<Committed>, StoreError> {
+        self.ask(deadline, |mut client, timeout_ms| {
+            let request = wire::CommitRequest { command: Some(command.clone()), timeout_ms };
+            async move { Ok(read_commit_reply(client.commit(request).await?.into_inner())) }
+        })
+        .await
+    }
+
     /// Asks backend after backend until one answers or the deadline passes.
     async fn ask<R, F: Future<Output = Result<Result<R, StoreError>, Status>>>(
         &self,
@@ -173,13 +191,7 @@ impl Engine for Remote {
             batches.iter().try_for_each(Batch::check)?;
             let mut outcomes = Vec::with_capacity(batches.len());
             for part in split(batches) {
-                // One id for all attempts: the command happens once, whichever backends hear of it.
-                let command = command(random_bits(), part);
-                let ask = self.ask(deadline, |mut client, timeout_ms| {
-                    let request = wire::CommitRequest { command: Some(command.clone()), timeout_ms };
-                    async move { Ok(read_commit_reply(client.commit(request).await?.into_inner())) }
-                });
-                outcomes.extend(ask.await?);
+                outcomes.extend(self.commit_command(&command(random_bits(), part), deadline).await?);
             }
             Ok(outcomes)
         })

@@ -19,6 +19,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::transport::{Channel, Endpoint, Server};
 
 use super::{
+    backend::Backend,
     engine::{Agreement, Replica, split},
     machine::StoreMachine,
     remote::Remote,
@@ -102,6 +103,7 @@ impl Agreement for Seat {
 }
 
 struct Cluster {
+    log: Arc<Log>,
     replicas: Vec<Arc<Replica>>,
     _folders: Vec<TempDir>,
 }
@@ -117,7 +119,8 @@ fn cluster(count: usize) -> Cluster {
         let readers = Readers::start(disk, 2, 64).unwrap();
         Arc::new(Replica::new(Box::new(Seat { log: log.clone(), number }), disk.clone(), readers))
     };
-    Cluster { replicas: disks.iter().enumerate().map(replica).collect(), _folders: folders }
+    let replicas = disks.iter().enumerate().map(replica).collect();
+    Cluster { log, replicas, _folders: folders }
 }
 
 /// A backend's listener on loopback; aborted, it is a dead backend.
@@ -176,6 +179,45 @@ async fn a_frontend_turns_to_the_next_backend_when_one_dies() {
         let found = remote.get(&account("a@h"), T, b"k", soon()).await.unwrap().unwrap();
         assert_eq!(found.version, number as u64 + 1);
     }
+}
+
+/// A group that has stopped on this node, after it sent its last proposal to the others.
+struct Stopped(Seat);
+
+impl Agreement for Stopped {
+    fn propose(&self, payload: Bytes, deadline: Instant) -> BoxFuture<'_, Result<Proposed, ProposeError>> {
+        Box::pin(async move {
+            self.0.propose(payload, deadline).await?;
+            Err(ProposeError::Stopped("disk failed".into()))
+        })
+    }
+
+    fn catch_up(&self, _deadline: Instant) -> BoxFuture<'_, Result<(), ProposeError>> {
+        Box::pin(async { Err(ProposeError::Stopped("disk failed".into())) })
+    }
+}
+
+#[tokio::test]
+async fn a_backend_whose_replica_failed_asks_the_others() {
+    let cluster = cluster(2);
+    let folder = tempfile::tempdir().unwrap();
+    let disk = disk(folder.path());
+    let readers = Readers::start(&disk, 1, 8).unwrap();
+    let seat = Seat { log: cluster.log.clone(), number: 0 };
+    let failed = Arc::new(Replica::new(Box::new(Stopped(seat)), disk, readers));
+    let mut channels = vec![(NodeId(9), serve(&failed).await.0)];
+    for (number, replica) in cluster.replicas.iter().enumerate() {
+        channels.push((NodeId(number as u64), serve(replica).await.0));
+    }
+    let backend = Backend::new(failed.clone(), Remote::new(move || channels.clone()));
+    assert_eq!(backend.commit(vec![put("k", "v")], soon()).await, Ok(vec![Committed::Done]));
+    // Once, though the failed replica had proposed it as well.
+    let found = backend.get(&account("a@h"), T, b"k", soon()).await.unwrap().unwrap();
+    assert_eq!((found.version, found.value), (1, b"v".to_vec()));
+    assert_eq!(backend.scan(&account("a@h"), T, Range::all(), soon()).await.unwrap().len(), 1);
+    let alone = Backend::new(failed, Remote::new(Vec::new));
+    let refused = alone.commit(vec![put("k", "v")], soon()).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
 }
 
 #[tokio::test]
