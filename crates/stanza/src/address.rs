@@ -1,4 +1,4 @@
-//! Addresses (RFC 7622's predecessor stringprep through `jid`), prepared at every door.
+//! Addresses (RFC 6122: stringprep, through `jid`), prepared at every door.
 
 pub use jid::{BareJid, DomainPart, DomainRef, FullJid, Jid, NodePart, NodeRef, ResourcePart, ResourceRef};
 

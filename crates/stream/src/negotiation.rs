@@ -1,198 +1,30 @@
 //! A client's stream from its first byte until it is bound: events in, acts out (RFC 6120, 4 to 7).
 
+mod act;
+mod settings;
+
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use minidom::Element;
 use stanza::{
     BareJid, Condition, DomainPart, FullJid, IqType, Kind, ResourcePart, Stanza, StanzaError,
     StreamCondition, StreamError, address, ns,
 };
 
+pub use self::act::{Act, Acts};
+pub use self::settings::{Entry, Random, Settings, TlsFacts, TlsVersion};
 use crate::features;
 use crate::reader::{ReadError, StreamEvent, StreamHeader};
-use crate::sasl::mechanism::Password;
 use crate::sasl::plain::Plain;
 use crate::sasl::scram::{Scram, Surroundings};
 use crate::sasl::{Mechanism, MechanismName, SaslCondition, ScramHash, ScramKeys, Step, keys};
 use crate::writer::{Header, Writer};
 
-/// Fills a buffer with unpredictable bytes.
-pub type Random = Arc<dyn Fn(&mut [u8]) + Send + Sync>;
-
 /// Longest `xml:lang` that a stream header may have, in bytes.
 const LANG_MAX: usize = 128;
 /// Bind requests that may fail before the stream is closed.
 const BIND_FAILURES_MAX: u8 = 5;
-
-/// What is the same for all streams of a listener.
-#[derive(Clone)]
-pub struct Settings {
-    /// The hosts that are served; the first one speaks where the client named none.
-    pub hosts: Vec<DomainPart>,
-    /// Whether STARTTLS can be offered on a stream without TLS.
-    pub tls_available: bool,
-    /// Whether nothing but STARTTLS is possible without TLS.
-    pub tls_required: bool,
-    /// What may be offered, in this order. PLAIN is offered inside TLS only, whatever stands here.
-    pub mechanisms: Vec<MechanismName>,
-    /// Makes the salts of accounts that do not exist; the same on every node of a cluster.
-    pub fake_salt_secret: Vec<u8>,
-    /// Iterations that accounts that do not exist seem to have: those of new accounts.
-    pub iterations: u32,
-    /// Failed exchanges after which one more ends the stream (RFC 6120, 6.4.5 asks for 2 to 5).
-    pub auth_failures_max: u8,
-    /// Stream ids, nonces, resources.
-    pub random: Random,
-}
-
-impl Settings {
-    /// TLS available and required, every mechanism but -PLUS, three failures.
-    pub fn new(hosts: Vec<DomainPart>, fake_salt_secret: Vec<u8>, random: Random) -> Settings {
-        Settings {
-            hosts,
-            tls_available: true,
-            tls_required: true,
-            mechanisms: MechanismName::DEFAULT.to_vec(),
-            fake_salt_secret,
-            iterations: keys::ITERATIONS,
-            auth_failures_max: 3,
-            random,
-        }
-    }
-
-    /// A resource for a client that asked for none: 128 bits, so that nobody can guess it.
-    pub fn make_resource(&self) -> ResourcePart {
-        let resource = ResourcePart::new(&self.token()).map(|part| part.into_owned());
-        resource.expect("hexadecimal digits are a resource")
-    }
-
-    fn token(&self) -> String {
-        let mut bytes = [0; 16];
-        (self.random)(&mut bytes);
-        bytes.iter().map(|b| format!("{b:02x}")).collect()
-    }
-
-    fn nonce(&self) -> String {
-        let mut bytes = [0; 18];
-        (self.random)(&mut bytes);
-        BASE64.encode(bytes)
-    }
-}
-
-impl std::fmt::Debug for Settings {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Settings").field("hosts", &self.hosts).finish_non_exhaustive()
-    }
-}
-
-/// Versions of TLS that are spoken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TlsVersion {
-    /// 1.2.
-    Tls12,
-    /// 1.3.
-    Tls13,
-}
-
-impl TlsVersion {
-    /// As people write it: `1.3`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            TlsVersion::Tls12 => "1.2",
-            TlsVersion::Tls13 => "1.3",
-        }
-    }
-}
-
-/// What a finished handshake tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFacts {
-    /// The version agreed on.
-    pub version: TlsVersion,
-    /// Exported keying material for `tls-exporter` (RFC 9266), 32 bytes.
-    pub exporter: Option<Vec<u8>>,
-    /// Hash of our certificate for `tls-server-end-point` (RFC 5929, 4).
-    pub endpoint_hash: Option<Vec<u8>>,
-    /// The protocol agreed on.
-    pub alpn: Option<Vec<u8>>,
-    /// The name that the client asked for.
-    pub sni: Option<String>,
-}
-
-/// How a connection begins.
-#[derive(Debug, Clone)]
-pub enum Entry {
-    /// In the clear; STARTTLS may follow.
-    Clear,
-    /// Inside TLS (XEP-0368).
-    DirectTls(TlsFacts),
-}
-
-/// What the caller has to do, in this order.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Act {
-    /// Write these bytes.
-    Send(Bytes),
-    /// Flush, **throw away everything already read** from the client (bytes held back for the reader
-    /// included: RFC 6120, 5.4.3.3, they came in the clear), restart the reader, do the handshake, then
-    /// [`Negotiation::on_tls`]. Where the handshake fails the connection is dropped without a word.
-    StartTls,
-    /// Answer with [`Negotiation::on_credentials`] or [`Negotiation::on_unavailable`]; feed no event before.
-    LookUp {
-        /// Whose keys.
-        account: BareJid,
-        /// For which hash.
-        hash: ScramHash,
-    },
-    /// Check the password off this thread ([`keys::verify`]), also for an account that is not there
-    /// ([`Negotiation::fake_keys`]), so that both take as long. Answer with
-    /// [`Negotiation::on_password_checked`] or [`Negotiation::on_unavailable`]; feed no event before.
-    CheckPassword {
-        /// Whose.
-        account: BareJid,
-        /// What the client sent.
-        password: Password,
-    },
-    /// An exchange failed: for logs, counters and the back-off of an address.
-    AuthFailed {
-        /// The account that was tried, as far as it was named.
-        account: Option<BareJid>,
-        /// What the client was told.
-        condition: SaslCondition,
-    },
-    /// The client is who it says. The time to hand over module features with [`Negotiation::offer`].
-    Authenticated {
-        /// Who.
-        account: BareJid,
-        /// How.
-        mechanism: MechanismName,
-    },
-    /// Restart the reader (with the limits after authentication). Bytes held back belong to the new stream.
-    RestartStream,
-    /// Bind and answer with [`Negotiation::on_bound`]; feed no event before.
-    Bind {
-        /// Whose.
-        account: BareJid,
-        /// The resource asked for; `None`: [`Settings::make_resource`].
-        requested: Option<ResourcePart>,
-    },
-    /// Negotiation is over; the next event is the session's.
-    Bound {
-        /// The session's address.
-        jid: FullJid,
-    },
-    /// Flush and close the connection. The bytes that tell the peer are sent already.
-    Close {
-        /// Why, where it was no goodbye.
-        error: Option<StreamError>,
-    },
-}
-
-/// Acts in the order in which they are to be done.
-pub type Acts = Vec<Act>;
 
 /// One stream under negotiation.
 pub struct Negotiation {

@@ -4,7 +4,9 @@ use super::*;
 use crate::client::{ClientAct, Login, LoginMachine};
 use crate::limits::Limits;
 use crate::reader::Reader;
-use bytes::Buf;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::{Buf, Bytes};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 fn settings() -> Settings {

@@ -119,7 +119,7 @@ pub fn derive(
     })
 }
 
-/// Whether the password belongs to the keys. As slow as [`derive`]; the comparison takes constant time.
+/// Whether the password belongs to the keys. As slow as [`derive()`]; the comparison takes constant time.
 pub fn verify(password: &str, hash: ScramHash, keys: &ScramKeys) -> bool {
     derive(password, hash, &keys.salt, keys.iterations)
         .is_ok_and(|derived| bool::from(derived.stored_key.ct_eq(&keys.stored_key)))

@@ -1,0 +1,71 @@
+//! What a negotiation asks of its caller.
+
+use bytes::Bytes;
+use stanza::{BareJid, FullJid, ResourcePart, StreamError};
+
+use crate::sasl::mechanism::Password;
+use crate::sasl::{MechanismName, SaslCondition, ScramHash};
+
+/// What the caller has to do, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Act {
+    /// Write these bytes.
+    Send(Bytes),
+    /// Flush, **throw away everything already read** from the client (bytes held back for the reader
+    /// included: RFC 6120, 5.4.3.3, they came in the clear), restart the reader, do the handshake, then
+    /// [`on_tls`](super::Negotiation::on_tls). Where the handshake fails the connection is dropped without a word.
+    StartTls,
+    /// Answer with [`on_credentials`](super::Negotiation::on_credentials) or [`on_unavailable`](super::Negotiation::on_unavailable); feed no event before.
+    LookUp {
+        /// Whose keys.
+        account: BareJid,
+        /// For which hash.
+        hash: ScramHash,
+    },
+    /// Check the password off this thread ([`verify`](crate::sasl::keys::verify)), also for an account that is not there
+    /// ([`fake_keys`](super::Negotiation::fake_keys)), so that both take as long. Answer with
+    /// [`on_password_checked`](super::Negotiation::on_password_checked) or [`on_unavailable`](super::Negotiation::on_unavailable); feed no event before.
+    CheckPassword {
+        /// Whose.
+        account: BareJid,
+        /// What the client sent.
+        password: Password,
+    },
+    /// An exchange failed: for logs, counters and the back-off of an address.
+    AuthFailed {
+        /// The account that was tried, as far as it was named.
+        account: Option<BareJid>,
+        /// What the client was told.
+        condition: SaslCondition,
+    },
+    /// The client is who it says. The time to hand over module features with [`offer`](super::Negotiation::offer).
+    Authenticated {
+        /// Who.
+        account: BareJid,
+        /// How.
+        mechanism: MechanismName,
+    },
+    /// Restart the reader (with the limits after authentication). Bytes held back belong to the new stream.
+    RestartStream,
+    /// Bind and answer with [`on_bound`](super::Negotiation::on_bound); feed no event before. Where the
+    /// stream ends meanwhile (a timeout), `on_bound` gives no acts: what was bound is to be given back.
+    Bind {
+        /// Whose.
+        account: BareJid,
+        /// The resource asked for; `None`: [`make_resource`](super::Settings::make_resource).
+        requested: Option<ResourcePart>,
+    },
+    /// Negotiation is over; the next event is the session's.
+    Bound {
+        /// The session's address.
+        jid: FullJid,
+    },
+    /// Flush and close the connection. The bytes that tell the peer are sent already.
+    Close {
+        /// Why, where it was no goodbye.
+        error: Option<StreamError>,
+    },
+}
+
+/// Acts in the order in which they are to be done.
+pub type Acts = Vec<Act>;

@@ -1,0 +1,116 @@
+//! What a negotiation is told from outside: hosts, mechanisms, TLS, randomness.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use stanza::{DomainPart, ResourcePart};
+
+use crate::sasl::{MechanismName, keys};
+
+/// Fills a buffer with unpredictable bytes.
+pub type Random = Arc<dyn Fn(&mut [u8]) + Send + Sync>;
+
+/// What is the same for all streams of a listener.
+#[derive(Clone)]
+pub struct Settings {
+    /// The hosts that are served; the first one speaks where the client named none.
+    pub hosts: Vec<DomainPart>,
+    /// Whether STARTTLS can be offered on a stream without TLS.
+    pub tls_available: bool,
+    /// Whether nothing but STARTTLS is possible without TLS.
+    pub tls_required: bool,
+    /// What may be offered, in this order. PLAIN is offered inside TLS only, whatever stands here.
+    pub mechanisms: Vec<MechanismName>,
+    /// Makes the salts of accounts that do not exist; the same on every node of a cluster.
+    pub fake_salt_secret: Vec<u8>,
+    /// Iterations that accounts that do not exist seem to have: those of new accounts.
+    pub iterations: u32,
+    /// Failed exchanges after which one more ends the stream (RFC 6120, 6.4.5 asks for 2 to 5).
+    pub auth_failures_max: u8,
+    /// Stream ids, nonces, resources.
+    pub random: Random,
+}
+
+impl Settings {
+    /// TLS available and required, every mechanism but -PLUS, three failures.
+    pub fn new(hosts: Vec<DomainPart>, fake_salt_secret: Vec<u8>, random: Random) -> Settings {
+        Settings {
+            hosts,
+            tls_available: true,
+            tls_required: true,
+            mechanisms: MechanismName::DEFAULT.to_vec(),
+            fake_salt_secret,
+            iterations: keys::ITERATIONS,
+            auth_failures_max: 3,
+            random,
+        }
+    }
+
+    /// A resource for a client that asked for none: 128 bits, so that nobody can guess it.
+    pub fn make_resource(&self) -> ResourcePart {
+        let resource = ResourcePart::new(&self.token()).map(|part| part.into_owned());
+        resource.expect("hexadecimal digits are a resource")
+    }
+
+    pub(super) fn token(&self) -> String {
+        let mut bytes = [0; 16];
+        (self.random)(&mut bytes);
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    pub(super) fn nonce(&self) -> String {
+        let mut bytes = [0; 18];
+        (self.random)(&mut bytes);
+        BASE64.encode(bytes)
+    }
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings").field("hosts", &self.hosts).finish_non_exhaustive()
+    }
+}
+
+/// Versions of TLS that are spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TlsVersion {
+    /// 1.2.
+    Tls12,
+    /// 1.3.
+    Tls13,
+}
+
+impl TlsVersion {
+    /// As people write it: `1.3`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TlsVersion::Tls12 => "1.2",
+            TlsVersion::Tls13 => "1.3",
+        }
+    }
+}
+
+/// What a finished handshake tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFacts {
+    /// The version agreed on.
+    pub version: TlsVersion,
+    /// Exported keying material for `tls-exporter` (RFC 9266), 32 bytes.
+    pub exporter: Option<Vec<u8>>,
+    /// Hash of our certificate for `tls-server-end-point` (RFC 5929, 4).
+    pub endpoint_hash: Option<Vec<u8>>,
+    /// The protocol agreed on.
+    pub alpn: Option<Vec<u8>>,
+    /// The name that the client asked for.
+    pub sni: Option<String>,
+}
+
+/// How a connection begins.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// In the clear; STARTTLS may follow.
+    Clear,
+    /// Inside TLS (XEP-0368).
+    DirectTls(TlsFacts),
+}
