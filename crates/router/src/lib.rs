@@ -7,21 +7,25 @@
 //! - [`queues`]: what waits while a handler of an account awaits the store.
 //! - [`mailboxes`], [`receipt`]: what waits to be written to each session, and who wants to know when it was.
 //! - [`services`]: what modules may ask of the server.
-//! - [`envelope`], [`peer`], [`relay`]: acknowledged streams to and from other nodes.
+//! - [`envelope`], [`peer`], [`link`], [`relay`]: acknowledged streams to and from other nodes.
 //! - [`lost`]: what is done for the sessions of a node that is gone.
 //! - [`whereabouts`], [`config`], [`metrics`]: what it is told, its bounds and its counters.
 
-pub mod decision;
-pub mod router;
-
-pub mod mailboxes;
-pub mod receipt;
-pub mod services;
-
-pub mod relay;
-
+mod arrival;
 pub mod config;
+pub mod decision;
+mod envelope;
+mod link;
+mod lost;
+pub mod mailboxes;
 pub mod metrics;
+mod peer;
+mod queues;
+pub mod receipt;
+pub mod relay;
+pub mod router;
+pub mod services;
+mod transit;
 pub mod whereabouts;
 
 pub use config::Config;

@@ -26,6 +26,8 @@ pub struct Delivery {
     pub receipt: Receipt,
     /// Other sessions of the account got a copy too, so this one need not be routed anew while they live.
     pub(crate) one_of_several: bool,
+    /// Node boundaries that it has crossed.
+    pub(crate) hops: u8,
     /// How often it has already failed to reach the session that was chosen for it.
     pub(crate) attempts: u8,
 }
@@ -33,7 +35,7 @@ pub struct Delivery {
 impl Delivery {
     /// A delivery with the stanza's own `to`, that nobody waits to see settled.
     pub fn new(stanza: Arc<Stanza>) -> Delivery {
-        Delivery { stanza, to: None, receipt: Receipt::none(), one_of_several: false, attempts: 0 }
+        Delivery { stanza, to: None, receipt: Receipt::none(), one_of_several: false, hops: 0, attempts: 0 }
     }
 
     /// The stanza for the delivering hooks, with this receiver's `to`. Copies the head (never the body) if
@@ -104,6 +106,13 @@ pub struct Waiting {
 pub(crate) struct Slot {
     pub view: Arc<SessionView>,
     queue: Mutex<Queue>,
+}
+
+impl Slot {
+    /// Stanzas that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.queue.lock().items.len()
+    }
 }
 
 #[derive(Default)]

@@ -1,15 +1,25 @@
 //! The one decision on the way of a stanza: here, a peer, a service or another domain; and what sessions call.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime};
 
-use hooks::{Accounts, Passage, Registry, Services, SessionView, Store};
-use jid::FullJid;
+use cluster::{Incarnation, NodeId, Row, Sid};
+use hooks::{Accounts, Card, Passage, Registry, Services, SessionView, Store};
+use jid::{BareJid, FullJid, Jid};
+use stanza::{Condition, Kind, PresenceType, Stanza, StanzaError};
 use tokio::runtime::Handle;
 
+use crate::arrival;
 use crate::config::Config;
+use crate::decision::{Address, Decision, Receiver, Subject, decide, decide_host};
+use crate::lost;
 use crate::mailboxes::{Delivery, Mailbox, MailboxLimits, Mailboxes, Waiting};
-use crate::metrics::{Counters, LaneFacts};
+use crate::metrics::{Counters, Fate, LaneFacts};
+use crate::peer::{self, Peers};
+use crate::queues::{Entered, Queues, Work};
+use crate::relay::LanesIn;
+use crate::transit::{Stage, Transit};
 use crate::whereabouts::SharedWhereabouts;
 
 /// What the router is built from.
@@ -38,11 +48,16 @@ pub struct Router {
     pub(crate) store: Store,
     pub(crate) accounts: Accounts,
     pub(crate) hosts: Vec<String>,
+    /// Hosts at which a module keeps messages for absent users.
+    keepers: Vec<String>,
     pub(crate) about: (&'static str, &'static str),
     pub(crate) clock: fn() -> SystemTime,
     pub(crate) random: fn(&mut [u8]),
     pub(crate) config: Config,
     pub(crate) mailboxes: Mailboxes,
+    pub(crate) queues: Queues,
+    pub(crate) peers: Peers,
+    pub(crate) lanes_in: LanesIn,
     pub(crate) counters: Counters,
     pub(crate) runtime: Handle,
     pub(crate) since: Instant,
@@ -53,29 +68,44 @@ impl Router {
     /// carry links and waiting handlers, not on the arbiter of a session.
     pub fn start(deps: Deps, config: Config) -> Arc<Router> {
         let limits = MailboxLimits { stanzas: config.mailbox_stanzas, bytes: config.mailbox_bytes };
-        Arc::new_cyclic(|myself| Router {
+        let keeps = |host: &&String| deps.registry.cards(host).iter().any(keeps_messages);
+        let keepers = deps.hosts.iter().filter(keeps).cloned().collect();
+        let router = Arc::new_cyclic(|myself: &Weak<Router>| Router {
             myself: myself.clone(),
             whereabouts: deps.whereabouts,
             registry: deps.registry,
             accounts: Accounts::new(deps.store.clone()),
             store: deps.store,
+            keepers,
             hosts: deps.hosts,
             about: deps.about,
             clock: deps.clock,
             random: deps.random,
-            config,
             mailboxes: Mailboxes::new(limits),
+            queues: Queues::new(config.account_queue_stanzas, config.account_queues_at_once),
+            peers: Peers::new(),
+            lanes_in: LanesIn::default(),
             counters: Counters::default(),
             runtime: Handle::current(),
             since: Instant::now(),
-        })
+            config,
+        });
+        let back = Arc::downgrade(&router);
+        router.mailboxes.return_to(Box::new(move |account, deliveries| {
+            if let Some(router) = back.upgrade() {
+                router.take_back(account, deliveries);
+            }
+        }));
+        router.runtime.spawn(lost::follow(Arc::downgrade(&router), router.whereabouts.changes()));
+        router
     }
 
     /// Sends what a session of this node said, after the leaving handlers passed it; `from` is stamped. Never
     /// fails and never waits for another actor or node: what cannot be delivered is stored or bounced. Stanzas
     /// of one session to one receiver keep the order of the calls.
     pub async fn send(&self, passage: Passage) {
-        let _ = passage;
+        let transit = Transit { sender: passage.sender, ..Transit::new(passage.stanza, Stage::Fresh) };
+        self.dispatch(transit);
     }
 
     /// Opens the mailbox of a session, right after it was bound. The mailbox goes to the connection's outbound
@@ -117,12 +147,295 @@ impl Router {
 
     /// Stanzas that wait for one session of this node.
     pub fn queue_depth(&self, jid: &FullJid) -> usize {
-        let _ = jid;
-        0
+        let account = jid.to_bare();
+        let slots = self.mailboxes.slots(&account);
+        slots.iter().find(|slot| slot.view.jid() == jid).map_or(0, |slot| slot.len())
     }
 
     /// The lanes to other nodes, as they are now.
     pub fn lanes(&self) -> Vec<LaneFacts> {
-        Vec::new()
+        self.peers.facts()
     }
+
+    /// Accounts for which stanzas wait because one of their handlers awaits the store.
+    pub fn account_queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// The one decision: another domain, a host, or an account, and then here or at a peer.
+    pub(crate) fn dispatch(&self, transit: Transit) {
+        // Whoever calls a method of the router holds it.
+        let Some(router) = self.myself.upgrade() else { return };
+        let router = &router;
+        let Some(to) = &transit.stanza.head.to else { return router.without_address(transit) };
+        if !self.is_local_host(to.domain().as_str()) {
+            // RFC 6121, 8.3: federation is not there yet.
+            return router.bounce(transit, StanzaError::new(Condition::RemoteServerNotFound));
+        }
+        if to.node().is_none() {
+            return router.to_host(transit);
+        }
+        let account = to.to_bare();
+        self.peers.reap(router);
+        match self.queues.enter(&account, transit) {
+            Entered::Free(transit) if self.is_deep() => {
+                self.queues.append(router, &account, [Work::Stanza(Box::new(transit))]);
+            }
+            Entered::Free(transit) => router.proceed(&account, transit),
+            Entered::Waits => {}
+            Entered::Full(transit) => router.bounce_at_bound(transit),
+        }
+    }
+
+    /// Sends one stanza to many receivers. Presence to accounts, which is nearly all of it, crosses to each node
+    /// once, with the list of its receivers there.
+    pub(crate) fn dispatch_many(&self, stanza: Stanza, to: Vec<Jid>) {
+        let Some(router) = self.myself.upgrade() else { return };
+        let (me, _) = self.whereabouts.me();
+        let presence = match arrival::subject(&stanza) {
+            Ok(Subject::Presence(kind @ (PresenceType::Available | PresenceType::Unavailable))) => Some(kind),
+            Ok(Subject::Presence(kind @ PresenceType::Probe)) => Some(kind),
+            _ => None,
+        };
+        self.peers.reap(&router);
+        let mut others: HashMap<(NodeId, Incarnation), Vec<(Jid, u64)>> = HashMap::new();
+        for to in to {
+            let is_account = to.node().is_some() && to.resource().is_none();
+            let account = to.to_bare();
+            if presence.is_none()
+                || !is_account
+                || !self.is_local_host(to.domain().as_str())
+                || self.queues.is_busy(&account)
+            {
+                self.dispatch(Transit::new(stanza.clone().with_to(to), Stage::Fresh));
+                continue;
+            }
+            let rows = self.whereabouts.users(&account);
+            if rows.is_empty() && presence != Some(PresenceType::Probe) {
+                // RFC 6121, 8.5.2.2.2: ignored.
+                self.counters.count(Kind::Presence, Fate::Ignored);
+                continue;
+            }
+            let Place::Each { here, others: nodes } = each(&rows, me) else { continue };
+            let key = peer::key(account.as_str());
+            for node in nodes {
+                others.entry(node).or_default().push((to.clone(), key));
+            }
+            if here || rows.is_empty() {
+                let stage = if here { Stage::Here } else { Stage::Fresh };
+                self.dispatch(Transit::new(stanza.clone().with_to(to), stage));
+            }
+        }
+        for ((node, incarnation), receivers) in others {
+            router.relay_many(&stanza, node, incarnation, receivers);
+        }
+    }
+
+    /// RFC 6120, 10.3: what a client sends to nobody is for its own account; presence is a broadcast, which
+    /// the handlers of the sender's side have made.
+    fn without_address(self: &Arc<Self>, mut transit: Transit) {
+        let own = transit.stanza.head.from.as_ref().map(Jid::to_bare);
+        match own {
+            Some(own) if transit.stanza.head.kind != Kind::Presence => {
+                transit.stanza = transit.stanza.with_to(own);
+                self.dispatch(transit);
+            }
+            _ => self.finish(&transit, Fate::Ignored),
+        }
+    }
+
+    fn to_host(self: &Arc<Self>, transit: Transit) {
+        let subject = match arrival::subject(&transit.stanza) {
+            Ok(subject) => subject,
+            Err(error) => return self.bounce(transit, error),
+        };
+        let has_resource = transit.stanza.head.to.as_ref().is_some_and(|to| to.resource().is_some());
+        match decide_host(subject, has_resource) {
+            Decision::Answer => {
+                // What waits, waits with the rest of what this sender asked.
+                let Some(from) = &transit.stanza.head.from else {
+                    return self.finish(&transit, Fate::Ignored);
+                };
+                let key = from.to_bare();
+                let router = self.clone();
+                self.begin_future(&key, Box::pin(async move { router.answer(None, transit).await }));
+            }
+            Decision::Bounce(condition) => self.bounce(transit, StanzaError::new(condition)),
+            _ => self.finish(&transit, Fate::Ignored),
+        }
+    }
+
+    /// The visible sessions of an account that may still be tried for this stanza.
+    pub(crate) fn rows(&self, account: &BareJid, transit: &Transit) -> Vec<Row> {
+        if transit.attempts >= ATTEMPTS_MAX {
+            return Vec::new();
+        }
+        let mut rows = self.whereabouts.users(account);
+        if !transit.avoid.is_empty() {
+            rows.retain(|row| !transit.avoid.contains(&row.sid));
+        }
+        if let Some(only) = transit.only
+            && rows.iter().any(|row| row.sid == only)
+        {
+            rows.retain(|row| row.sid == only);
+        }
+        rows
+    }
+
+    /// Sends a stanza to an account on, when nobody is before it.
+    fn proceed(self: &Arc<Self>, account: &BareJid, transit: Transit) {
+        let Some((subject, rows, place)) = self.look(account, &transit) else {
+            return self.refuse_shape(transit);
+        };
+        if let Some(in_flight) = self.peers.in_flight(account, place.node()) {
+            let work = [Work::Confirmed(in_flight), Work::Stanza(Box::new(transit))];
+            return self.queues.append(self, account, work);
+        }
+        match place {
+            Place::Here => self.begin(account, subject, transit, rows),
+            Place::Peer { node, incarnation, sids } => self.relay(account, transit, node, incarnation, &sids),
+            Place::Each { here, others } => {
+                let copy = self.to_others(account, transit, here, others);
+                if let Some(copy) = copy {
+                    self.begin(account, subject, copy, rows);
+                }
+            }
+        }
+    }
+
+    /// As [`Router::proceed`], for the stanza at the head of its receiver's queue.
+    pub(crate) async fn resume(self: &Arc<Self>, account: &BareJid, transit: Transit) {
+        let (subject, rows, place) = loop {
+            let Some((subject, rows, place)) = self.look(account, &transit) else {
+                return self.refuse_shape(transit);
+            };
+            match self.peers.in_flight(account, place.node()) {
+                None => break (subject, rows, place),
+                Some(in_flight) => in_flight.confirmed().await,
+            }
+        };
+        match place {
+            Place::Here => self.arrive_now(account, subject, transit, rows).await,
+            Place::Peer { node, incarnation, sids } => self.relay(account, transit, node, incarnation, &sids),
+            Place::Each { here, others } => {
+                let copy = self.to_others(account, transit, here, others);
+                if let Some(copy) = copy {
+                    self.arrive_now(account, subject, copy, rows).await;
+                }
+            }
+        }
+    }
+
+    fn look(&self, account: &BareJid, transit: &Transit) -> Option<(Subject, Vec<Row>, Place)> {
+        let subject = arrival::subject(&transit.stanza).ok()?;
+        let rows = self.rows(account, transit);
+        let (me, _) = self.whereabouts.me();
+        let to = transit.stanza.head.to.as_ref()?;
+        let place = place(subject, arrival::address(to, &rows), transit.stage, &rows, me);
+        Some((subject, rows, place))
+    }
+
+    fn refuse_shape(self: &Arc<Self>, transit: Transit) {
+        self.bounce(transit, StanzaError::new(Condition::BadRequest));
+    }
+
+    /// Gives presence to the other nodes with sessions of the account; what is left to do here.
+    fn to_others(
+        self: &Arc<Self>,
+        account: &BareJid,
+        transit: Transit,
+        here: bool,
+        others: Vec<(NodeId, Incarnation)>,
+    ) -> Option<Transit> {
+        for (node, incarnation) in others {
+            let copy = Transit {
+                receipt: transit.receipt.clone(),
+                hops: transit.hops,
+                ..Transit::new(transit.stanza.clone(), Stage::Here)
+            };
+            self.relay(account, copy, node, incarnation, &[]);
+        }
+        here.then(|| Transit { stage: Stage::Here, ..transit })
+    }
+
+    /// Whether messages for absent users are kept at this host.
+    pub(crate) fn keeps_offline(&self, host: &str) -> bool {
+        self.keepers.iter().any(|keeper| keeper == host)
+    }
+}
+
+/// Where a stanza goes from here.
+enum Place {
+    /// Its way ends at this node, or this node knows best.
+    Here,
+    /// To sessions of another node; for a fresh stanza the first is the chosen one.
+    Peer { node: NodeId, incarnation: Incarnation, sids: Vec<Sid> },
+    /// To every node with a session of the account.
+    Each { here: bool, others: Vec<(NodeId, Incarnation)> },
+}
+
+impl Place {
+    /// The other node to which all of it goes.
+    fn node(&self) -> Option<NodeId> {
+        match self {
+            Place::Peer { node, .. } => Some(*node),
+            _ => None,
+        }
+    }
+}
+
+/// Where the arriving handlers of the receiver are to run, or, for what they have seen, where its sessions are.
+fn place(subject: Subject, address: Address, stage: Stage, rows: &[Row], me: NodeId) -> Place {
+    if stage == Stage::Here || rows.is_empty() || rows.iter().all(|row| row.node == me) {
+        return Place::Here;
+    }
+    let is_full = matches!(address, Address::Full(Some(_)));
+    let to_each = matches!(
+        subject,
+        Subject::Presence(PresenceType::Available | PresenceType::Unavailable | PresenceType::Probe)
+    );
+    if to_each && !is_full && stage == Stage::Fresh {
+        return each(rows, me);
+    }
+    let priorities: Vec<Option<i8>> = rows.iter().map(|row| row.priority).collect();
+    // Whether messages are kept only matters for an account that has no sessions.
+    let receiver = Receiver { exists: true, priorities: &priorities, keeps_offline: false };
+    let chosen = match decide(subject, address, receiver) {
+        Decision::Deliver(chosen) => chosen,
+        _ => return Place::Here,
+    };
+    // One node decides for all, so that its handlers see the stanza once; this one if it may.
+    if chosen.iter().any(|at| rows[*at].node == me) {
+        return Place::Here;
+    }
+    let Some(first) = chosen.iter().map(|at| &rows[*at]).min_by_key(|row| row.node) else {
+        return Place::Here;
+    };
+    let there = |row: &&Row| row.node == first.node;
+    if stage == Stage::Past && !chosen.iter().map(|at| &rows[*at]).all(|row| there(&row)) {
+        return Place::Here;
+    }
+    let sids = match stage {
+        Stage::Past => chosen.iter().map(|at| rows[*at].sid).collect(),
+        _ => vec![first.sid],
+    };
+    Place::Peer { node: first.node, incarnation: first.incarnation, sids }
+}
+
+fn each(rows: &[Row], me: NodeId) -> Place {
+    let mut others: Vec<(NodeId, Incarnation)> = Vec::new();
+    for row in rows.iter().filter(|row| row.node != me) {
+        if !others.contains(&(row.node, row.incarnation)) {
+            others.push((row.node, row.incarnation));
+        }
+    }
+    Place::Each { here: rows.iter().any(|row| row.node == me), others }
+}
+
+/// How often a stanza is tried at a session that the table names before it is stored or bounced.
+const ATTEMPTS_MAX: u8 = 2;
+
+/// Whether a module keeps messages for absent users (XEP-0160).
+fn keeps_messages(card: &Card) -> bool {
+    card.xeps.iter().any(|xep| xep.number == 160)
 }

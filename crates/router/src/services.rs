@@ -9,6 +9,7 @@ use jid::{BareJid, Jid};
 use stanza::Stanza;
 
 use crate::router::Router;
+use crate::transit::{Stage, Transit};
 
 impl Services for Router {
     fn store(&self) -> &Store {
@@ -16,12 +17,17 @@ impl Services for Router {
     }
 
     fn route(&self, stanza: Stanza, how: How) -> BoxFuture<'_, ()> {
-        let _ = (stanza, how);
+        let stage = match how {
+            How::Normal => Stage::Fresh,
+            How::Direct => Stage::Past,
+        };
+        // At once, and not when it is awaited: the order is that of the calls.
+        self.dispatch(Transit::new(stanza, stage));
         Box::pin(ready(()))
     }
 
     fn fan_out(&self, stanza: Stanza, to: Vec<Jid>) -> BoxFuture<'_, ()> {
-        let _ = (stanza, to);
+        self.dispatch_many(stanza, to);
         Box::pin(ready(()))
     }
 

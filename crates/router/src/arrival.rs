@@ -1,0 +1,336 @@
+//! Arrival: the arriving handlers of the receiver, then RFC 6121 section 8, then mailboxes or other nodes.
+
+use std::cell::Cell;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use cluster::{Incarnation, NodeId, Row, Sid};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use hooks::{Passage, Reply, Services, Verdict};
+use jid::{BareJid, Jid};
+use stanza::{Condition, Kind, PresenceType, Stanza, StanzaError};
+
+use crate::decision::{Address, Decision, Receiver, Subject, decide};
+use crate::mailboxes::Delivery;
+use crate::metrics::{Fate, one};
+use crate::queues::Work;
+use crate::router::Router;
+use crate::transit::{Stage, Transit};
+
+thread_local! {
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Arrivals that may begin inside one another on one stack: a handler that routes a stanza whose handler
+/// routes another. What is deeper waits in its receiver's queue instead.
+const DEPTH_MAX: u32 = 8;
+
+/// What a stanza is, for the rules; an unknown type of presence or iq is refused.
+pub(crate) fn subject(stanza: &Stanza) -> Result<Subject, StanzaError> {
+    Ok(match stanza.head.kind {
+        Kind::Message => Subject::Message(stanza.message_type()),
+        Kind::Presence => Subject::Presence(stanza.presence_type()?),
+        Kind::Iq => Subject::Iq(stanza.iq_type()?),
+    })
+}
+
+/// Whether `to` names one of the resources.
+pub(crate) fn address(to: &Jid, rows: &[Row]) -> Address {
+    match to.resource() {
+        None => Address::Bare,
+        Some(resource) => Address::Full(rows.iter().position(|row| row.jid.resource() == resource)),
+    }
+}
+
+impl Router {
+    /// Whether arrivals are nested too deeply on this stack to begin one more.
+    pub(crate) fn is_deep(&self) -> bool {
+        DEPTH.get() >= DEPTH_MAX
+    }
+
+    /// Begins an arrival. What awaits nothing is finished when this returns; the rest goes on in the queue of
+    /// the account, so that later stanzas to it wait behind and nobody else does.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        account: &BareJid,
+        subject: Subject,
+        transit: Transit,
+        rows: Vec<Row>,
+    ) {
+        if transit.stage == Stage::Past {
+            match self.decide(subject, account, &transit, &rows, true) {
+                Decision::Deliver(chosen) => return self.hand_over(account, transit, rows, chosen),
+                Decision::Bounce(condition) => return self.bounce(transit, StanzaError::new(condition)),
+                Decision::Ignore => return self.finish(&transit, Fate::Ignored),
+                Decision::Keep | Decision::Answer => {}
+            }
+        }
+        let arrival = self.clone().arrive(account.clone(), subject, transit, rows);
+        self.begin_future(account, Box::pin(arrival));
+    }
+
+    /// Polls an arrival once; what is not finished then goes on in the queue of `account`.
+    pub(crate) fn begin_future(self: &Arc<Self>, account: &BareJid, mut arrival: BoxFuture<'static, ()>) {
+        // A timer or channel of a handler belongs to the router's runtime, not to the arbiter of a session.
+        let _runtime = self.runtime.enter();
+        DEPTH.set(DEPTH.get() + 1);
+        let finished = std::panic::catch_unwind(AssertUnwindSafe(|| (&mut arrival).now_or_never().is_some()));
+        DEPTH.set(DEPTH.get() - 1);
+        match finished {
+            Ok(true) => {}
+            Ok(false) => self.queues.append(self, account, [Work::Begun(arrival)]),
+            Err(_) => tracing::error!(%account, "the router panicked on a stanza, which is lost"),
+        }
+    }
+
+    /// Does for a stanza at the head of its queue what [`Router::begin`] does for one that need not wait.
+    pub(crate) async fn arrive_now(
+        self: &Arc<Self>,
+        account: &BareJid,
+        subject: Subject,
+        transit: Transit,
+        rows: Vec<Row>,
+    ) {
+        if transit.stage == Stage::Past {
+            let decision = self.decide(subject, account, &transit, &rows, true);
+            if !matches!(decision, Decision::Keep | Decision::Answer) {
+                return self.begin(account, subject, transit, rows);
+            }
+        }
+        self.clone().arrive(account.clone(), subject, transit, rows).await
+    }
+
+    fn decide(
+        &self,
+        subject: Subject,
+        account: &BareJid,
+        transit: &Transit,
+        rows: &[Row],
+        exists: bool,
+    ) -> Decision {
+        let Some(to) = &transit.stanza.head.to else { return Decision::Ignore };
+        let priorities: Vec<Option<i8>> = rows.iter().map(|row| row.priority).collect();
+        let keeps_offline = self.keeps_offline(account.domain().as_str());
+        decide(subject, address(to, rows), Receiver { exists, priorities: &priorities, keeps_offline })
+    }
+
+    async fn arrive(
+        self: Arc<Self>,
+        account: BareJid,
+        subject: Subject,
+        mut transit: Transit,
+        rows: Vec<Row>,
+    ) {
+        let nobody = rows.is_empty();
+        if nobody && matches!(subject, Subject::Presence(PresenceType::Available | PresenceType::Unavailable))
+        {
+            // RFC 6121, 8.5.2.2.2: ignored, and no handler has anything to do with it.
+            return self.finish(&transit, Fate::Ignored);
+        }
+        if nobody {
+            match self.account_exists(&account).await {
+                Ok(true) => {}
+                // A probe goes on: the handler finds no subscription and answers as it answers any stranger.
+                Ok(false) if subject == Subject::Presence(PresenceType::Probe) => {}
+                Ok(false) => {
+                    let decision = self.decide(subject, &account, &transit, &rows, false);
+                    return self.end(&account, transit, rows, decision).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%account, %error, "failed to look up an account");
+                    return self.bounce(transit, StanzaError::new(Condition::InternalServerError));
+                }
+            }
+        }
+        let index = self.whereabouts.index();
+        let decision = self.decide(subject, &account, &transit, &rows, true);
+        let offline = match (subject, &decision) {
+            (Subject::Message(_), Decision::Keep | Decision::Ignore) => true,
+            (Subject::Message(_), _) => false,
+            _ => !rows.iter().any(|row| row.priority.is_some()),
+        };
+        let mut passage = self.passage(&mut transit, Some(account.clone()));
+        passage.offline = offline;
+        // What an account asks of itself passes nobody's guard.
+        let own = decision == Decision::Answer && passage.is_own();
+        let verdict = match own {
+            true => Ok(Verdict::Pass),
+            false => AssertUnwindSafe(self.registry.arriving(&mut passage)).catch_unwind().await,
+        };
+        transit.stanza = passage.stanza;
+        match verdict {
+            Err(_) => return self.bounce_panic(transit),
+            Ok(Verdict::Stop) => return self.finish(&transit, Fate::Taken),
+            Ok(Verdict::Refuse(error)) => return self.bounce(transit, *error),
+            Ok(Verdict::Pass) => {}
+        }
+        if self.whereabouts.index() == index {
+            return self.end(&account, transit, rows, decision).await;
+        }
+        // The table moved while the handlers looked.
+        let rows = self.rows(&account, &transit);
+        let decision = self.decide(subject, &account, &transit, &rows, true);
+        self.end(&account, transit, rows, decision).await
+    }
+
+    async fn end(self: &Arc<Self>, account: &BareJid, transit: Transit, rows: Vec<Row>, decision: Decision) {
+        match decision {
+            Decision::Deliver(chosen) => self.hand_over(account, transit, rows, chosen),
+            // No handler kept it.
+            Decision::Keep => self.bounce(transit, StanzaError::new(Condition::ServiceUnavailable)),
+            Decision::Answer => self.answer(Some(account.clone()), transit).await,
+            Decision::Bounce(condition) => self.bounce(transit, StanzaError::new(condition)),
+            Decision::Ignore => self.finish(&transit, Fate::Ignored),
+        }
+    }
+
+    /// Answers an iq request in the name of an account, or of the host where `account` is none.
+    pub(crate) async fn answer(self: &Arc<Self>, account: Option<BareJid>, mut transit: Transit) {
+        let mut passage = self.passage(&mut transit, account);
+        let reply = AssertUnwindSafe(self.registry.answer(&mut passage)).catch_unwind().await;
+        transit.stanza = passage.stanza;
+        let payload = match reply {
+            Err(_) => return self.bounce_panic(transit),
+            // RFC 6120, 8.4: nobody here understands the namespace.
+            Ok(None) => return self.bounce(transit, StanzaError::new(Condition::ServiceUnavailable)),
+            Ok(Some(Reply::Error(error))) => return self.bounce(transit, error),
+            Ok(Some(Reply::Silent)) => return self.finish(&transit, Fate::Answered),
+            Ok(Some(Reply::Result(payload))) => payload,
+        };
+        self.finish(&transit, Fate::Answered);
+        let result = transit.stanza.result(payload.as_ref());
+        self.dispatch(Transit {
+            receipt: transit.receipt,
+            hops: transit.hops,
+            ..Transit::new(result, Stage::Past)
+        });
+    }
+
+    fn passage(&self, transit: &mut Transit, account: Option<BareJid>) -> Passage {
+        let head = stanza::Head::new(transit.stanza.head.kind);
+        let stanza = std::mem::replace(&mut transit.stanza, Stanza::new(head, Default::default()));
+        let mut passage = Passage::new(stanza, self.services());
+        passage.sender = transit.sender.clone();
+        passage.account = account;
+        passage
+    }
+
+    /// Gives a stanza to the chosen sessions, here and at other nodes.
+    fn hand_over(
+        self: &Arc<Self>,
+        account: &BareJid,
+        transit: Transit,
+        rows: Vec<Row>,
+        mut chosen: Vec<usize>,
+    ) {
+        let (me, _) = self.whereabouts.me();
+        if transit.stage == Stage::Here {
+            // Every other node with a session of the account has its own copy.
+            chosen.retain(|at| rows[*at].node == me);
+        }
+        let is_copy = transit.one_of_several && transit.attempts > 0;
+        if chosen.is_empty() || is_copy {
+            // A copy that came back: the sessions that are still there got their own.
+            return self.finish(&transit, Fate::Ignored);
+        }
+        let one_of_several = chosen.len() > 1 || transit.one_of_several;
+        let kind = transit.stanza.head.kind;
+        let Transit { stanza, receipt, hops, attempts, mut avoid, sender, .. } = transit;
+        let stanza = Arc::new(stanza);
+        let mut reached = 0;
+        let mut elsewhere: Vec<(NodeId, Incarnation, Vec<Sid>)> = Vec::new();
+        for row in chosen.iter().map(|at| &rows[*at]) {
+            if row.node != me {
+                match elsewhere.iter_mut().find(|(node, ..)| *node == row.node) {
+                    Some((_, _, sids)) => sids.push(row.sid),
+                    None => elsewhere.push((row.node, row.incarnation, vec![row.sid])),
+                }
+                continue;
+            }
+            let slot = self.mailboxes.find(account, hooks::Sid(row.sid.0));
+            let delivery = Delivery {
+                receipt: receipt.clone(),
+                one_of_several,
+                hops,
+                attempts,
+                ..Delivery::new(stanza.clone())
+            };
+            match slot.map(|slot| self.mailboxes.deliver(&slot, delivery)) {
+                Some(Ok(())) => {
+                    reached += 1;
+                    self.counters.count(kind, Fate::Delivered);
+                }
+                // In the table and not here: its session has just ended, or has not opened its mailbox.
+                _ => avoid.push(row.sid),
+            }
+        }
+        if elsewhere.is_empty() && reached > 0 {
+            return;
+        }
+        let again = Transit {
+            receipt,
+            hops,
+            attempts,
+            one_of_several,
+            ..Transit::new(Arc::unwrap_or_clone(stanza), Stage::Past)
+        };
+        if elsewhere.is_empty() {
+            // Behind what the end of that session gave back, so that the order holds.
+            one(&self.counters.rerouted);
+            let again = Transit { avoid, sender, ..again };
+            return self.queues.give_back(self, account, [Work::Stanza(Box::new(again))]);
+        }
+        for (node, incarnation, sids) in elsewhere {
+            let copy = Transit {
+                receipt: again.receipt.clone(),
+                hops,
+                attempts,
+                one_of_several,
+                ..Transit::new(again.stanza.clone(), Stage::Past)
+            };
+            self.relay(account, copy, node, incarnation, &sids);
+        }
+    }
+
+    /// Takes back what a mailbox could not keep. Called with that mailbox locked.
+    pub(crate) fn take_back(self: &Arc<Self>, account: &BareJid, back: Vec<Delivery>) {
+        for _ in &back {
+            one(&self.counters.rerouted);
+        }
+        let work = back.into_iter().map(|delivery| {
+            let mut transit = Transit::returned(delivery);
+            transit.attempts = transit.attempts.saturating_add(1);
+            Work::Stanza(Box::new(transit))
+        });
+        self.queues.give_back(self, account, work);
+    }
+
+    /// Returns a stanza to its sender, unless it is one that is never answered.
+    pub(crate) fn bounce(self: &Arc<Self>, transit: Transit, error: StanzaError) {
+        let answer = match &transit.stanza.head.from {
+            Some(_) => transit.stanza.error(&error),
+            None => None,
+        };
+        let Some(answer) = answer else { return self.finish(&transit, Fate::Ignored) };
+        self.finish(&transit, Fate::Bounced);
+        let answer =
+            Transit { receipt: transit.receipt, hops: transit.hops, ..Transit::new(answer, Stage::Past) };
+        self.dispatch(answer);
+    }
+
+    /// A queue inside is at its bound: the sender may try again.
+    pub(crate) fn bounce_at_bound(self: &Arc<Self>, transit: Transit) {
+        one(&self.counters.at_bound);
+        self.bounce(transit, StanzaError::new(Condition::ResourceConstraint));
+    }
+
+    fn bounce_panic(self: &Arc<Self>, transit: Transit) {
+        one(&self.counters.panics);
+        self.bounce(transit, StanzaError::new(Condition::InternalServerError));
+    }
+
+    pub(crate) fn finish(&self, transit: &Transit, fate: Fate) {
+        self.counters.count(transit.stanza.head.kind, fate);
+    }
+}

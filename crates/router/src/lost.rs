@@ -1,0 +1,113 @@
+//! What is done when a node is gone: its parcels routed anew, and the contacts of its sessions told, once.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Weak};
+
+use cluster::{Change, LostSession, NodeId, NodeState};
+use futures::{FutureExt, StreamExt, stream};
+use hooks::{Services, SessionEvent};
+use jid::BareJid;
+use tokio::sync::mpsc::Receiver;
+
+use crate::metrics::one;
+use crate::peer::key;
+use crate::router::Router;
+
+/// Follows the changes of the cluster. Never waits for the table: the table waits for whoever is slow here.
+pub(crate) async fn follow(router: Weak<Router>, mut changes: Receiver<Change>) {
+    while let Some(change) = changes.recv().await {
+        let Some(router) = router.upgrade() else { return };
+        if let Change::NodeGone { node, incarnation, lost } = change {
+            router.peers.expire(&router, node, incarnation);
+            if !lost.is_empty() {
+                tokio::spawn(tell(router, node, lost));
+            }
+        }
+    }
+}
+
+/// Tells the contacts of the lost sessions that fall to this node.
+async fn tell(router: Arc<Router>, node: NodeId, lost: Arc<[LostSession]>) {
+    let (me, _) = router.whereabouts.me();
+    let heirs: Vec<NodeId> = {
+        let nodes = router.whereabouts.nodes();
+        let up = |node: &&cluster::NodeRow| node.state == NodeState::Up;
+        let frontends: Vec<NodeId> =
+            nodes.iter().filter(up).filter(|node| node.roles.frontend).map(|node| node.node).collect();
+        // Only a node with sessions is sure to run handlers; without any, every backend does.
+        if frontends.is_empty() { nodes.iter().filter(up).map(|node| node.node).collect() } else { frontends }
+    };
+    let mine: Vec<&LostSession> = lost
+        .iter()
+        // A session that never was available told nobody (RFC 6121, 4.5.2).
+        .filter(|session| session.priority.is_some())
+        .filter(|session| heir(&session.jid.to_bare(), &heirs) == Some(me))
+        .collect();
+    tracing::info!(%node, lost = lost.len(), mine = mine.len(), "a node is gone with its sessions");
+    let at_once = router.config.lost_sessions_at_once.max(1);
+    stream::iter(mine).for_each_concurrent(at_once, |session| tell_one(&router, session)).await;
+}
+
+async fn tell_one(router: &Arc<Router>, session: &LostSession) {
+    let account = session.jid.to_bare();
+    // Bound again, here or elsewhere: the new session's presence is the truth.
+    if router.whereabouts.users(&account).iter().any(|row| row.jid == session.jid) {
+        return;
+    }
+    let event = SessionEvent::Lost { account, jid: session.jid.clone() };
+    let services: Arc<dyn Services> = router.services();
+    let told = AssertUnwindSafe(router.registry.follow(&event, &services)).catch_unwind().await;
+    match told {
+        Ok(()) => one(&router.counters.lost_told),
+        Err(_) => one(&router.counters.panics),
+    }
+}
+
+/// The node that acts for an account: the highest of the hashes of both (rendezvous hashing), so that every
+/// node comes to the same answer and the accounts of a lost node spread over the others.
+pub(crate) fn heir(account: &BareJid, nodes: &[NodeId]) -> Option<NodeId> {
+    let account = key(account.as_str());
+    nodes.iter().copied().max_by_key(|node| (mix(account ^ mix(node.0)), *node))
+}
+
+/// Spreads every bit over all others (the finalizer of SplitMix64).
+fn mix(mut bits: u64) -> u64 {
+    bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(number: usize) -> BareJid {
+        BareJid::new(&format!("user{number}@localhost")).unwrap()
+    }
+
+    #[test]
+    fn every_node_names_the_same_heir_whatever_the_order_of_its_list() {
+        let nodes = [NodeId(3), NodeId(17), NodeId(99)];
+        let other = [NodeId(99), NodeId(3), NodeId(17)];
+        for number in 0..200 {
+            assert_eq!(heir(&account(number), &nodes), heir(&account(number), &other));
+        }
+        assert_eq!(heir(&account(1), &[]), None);
+    }
+
+    #[test]
+    fn accounts_spread_and_only_those_of_a_lost_heir_move() {
+        let nodes = [NodeId(3), NodeId(17), NodeId(99)];
+        let fewer = [NodeId(3), NodeId(99)];
+        let mut counts = [0; 3];
+        for number in 0..3000 {
+            let before = heir(&account(number), &nodes).unwrap();
+            counts[nodes.iter().position(|node| *node == before).unwrap()] += 1;
+            if before != NodeId(17) {
+                assert_eq!(heir(&account(number), &fewer), Some(before));
+            }
+        }
+        assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
+    }
+}
