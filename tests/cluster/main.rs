@@ -1,1 +1,4 @@
-//! Nothing yet but the place: what happens to a cluster of processes.
+//! What happens to a cluster of real processes when one of them is killed.
+
+mod count;
+mod killed;

@@ -17,6 +17,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     net::TcpStream,
+    sync::mpsc,
     time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsConnector;
@@ -306,6 +307,22 @@ impl Client {
         }
     }
 
+    /// Two halves for whoever talks and listens at the same time.
+    pub fn split(mut self) -> Result<(Mouth, Client)> {
+        let writer = self.writer.take().context("the connection has ended")?;
+        let (queue, mut waiting) = mpsc::unbounded_channel::<String>();
+        tokio::spawn(async move {
+            let mut writer = writer;
+            while let Some(text) = waiting.recv().await {
+                let written = writer.write_all(text.as_bytes()).await;
+                if written.is_err() || writer.flush().await.is_err() {
+                    break;
+                }
+            }
+        });
+        Ok((Mouth { queue }, self))
+    }
+
     async fn fresh(&mut self, deadline: Instant) -> Result<Node> {
         loop {
             match self.next_raw(deadline).await? {
@@ -338,6 +355,19 @@ impl Client {
             host: host.to_owned(),
             jid: None,
         }
+    }
+}
+
+/// The talking half of a split client: what it says waits for the server to read it.
+#[derive(Clone)]
+pub struct Mouth {
+    queue: mpsc::UnboundedSender<String>,
+}
+
+impl Mouth {
+    /// Queues text for the stream; of a stream that has ended nobody hears it.
+    pub fn say(&self, text: String) {
+        drop(self.queue.send(text));
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     diff::diff,
     nodes::Nodes,
     pattern::{Names, fill, matches},
+    people::{Person, befriend, go_online, ping},
     play::{Credentials, Deed, Play},
     xml::{Node, parse_block},
 };
@@ -62,44 +63,24 @@ impl Stage<'_> {
     async fn set(&mut self, play: &Play) -> Result<()> {
         for account in &play.accounts {
             let name = account.split('@').next().unwrap_or(account);
-            self.nodes.add_user(&self.bare(name)?, &password(name)).await?;
+            let person = self.person(name)?;
+            self.nodes.add_user(&person.bare(), &person.password).await?;
         }
         for group in &play.friends {
             for (n, a) in group.iter().enumerate() {
                 for b in &group[n + 1..] {
-                    self.befriend(a, b)
-                        .await
-                        .with_context(|| format!("`{a}` and `{b}` did not become friends"))?;
+                    let done = befriend(self.nodes.door(0), &self.person(a)?, &self.person(b)?).await;
+                    done.with_context(|| format!("`{a}` and `{b}` did not become friends"))?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Both ask, both grant; done when both rosters say so.
-    async fn befriend(&self, a: &str, b: &str) -> Result<()> {
-        let (a_jid, b_jid) = (self.bare(a)?, self.bare(b)?);
-        let door = self.nodes.door(0);
-        let mut first = self.log_in(a, "setting", door, &right()).await?;
-        let mut second = self.log_in(b, "setting", door, &right()).await?;
-        go_online(&mut first, None).await?;
-        go_online(&mut second, None).await?;
-        let is = |node: &Node, type_: &str| node.name == "presence" && node.attr("type") == Some(type_);
-        first.send(&format!("<presence type='subscribe' to='{b_jid}'/>")).await?;
-        second.wait_for("a request", |n| is(n, "subscribe")).await?;
-        second.send(&format!("<presence type='subscribed' to='{a_jid}'/>")).await?;
-        first.wait_for("the grant", |n| is(n, "subscribed")).await?;
-        second.send(&format!("<presence type='subscribe' to='{a_jid}'/>")).await?;
-        first.wait_for("a request", |n| is(n, "subscribe")).await?;
-        first.send(&format!("<presence type='subscribed' to='{b_jid}'/>")).await?;
-        first.wait_for("a full subscription", |n| says_both(n, &b_jid)).await?;
-        second.wait_for("a full subscription", |n| says_both(n, &a_jid)).await?;
-        first.close().await?;
-        second.close().await
-    }
-
     async fn act(&mut self, who: &str, deed: &Deed) -> Result<()> {
         let (name, resource) = who.split_once('/').context("a character has a resource")?;
+        // `alice/phone#2` is another connection for the same resource.
+        let resource = resource.split('#').next().unwrap_or(resource);
         let door = self.door(who);
         let host = self.cast[name].0.clone();
         match deed {
@@ -127,16 +108,16 @@ impl Stage<'_> {
                 ensure!(tried.as_ref() == Err(condition), "the server's answer was {tried:?}");
             }
             Deed::Connects { direct, named, credentials } => {
-                let login = (credentials.clone(), *direct, named.then_some(resource));
-                let client = self.log_in_as(name, login, door).await?;
+                let login = (credentials, *direct, named.then_some(resource));
+                let client = self.log_in(name, login, door).await?;
                 self.clients.insert(who.into(), client);
             }
             Deed::ComesOnline { priority } => {
                 if !self.clients.contains_key(who) {
-                    let client = self.log_in(name, resource, door, &right()).await?;
+                    let client = self.person(name)?.log_in(door, resource).await?;
                     self.clients.insert(who.into(), client);
                 }
-                go_online(self.client(who)?, *priority).await?;
+                drop(go_online(self.client(who)?, *priority).await?);
             }
             Deed::Says(block) | Deed::Sends(block) => {
                 let text = self.as_sent(block);
@@ -201,8 +182,7 @@ impl Stage<'_> {
         for (name, client) in &mut self.clients {
             let id = unique(FENCE.trim_end_matches('-'));
             let to = if name == who { &own_host } else { &target };
-            let ping = format!("<iq type='get' to='{to}' id='{id}'><ping xmlns='urn:xmpp:ping'/></iq>");
-            if client.jid.is_some() && client.send(&ping).await.is_ok() {
+            if client.jid.is_some() && client.send(&ping(to, &id)).await.is_ok() {
                 ids.push(id);
             }
         }
@@ -237,24 +217,13 @@ impl Stage<'_> {
     async fn log_in(
         &self,
         name: &str,
-        resource: &str,
-        door: Door,
-        credentials: &Credentials,
-    ) -> Result<Client> {
-        self.log_in_as(name, (credentials.clone(), false, Some(resource)), door).await
-    }
-
-    async fn log_in_as(
-        &self,
-        name: &str,
-        (credentials, direct, resource): (Credentials, bool, Option<&str>),
+        (credentials, direct, resource): (&Credentials, bool, Option<&str>),
         door: Door,
     ) -> Result<Client> {
-        let name = name.split('@').next().unwrap_or(name);
-        let (host, user) = self.cast.get(name).with_context(|| format!("nobody is called `{name}`"))?;
-        let password = credentials.password.unwrap_or_else(|| password(name));
-        let mechanism = &credentials.mechanism;
-        Client::log_in(door, &Login { user, host, password: &password, resource, mechanism, direct }).await
+        let Person { user, host, password } = self.person(name)?;
+        let password = credentials.password.clone().unwrap_or(password);
+        let (user, host, password, mechanism) = (&*user, &*host, &*password, &*credentials.mechanism);
+        Client::log_in(door, &Login { user, host, password, resource, mechanism, direct }).await
     }
 
     fn client(&mut self, who: &str) -> Result<&mut Client> {
@@ -269,10 +238,10 @@ impl Stage<'_> {
         self.nodes.door(at)
     }
 
-    fn bare(&self, name: &str) -> Result<String> {
+    fn person(&self, name: &str) -> Result<Person> {
         let name = name.split('@').next().unwrap_or(name);
         let (host, user) = self.cast.get(name).with_context(|| format!("nobody is called `{name}`"))?;
-        Ok(format!("{user}@{host}"))
+        Ok(Person { user: user.clone(), host: host.clone(), password: password(name) })
     }
 
     /// Names of the story become names of the performance, named values their values, `{plain NAME WORD}` SASL.
@@ -302,29 +271,6 @@ impl Stage<'_> {
         });
         node
     }
-}
-
-async fn go_online(client: &mut Client, priority: Option<i8>) -> Result<()> {
-    let jid = client.jid.clone().context("not bound")?;
-    let id = unique("roster");
-    client.send(&format!("<iq type='get' id='{id}'><query xmlns='jabber:iq:roster'/></iq>")).await?;
-    let answer = client.wait_for("the roster", |n| n.attr("id") == Some(&id)).await?;
-    ensure!(answer.attr("type") == Some("result"), "no roster: {}", answer.pretty().join("\n"));
-    let priority = priority.map(|p| format!("<priority>{p}</priority>")).unwrap_or_default();
-    client.send(&format!("<presence>{priority}</presence>")).await?;
-    // RFC 6121, 4.2.2: the session that sends initial presence gets it too.
-    let own = |n: &Node| n.name == "presence" && n.attr("from") == Some(&jid) && n.attr("type").is_none();
-    client.wait_for("its own presence", own).await.map(drop)
-}
-
-fn says_both(push: &Node, jid: &str) -> bool {
-    let query = push.child("query", "jabber:iq:roster");
-    let item = query.and_then(|q| q.child("item", "jabber:iq:roster"));
-    item.is_some_and(|i| i.attr("jid") == Some(jid) && i.attr("subscription") == Some("both"))
-}
-
-fn right() -> Credentials {
-    Credentials { mechanism: "SCRAM-SHA-256".to_owned(), password: None }
 }
 
 /// The right password of an account.
