@@ -98,7 +98,7 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
     let folder = folder::Lock::take(&settings.node.data_dir)?;
     let (session, made) = certified(&settings)?;
     let tls = if frontend { Some(TlsStore::load(&session.tls)?) } else { None };
-    let Modules { list, switches } = settings.modules()?;
+    let Modules { list, switches } = settings.modules();
     let registry = Arc::new(Registry::build(list, &switches)?);
 
     let roles = Roles { frontend, backend: settings.node.backend };

@@ -3,6 +3,13 @@
 use std::sync::Arc;
 
 use hooks::{Module, Switches};
+use xeps::{Key, ModulesConfig, Wrong};
+
+use super::{
+    Settings,
+    nearest::nearest,
+    read::{Fault, Found, Values},
+};
 
 /// The modules of a node.
 pub struct Modules {
@@ -12,9 +19,58 @@ pub struct Modules {
     pub switches: Switches,
 }
 
-impl super::Settings {
-    /// Makes the modules.
-    pub fn modules(&self) -> Result<Modules, super::Faults> {
-        Ok(Modules { list: Vec::new(), switches: Switches::everywhere() })
+impl Settings {
+    /// Makes the modules, new ones at each call.
+    pub fn modules(&self) -> Modules {
+        Modules { list: xeps::modules(&self.modules), switches: xeps::switches(&self.modules) }
     }
+}
+
+/// Reads all `[modules.NAME]`; `hosts` are the hosts of the server.
+pub fn read(values: &Values, hosts: &[String], faults: &mut Vec<Fault>) -> ModulesConfig {
+    let keys = ModulesConfig::keys();
+    let mut config = ModulesConfig::default();
+    for (module, said) in &values.modules {
+        if !keys.iter().any(|key| key.module == module) {
+            let place =
+                said.place.clone().or_else(|| said.keys.values().next().map(|found| found.place.clone()));
+            let what = unknown("module", nearest(module, keys.iter().map(|key| key.module)));
+            let key = format!("modules.{module}");
+            faults.extend(place.map(|place| Fault { place, key, what }));
+            continue;
+        }
+        for (name, found) in &said.keys {
+            let wrong = match config.set(module, name, &found.value) {
+                Ok(()) => unserved(name, found, hosts),
+                Err(wrong) => Some(told(wrong, &keys, module, name)),
+            };
+            let key = format!("modules.{module}.{name}");
+            faults.extend(wrong.map(|what| Fault { place: found.place.clone(), key, what }));
+        }
+    }
+    config
+}
+
+fn told(wrong: Wrong, keys: &[Key], module: &str, name: &str) -> String {
+    match wrong {
+        Wrong::NotA { expected } => format!("expected {expected}"),
+        Wrong::UnknownKey | Wrong::UnknownModule => {
+            let own = keys.iter().filter(|key| key.module == module).map(|key| key.name);
+            unknown("key", nearest(name, own))
+        }
+    }
+}
+
+fn unknown(what: &str, near: Option<&str>) -> String {
+    match near {
+        Some(near) => format!("unknown {what}; the nearest known {what} is `{near}`"),
+        None => format!("unknown {what}; `rookery config print-default` lists all keys"),
+    }
+}
+
+/// A host of a module's switch that the server does not have.
+fn unserved(name: &str, found: &Found, hosts: &[String]) -> Option<String> {
+    let list = found.value.as_array().filter(|_| name == "hosts")?;
+    let missing = list.iter().filter_map(|v| v.as_str()).find(|host| !hosts.iter().any(|h| h == host))?;
+    Some(format!("`{missing}` is not one of the `hosts` of the server"))
 }

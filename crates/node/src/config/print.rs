@@ -37,7 +37,23 @@ pub fn default_file() -> String {
             Fallback::Is(value) | Fallback::Unset(value) => writeln!(out, "# {name} = {value}"),
         };
     }
+    modules(&mut out);
     out
+}
+
+/// The keys of the modules, as the modules tell them.
+fn modules(out: &mut String) {
+    let mut table = "";
+    for key in xeps::ModulesConfig::keys() {
+        if key.module != table {
+            let _ = writeln!(out, "\n[modules.{}]", key.module);
+            table = key.module;
+        } else {
+            out.push('\n');
+        }
+        comment(out, key.sentence);
+        let _ = writeln!(out, "{} = {}", key.name, key.default);
+    }
 }
 
 /// Table and name of a key; `discovery` is written as a dotted key of its table.

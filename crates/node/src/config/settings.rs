@@ -7,7 +7,8 @@ use toml_edit::Value;
 
 use super::{
     keys::{self, Form},
-    read::{self, Faults, Found, Values},
+    modules,
+    read::{self, Faults, Values},
 };
 
 /// Everything that a config says, with defaults where it says nothing.
@@ -34,7 +35,7 @@ pub struct Settings {
     /// The keys of `[limits]` about queues and relays.
     pub router: router::Config,
     /// `[modules.NAME]`
-    pub modules: Vec<(String, Vec<(String, Found)>)>,
+    pub modules: xeps::ModulesConfig,
 }
 
 /// `[node]`
@@ -74,8 +75,14 @@ impl Settings {
     /// The settings that checked values make.
     pub fn of(values: &Values) -> Result<Settings, Faults> {
         let v = Typed(values);
+        let hosts: Vec<String> = v.texts("hosts").iter().filter_map(|h| read::domain(h).ok()).collect();
+        let mut faults = Vec::new();
+        let modules = modules::read(values, &hosts, &mut faults);
+        if !faults.is_empty() {
+            return Err(Faults(faults));
+        }
         Ok(Settings {
-            hosts: v.texts("hosts").iter().filter_map(|h| read::domain(h).ok()).collect(),
+            hosts,
             node: v.node(),
             session: v.session(),
             admin_listen: v.address("admin.listen").expect("has a default"),
@@ -88,7 +95,7 @@ impl Settings {
             },
             metrics_listen: v.address("metrics.listen"),
             router: v.part("limits"),
-            modules: v.modules(),
+            modules,
         })
     }
 }
@@ -213,11 +220,6 @@ impl Typed<'_> {
             _ if self.0.any_below("cluster") => Engine::Replicated,
             _ => Engine::Sled,
         }
-    }
-
-    fn modules(&self) -> Vec<(String, Vec<(String, Found)>)> {
-        let keys = |m: &read::Module| m.keys.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-        self.0.modules.iter().map(|(name, module)| (name.clone(), keys(module))).collect()
     }
 }
 

@@ -90,6 +90,22 @@ fn each_bad_file_is_refused_with_line_key_and_hint() {
             "[cluster]\ndiscovery = \"dns\"\n",
             "bad.toml:2: `cluster.discovery`: expected a table with keys such as `cluster.discovery.static`, `cluster.discovery.dns`, `cluster.discovery.file`, found a text",
         ),
+        (
+            "[modules.ofline]\nenabled = false\n",
+            "bad.toml:1: `modules.ofline`: unknown module; the nearest known module is `offline`",
+        ),
+        (
+            "[modules.offline]\nenabled = true\nmesages_max = 5\n",
+            "bad.toml:3: `modules.offline.mesages_max`: unknown key; the nearest known key is `messages_max`",
+        ),
+        (
+            "[modules.offline]\nmessages_max = \"many\"\n",
+            "bad.toml:2: `modules.offline.messages_max`: expected a whole number of at least 1",
+        ),
+        (
+            "[modules]\nping = { hosts = [\"a.example\"] }\n",
+            "bad.toml:2: `modules.ping.hosts`: `a.example` is not one of the `hosts` of the server",
+        ),
     ] {
         assert_eq!(faults(text), [expected], "{text}");
     }
