@@ -1,1 +1,79 @@
-//! Tests of the module of the same name, against a whole server in memory.
+//! Tests of `disco.rs`, against a whole server in memory.
+
+use futures::executor::block_on;
+use hooks::bench::{Bench, Client};
+use stanza::Condition;
+
+use super::*;
+use crate::index::{ModulesConfig, modules};
+use crate::roster::tests::friends;
+
+fn bench() -> Bench {
+    Bench::new(&["localhost"], || modules(&ModulesConfig::default()))
+}
+
+async fn ask(client: &Client, to: &str, ns: &str) -> Result<Element, Condition> {
+    client.hears();
+    client.send(&format!("<iq type='get' id='d' to='{to}'><query xmlns='{ns}'/></iq>")).await;
+    let heard = client.hears_stanzas();
+    match heard[0].as_error() {
+        Some(error) => Err(error.condition),
+        None => Ok(heard[0].payload().expect("a query").clone()),
+    }
+}
+
+fn vars(query: &Element) -> Vec<&str> {
+    query.children().filter_map(|child| child.attr("var")).collect()
+}
+
+#[test]
+fn the_server_announces_what_the_cards_say() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.login("alice@localhost/phone").await;
+        let info = ask(&alice, "localhost", INFO).await.unwrap();
+        let identity = info.children().next().unwrap();
+        assert_eq!((identity.attr("category"), identity.attr("type")), (Some("server"), Some("im")));
+        let features = vars(&info);
+        for var in [INFO, ITEMS, "msgoffline", "urn:xmpp:ping", "urn:xmpp:time", "jabber:iq:version"] {
+            assert!(features.contains(&var), "{var}");
+        }
+        let items = ask(&alice, "localhost", ITEMS).await.unwrap();
+        assert_eq!(items.children().count(), 0);
+    });
+}
+
+#[test]
+fn an_account_shows_itself_to_its_owner_and_contacts_only() {
+    block_on(async {
+        let bench = bench();
+        let (alice, bob) = friends(&bench).await;
+        let eve = bench.online("eve@localhost/phone").await;
+        for client in [&alice, &bob] {
+            let info = ask(client, "alice@localhost", INFO).await.unwrap();
+            let identity = info.children().next().unwrap();
+            assert_eq!(
+                (identity.attr("category"), identity.attr("type")),
+                (Some("account"), Some("registered"))
+            );
+            let items = ask(client, "alice@localhost", ITEMS).await.unwrap();
+            let jids: Vec<&str> = items.children().filter_map(|item| item.attr("jid")).collect();
+            assert_eq!(jids, ["alice@localhost/phone"]);
+        }
+        assert_eq!(ask(&eve, "alice@localhost", INFO).await, Err(Condition::ServiceUnavailable));
+        assert_eq!(ask(&eve, "nobody@localhost", INFO).await, Err(Condition::ServiceUnavailable));
+        assert_eq!(ask(&eve, "alice@localhost", ITEMS).await.unwrap().children().count(), 0);
+    });
+}
+
+#[test]
+fn a_node_that_is_not_there_is_not_found() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.login("alice@localhost/phone").await;
+        alice
+            .send(&format!("<iq type='get' id='d' to='localhost'><query xmlns='{INFO}' node='x'/></iq>"))
+            .await;
+        assert_eq!(alice.hears_stanzas()[0].as_error().unwrap().condition, Condition::ItemNotFound);
+    });
+}

@@ -1,1 +1,257 @@
-//! Tests of the module of the same name, against a whole server in memory.
+//! Tests of `offline.rs`, against a whole server in memory.
+
+use std::time::Duration;
+
+use futures::executor::block_on;
+use hooks::bench::{Bench, Client, parse};
+use stanza::Condition;
+
+use super::*;
+use crate::index::{ModulesConfig, modules};
+
+fn bench() -> Bench {
+    bench_with(ModulesConfig::default())
+}
+
+fn bench_with(config: ModulesConfig) -> Bench {
+    Bench::new(&["localhost"], move || modules(&config))
+}
+
+async fn say(client: &Client, to: &str, body: &str) {
+    client.send(&format!("<message type='chat' to='{to}'><body>{body}</body></message>")).await;
+}
+
+/// Bodies of the messages heard, in order.
+fn bodies(client: &Client) -> Vec<String> {
+    let heard = client.hears_stanzas();
+    heard.iter().filter_map(|stanza| Some(stanza.child("body", "jabber:client")?.text())).collect()
+}
+
+async fn waiting(bench: &Bench, jid: &str) -> (Queue, usize) {
+    let account = BareJid::new(jid).unwrap();
+    let (_, queue) = queue(&*bench.services(), &account).await.unwrap();
+    let all = bench.store().scan::<Waiting>(&partition(&account), Range::all()).await.unwrap();
+    (queue, all.len())
+}
+
+#[test]
+fn messages_to_an_absent_user_come_at_the_next_login_in_order_with_their_time() {
+    block_on(async {
+        let bench = bench();
+        bench.account("bob@localhost");
+        let alice = bench.online("alice@localhost/phone").await;
+        say(&alice, "bob@localhost", "one").await;
+        bench.advance(Duration::from_secs(60));
+        say(&alice, "bob@localhost/gone", "two").await;
+        assert!(alice.hears().is_empty());
+        let bob = bench.login("bob@localhost/phone").await;
+        assert!(bob.hears().is_empty());
+        bob.send("<presence/>").await;
+        let heard: Vec<String> =
+            bob.hears().into_iter().filter(|heard| heard.starts_with("<message")).collect();
+        assert_eq!(
+            heard,
+            [
+                "<message to='bob@localhost/phone' from='alice@localhost/phone' type='chat'><body>one</body>\
+                 <delay xmlns='urn:xmpp:delay' from='localhost' stamp='2026-01-01T00:00:00Z'/></message>",
+                "<message to='bob@localhost/phone' from='alice@localhost/phone' type='chat'><body>two</body>\
+                 <delay xmlns='urn:xmpp:delay' from='localhost' stamp='2026-01-01T00:01:00Z'/></message>",
+            ]
+        );
+        assert_eq!(waiting(&bench, "bob@localhost").await, (Queue { next: 2, messages: 0, bytes: 0 }, 0));
+        bob.send("<presence type='unavailable'/>").await;
+        bob.send("<presence/>").await;
+        assert!(bodies(&bob).is_empty());
+    });
+}
+
+#[test]
+fn a_session_with_a_negative_priority_gets_nothing_until_it_is_raised() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.online("alice@localhost/phone").await;
+        let bob = bench.login("bob@localhost/phone").await;
+        bob.send("<presence><priority>-1</priority></presence>").await;
+        say(&alice, "bob@localhost", "later").await;
+        assert!(bodies(&bob).is_empty());
+        say(&alice, "bob@localhost/phone", "now").await;
+        assert_eq!(bodies(&bob), ["now"], "its own full JID still reaches it");
+        bob.send("<presence><priority>0</priority></presence>").await;
+        assert_eq!(bodies(&bob), ["later"]);
+    });
+}
+
+#[test]
+fn what_is_kept_depends_on_the_type() {
+    let chat_state = "<composing xmlns='http://jabber.org/protocol/chatstates'/>";
+    let cases = [
+        ("<message><body>x</body></message>".to_owned(), Fate::Keep),
+        ("<message type='normal'><x xmlns='jabber:x:conference'/></message>".to_owned(), Fate::Keep),
+        ("<message type='unknown'><body>x</body></message>".to_owned(), Fate::Keep),
+        ("<message type='chat'><body>x</body></message>".to_owned(), Fate::Keep),
+        (format!("<message type='chat'>{chat_state}<body>x</body></message>"), Fate::Keep),
+        (format!("<message type='chat'>{chat_state}</message>"), Fate::Forget),
+        (format!("<message type='chat'><thread>t</thread>{chat_state}</message>"), Fate::Forget),
+        ("<message type='groupchat'><body>x</body></message>".to_owned(), Fate::Leave),
+        ("<message type='headline'><body>x</body></message>".to_owned(), Fate::Leave),
+        ("<message type='error'><body>x</body></message>".to_owned(), Fate::Leave),
+    ];
+    for (xml, expected) in cases {
+        assert_eq!(fate(&parse(&xml)), expected, "{xml}");
+    }
+}
+
+#[test]
+fn a_message_beyond_the_bound_comes_back_and_the_rest_is_kept() {
+    block_on(async {
+        let mut config = ModulesConfig::default();
+        config.offline.messages_max = 2;
+        let bench = bench_with(config);
+        bench.account("bob@localhost");
+        let alice = bench.online("alice@localhost/phone").await;
+        for body in ["1", "2", "3"] {
+            say(&alice, "bob@localhost", body).await;
+        }
+        let heard = alice.hears_stanzas();
+        assert_eq!(heard.len(), 1);
+        assert_eq!(heard[0].as_error().unwrap().condition, Condition::ServiceUnavailable);
+        let bob = bench.login("bob@localhost/phone").await;
+        bob.send("<presence/>").await;
+        assert_eq!(bodies(&bob), ["1", "2"]);
+    });
+}
+
+#[test]
+fn bytes_are_bounded_too() {
+    block_on(async {
+        let mut config = ModulesConfig::default();
+        config.offline.bytes_max = 1_000;
+        let bench = bench_with(config);
+        bench.account("bob@localhost");
+        let alice = bench.online("alice@localhost/phone").await;
+        say(&alice, "bob@localhost", &"x".repeat(600)).await;
+        say(&alice, "bob@localhost", &"y".repeat(600)).await;
+        say(&alice, "bob@localhost", "small").await;
+        assert_eq!(alice.hears().len(), 1);
+        assert_eq!(waiting(&bench, "bob@localhost").await.1, 2);
+    });
+}
+
+#[test]
+fn a_message_to_no_account_is_not_kept() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.online("alice@localhost/phone").await;
+        say(&alice, "nobody@localhost", "hello").await;
+        assert_eq!(alice.hears_stanzas()[0].as_error().unwrap().condition, Condition::ServiceUnavailable);
+        assert_eq!(waiting(&bench, "nobody@localhost").await.1, 0);
+    });
+}
+
+#[test]
+fn many_messages_come_over_several_pages_in_order() {
+    block_on(async {
+        let bench = bench();
+        bench.account("bob@localhost");
+        let alice = bench.online("alice@localhost/phone").await;
+        let all: Vec<String> = (0..2 * PAGE + 7).map(|n| n.to_string()).collect();
+        for body in &all {
+            say(&alice, "bob@localhost", body).await;
+        }
+        let bob = bench.login("bob@localhost/phone").await;
+        bob.send("<presence/>").await;
+        assert_eq!(bodies(&bob), all);
+        assert_eq!(waiting(&bench, "bob@localhost").await.1, 0);
+    });
+}
+
+#[test]
+fn what_another_living_session_has_claimed_is_left_to_it() {
+    block_on(async {
+        let bench = bench();
+        bench.account("bob@localhost");
+        let alice = bench.online("alice@localhost/phone").await;
+        say(&alice, "bob@localhost", "claimed").await;
+        let account = BareJid::new("bob@localhost").unwrap();
+        let desk = bench.login("bob@localhost/desk").await;
+        let claim = Some(Claim { jid: "bob@localhost/desk".to_owned(), sid: desk.view().sid().0 });
+        let put =
+            |waiting: Option<Waiting>| waiting.map(|waiting| Waiting { claim: claim.clone(), ..waiting });
+        bench.store().update(&partition(&account), key(0), put).await.unwrap();
+        let phone = bench.login("bob@localhost/phone").await;
+        phone.send("<presence/>").await;
+        assert!(bodies(&phone).is_empty());
+        // The session that claimed it dies before it got it.
+        desk.close().await;
+        phone.send("<presence type='unavailable'/>").await;
+        phone.send("<presence/>").await;
+        assert_eq!(bodies(&phone), ["claimed"]);
+    });
+}
+
+#[test]
+fn what_comes_during_the_delivery_waits_behind_what_is_delivered() {
+    block_on(async {
+        let bench = bench();
+        bench.account("bob@localhost");
+        let alice = bench.online("alice@localhost/phone").await;
+        say(&alice, "bob@localhost", "first").await;
+        let offline = Offline::default();
+        let bob = bench.login("bob@localhost/phone").await;
+        let services = bench.services();
+        offline.flushing.begin(bob.view());
+        services.set_priority(bob.view(), Some(0)).await.unwrap();
+        // The cluster knows the session; what waits was not handed over yet.
+        let second = "<message type='chat' to='bob@localhost' from='alice@localhost/phone'><body>second</body></message>";
+        let mut passage =
+            Passage::new(parse(second), services.clone()).with_account(bob.view().account().clone());
+        assert!(matches!(offline.arriving(&mut passage).await, Verdict::Stop));
+        let event = SessionEvent::Available { session: bob.view().clone(), before: None, priority: 0 };
+        offline.following(&event, &services).await;
+        assert_eq!(bodies(&bob), ["first", "second"]);
+        assert!(matches!(offline.arriving(&mut passage).await, Verdict::Pass));
+    });
+}
+
+#[test]
+fn a_login_that_races_a_message_does_not_strand_it() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.online("alice@localhost/phone").await;
+        let bob = bench.online("bob@localhost/phone").await;
+        // This node believed the account absent, and learns better behind the barrier.
+        let late = "<message type='chat' to='bob@localhost' from='alice@localhost/phone'><body>late</body></message>";
+        let account = bob.view().account().clone();
+        let mut passage = Passage::new(parse(late), bench.services()).with_account(account.clone());
+        passage.offline = true;
+        let offline = Offline::default();
+        assert!(matches!(offline.arriving(&mut passage).await, Verdict::Pass));
+        assert_eq!(waiting(&bench, "bob@localhost").await.1, 0);
+        // The same one step later: stored, then taken back, unless the session has it already.
+        let number = offline.store(&*bench.services(), &account, &passage.stanza).await.unwrap();
+        assert!(take_back(&*bench.services(), &account, number).await.unwrap());
+        assert!(!take_back(&*bench.services(), &account, number).await.unwrap());
+        assert_eq!(waiting(&bench, "bob@localhost").await.0.messages, 0);
+        assert!(alice.hears().is_empty());
+    });
+}
+
+#[test]
+fn a_store_that_fails_is_said_to_the_sender_and_nothing_is_lost_in_silence() {
+    let error = store_failed(NAME, &StoreError::Full);
+    assert_eq!((error.condition, error.kind), (Condition::ResourceConstraint, stanza::ErrorKind::Wait));
+    let error = store_failed(NAME, &StoreError::Deadline);
+    assert_eq!((error.condition, error.kind), (Condition::InternalServerError, stanza::ErrorKind::Wait));
+}
+
+#[test]
+fn a_message_that_waits_twice_keeps_its_first_time() {
+    block_on(async {
+        let bench = bench();
+        let account = BareJid::new("bob@localhost").unwrap();
+        let once = stamped(&*bench.services(), &account, &parse("<message><body>x</body></message>"));
+        bench.advance(Duration::from_secs(60));
+        let twice = stamped(&*bench.services(), &account, &once);
+        assert_eq!(hooks::bench::xml(&once), hooks::bench::xml(&twice));
+    });
+}

@@ -332,4 +332,4 @@ impl Forgetting for RosterModule {
 
 #[cfg(test)]
 #[path = "roster_tests.rs"]
-mod tests;
+pub(crate) mod tests;
