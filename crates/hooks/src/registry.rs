@@ -350,3 +350,157 @@ impl Registry {
         places
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::executor::block_on;
+    use parking_lot::Mutex;
+    use stanza::{Condition, StanzaError};
+
+    use super::*;
+    use crate::bench::Bench;
+    use crate::verdict::Answer;
+
+    /// A module that stands at the leaving hook and writes down that it was asked.
+    struct Stand {
+        name: &'static str,
+        step: Step,
+        verdict: Verdict,
+        later: bool,
+        log: Arc<Mutex<Vec<&'static str>>>,
+    }
+
+    impl Module for Stand {
+        fn card(&self) -> Card {
+            Card::new(self.name, "Stands there.")
+        }
+
+        fn plug(self: Arc<Self>, hooks: &mut Hooks) {
+            hooks.leaving(self.step, self);
+        }
+    }
+
+    impl Leaving for Stand {
+        fn leaving<'a>(&'a self, _: &'a mut Passage) -> Answer<'a> {
+            self.log.lock().push(self.name);
+            match self.later {
+                true => Answer::later(async { self.verdict.clone() }),
+                false => Answer::Now(self.verdict.clone()),
+            }
+        }
+    }
+
+    type Log = Arc<Mutex<Vec<&'static str>>>;
+
+    fn stand(name: &'static str, step: Step, verdict: Verdict, log: &Log) -> Arc<dyn Module> {
+        Arc::new(Stand { name, step, verdict, later: name.len().is_multiple_of(2), log: log.clone() })
+    }
+
+    fn asked(modules: &[(&'static str, Step, Verdict)], switches: &Switches) -> (Vec<&'static str>, Verdict) {
+        block_on(async {
+            let log = Log::default();
+            let list = modules.iter().map(|(name, step, verdict)| stand(name, *step, verdict.clone(), &log));
+            let registry = Registry::build(list.collect(), switches).unwrap();
+            let bench = Bench::new(&["localhost"], Vec::new);
+            let stanza = crate::bench::parse("<message to='bob@localhost'/>");
+            let account = BareJid::new("alice@localhost").unwrap();
+            let mut passage = Passage::new(stanza, bench.services()).with_account(account);
+            let verdict = registry.leaving(&mut passage).await;
+            (std::mem::take(&mut *log.lock()), verdict)
+        })
+    }
+
+    #[test]
+    fn handlers_run_by_step_and_then_by_their_place_in_the_list() {
+        let modules = [
+            ("copy", Step::Copy, Verdict::Pass),
+            ("first", Step::Guard, Verdict::Pass),
+            ("keep", Step::Record, Verdict::Pass),
+            ("second", Step::Guard, Verdict::Pass),
+            ("alter", Step::Alter, Verdict::Pass),
+        ];
+        let (order, verdict) = asked(&modules, &Switches::everywhere());
+        assert_eq!(order, ["first", "second", "alter", "keep", "copy"]);
+        assert!(verdict.is_pass());
+    }
+
+    #[test]
+    fn who_stops_or_refuses_is_the_last_to_be_asked() {
+        let refusal = Verdict::refuse(StanzaError::new(Condition::Forbidden));
+        let modules = [
+            ("a", Step::Guard, Verdict::Pass),
+            ("bb", Step::Guard, refusal),
+            ("c", Step::Copy, Verdict::Pass),
+        ];
+        let (order, verdict) = asked(&modules, &Switches::everywhere());
+        assert_eq!(order, ["a", "bb"]);
+        assert!(matches!(verdict, Verdict::Refuse(error) if error.condition == Condition::Forbidden));
+        let modules = [("a", Step::Guard, Verdict::Stop), ("b", Step::Guard, Verdict::Pass)];
+        let (order, verdict) = asked(&modules, &Switches::everywhere());
+        assert!(order == ["a"] && matches!(verdict, Verdict::Stop));
+    }
+
+    #[test]
+    fn a_module_is_asked_on_its_hosts_only() {
+        let modules = [("a", Step::Guard, Verdict::Pass), ("b", Step::Guard, Verdict::Pass)];
+        let switches = Switches::everywhere().only("a", vec!["elsewhere".to_owned()]);
+        assert_eq!(asked(&modules, &switches).0, ["b"]);
+        let switches = Switches::everywhere().only("a", vec!["localhost".to_owned()]);
+        assert_eq!(asked(&modules, &switches).0, ["a", "b"]);
+    }
+
+    struct Claim(&'static str);
+
+    impl Module for Claim {
+        fn card(&self) -> Card {
+            Card::new(self.0, "Claims a namespace.")
+        }
+
+        fn plug(self: Arc<Self>, hooks: &mut Hooks) {
+            hooks.answering(Addressee::Host, "urn:x", self);
+        }
+    }
+
+    impl Answering for Claim {
+        fn answering<'a>(&'a self, _: &'a mut Passage) -> Answer<'a, Reply> {
+            Answer::Now(Reply::empty())
+        }
+    }
+
+    #[test]
+    fn two_modules_that_claim_one_namespace_fail_at_the_start() {
+        let clash =
+            Registry::build(vec![Arc::new(Claim("a")), Arc::new(Claim("b"))], &Switches::everywhere());
+        let expected = Clash { namespace: "urn:x".to_owned(), first: "a", second: "b" };
+        assert_eq!(clash.err(), Some(expected));
+    }
+
+    #[test]
+    fn a_claim_for_hosts_does_not_answer_for_accounts() {
+        block_on(async {
+            let bench = Bench::new(&["localhost"], || vec![Arc::new(Claim("a"))]);
+            let alice = bench.login("alice@localhost/phone").await;
+            alice.send("<iq type='get' id='1' to='localhost'><x xmlns='urn:x'/></iq>").await;
+            alice.send("<iq type='get' id='2'><x xmlns='urn:x'/></iq>").await;
+            alice.send("<iq type='get' id='3' to='localhost'><y xmlns='urn:y'/></iq>").await;
+            let heard = alice.hears_stanzas();
+            let conditions: Vec<_> =
+                heard.iter().map(|s| s.as_error().map(|error| error.condition)).collect();
+            let unavailable = Some(Condition::ServiceUnavailable);
+            assert_eq!(conditions, [None, unavailable, unavailable]);
+        });
+    }
+
+    #[test]
+    fn an_answer_is_awaited_whether_it_is_there_or_comes_later() {
+        static POLLS: AtomicUsize = AtomicUsize::new(0);
+        let later = Answer::later(async {
+            POLLS.fetch_add(1, Ordering::Relaxed);
+            1
+        });
+        assert_eq!((block_on(async { Answer::Now(1).await }), POLLS.load(Ordering::Relaxed)), (1, 0));
+        assert_eq!((block_on(async { later.await }), POLLS.load(Ordering::Relaxed)), (1, 1));
+    }
+}

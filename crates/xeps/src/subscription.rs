@@ -26,9 +26,9 @@ crate::settings! {
     /// `[modules.subscription]`
     pub struct Config {
         /// The most requests that wait for the answer of one account; a further one is refused with `resource-constraint`.
-        requests_max: usize = 200,
+        requests_max: usize = 100,
         /// The largest content of a request that is kept with it, in bytes; of a larger one only the fact is kept.
-        request_bytes_max: usize = 4_096,
+        request_bytes_max: usize = 1_024,
         /// Whether users may approve a request before it comes.
         preapproval: bool = true,
     }
