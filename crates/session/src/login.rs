@@ -61,7 +61,7 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
     tokio::select! {
         biased;
         _ = connection.world.closing() => return Err(Outcome::Silent),
-        first = timeout(limits.first_byte(), connection.wire.readable()) => match first {
+        first = timeout(limits.first_byte(), connection.wire.peek()) => match first {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(Outcome::Gone),
             Err(_) => return Err(Outcome::Silent),

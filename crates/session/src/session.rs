@@ -21,8 +21,6 @@ pub(crate) enum Order {
     Kick,
     /// Another session took its full JID.
     Displaced,
-    /// More waits for the client than may.
-    Overflowed,
     /// The node stops: what waits is written first.
     Drain,
 }
@@ -82,7 +80,6 @@ impl Handler<Order> for Session {
             self.life.end(match order {
                 Order::Kick => Outcome::Kicked,
                 Order::Displaced => Outcome::Displaced,
-                Order::Overflowed => Outcome::Overflowed,
                 Order::Drain => Outcome::Stopping,
             });
         }));

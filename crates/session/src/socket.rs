@@ -34,11 +34,12 @@ impl Wire {
         Wire(RefCell::new(Socket::Plain(socket)))
     }
 
-    /// Waits for the first bytes to come without reading them.
-    pub(crate) async fn readable(&self) -> io::Result<()> {
+    /// Waits for the first byte of a new socket without taking it.
+    pub(crate) async fn peek(&self) -> io::Result<()> {
         poll_fn(|cx| match &*self.0.borrow() {
-            Socket::Plain(tcp) => tcp.poll_read_ready(cx),
-            Socket::Tls(tls) => tls.get_ref().0.poll_read_ready(cx),
+            // Readiness alone may be said too early: only a look at the byte tells.
+            Socket::Plain(tcp) => tcp.poll_peek(cx, &mut ReadBuf::new(&mut [0])).map_ok(|_| ()),
+            Socket::Tls(_) => Poll::Ready(Ok(())),
             Socket::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         })
         .await

@@ -1,0 +1,358 @@
+//! A whole node for session tests, but for the cluster: listeners, router, memory store and modules that misbehave.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use cluster::routes::{Command, Effect, Outcome, Routes};
+use cluster::{
+    BindError, Bound, Change, ConflictPolicy, Incarnation, Living, NodeId, NodeRow, Roles, Row, Sid,
+    Unavailable,
+};
+
+use futures::future::{BoxFuture, ready};
+use hooks::{
+    Accounts, Answer, Card, Delivering, Following, Hooks, How, Leaving, Module, Passage, Registry, Services,
+    SessionEvent, SessionView, Step, Store, Switches, Verdict, Why,
+};
+use jid::{BareJid, FullJid, Jid};
+use parking_lot::Mutex;
+use router::Router;
+use session::{Claims, Config, Door, Listeners, TlsStore};
+use stanza::Stanza;
+use stream::sasl::ScramHash;
+use stream::sasl::keys::derive;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+/// The password of every account.
+pub const PASSWORD: &str = "secret";
+
+/// A cluster of one node: the real route table without a log.
+pub struct Town {
+    routes: Mutex<(Routes, u64)>,
+    listeners: Mutex<Vec<Sender<Change>>>,
+    serving: AtomicBool,
+    /// The cluster answers no proposal while this is set.
+    pub silent: AtomicBool,
+    node: NodeId,
+    incarnation: Incarnation,
+}
+
+impl Town {
+    fn new() -> Arc<Town> {
+        let mut routes = Routes::new();
+        let up = Command::NodeUp {
+            key: 1,
+            start: 1,
+            name: "one".into(),
+            address: String::new(),
+            roles: Roles::default(),
+            member: None,
+        };
+        let Outcome::Up { node, incarnation } = routes.apply(1, up, &mut Vec::new()) else {
+            panic!("the node is not up")
+        };
+        Arc::new(Town {
+            routes: Mutex::new((routes, 1)),
+            listeners: Mutex::default(),
+            serving: AtomicBool::new(true),
+            silent: AtomicBool::new(false),
+            node,
+            incarnation,
+        })
+    }
+
+    fn apply(&self, command: Command) -> Result<(Outcome, u64), Unavailable> {
+        if self.silent.load(Ordering::SeqCst) {
+            return Err(Unavailable("no quorum".into()));
+        }
+        let mut routes = self.routes.lock();
+        routes.1 += 1;
+        let (index, mut effects) = (routes.1, Vec::new());
+        let outcome = routes.0.apply(index, command, &mut effects);
+        for effect in effects {
+            if let Effect::Displaced { jid, sid, loss, .. } = effect {
+                self.tell(Change::Displaced { jid, sid, loss });
+            }
+        }
+        Ok((outcome, index))
+    }
+
+    fn tell(&self, change: Change) {
+        for listener in self.listeners.lock().iter() {
+            listener.try_send(change.clone()).expect("the changes are taken");
+        }
+    }
+
+    fn listen(&self) -> Receiver<Change> {
+        let (tell, told) = channel(1024);
+        self.listeners.lock().push(tell);
+        told
+    }
+
+    /// Takes the lease away, or gives it back.
+    pub fn serve(&self, serving: bool) {
+        self.serving.store(serving, Ordering::SeqCst);
+        self.tell(match serving {
+            false => Change::LeaseLost,
+            true => Change::LeaseBack { incarnation: self.incarnation },
+        });
+    }
+
+    /// As an operator does it, on whichever node the session is.
+    pub fn kick(&self, jid: &FullJid) {
+        self.apply(Command::Kick { jid: jid.clone() }).unwrap();
+    }
+
+    /// The full JIDs that are bound.
+    pub fn bound(&self) -> Vec<String> {
+        let mut bound: Vec<_> = self.routes.lock().0.each().map(|row| row.jid.to_string()).collect();
+        bound.sort();
+        bound
+    }
+}
+
+impl Claims for Town {
+    fn me(&self) -> NodeId {
+        self.node
+    }
+
+    fn is_serving(&self) -> bool {
+        self.serving.load(Ordering::SeqCst)
+    }
+
+    fn bind<'a>(
+        &'a self,
+        jid: &'a FullJid,
+        sid: Sid,
+        policy: ConflictPolicy,
+    ) -> BoxFuture<'a, Result<Bound, BindError>> {
+        let (node, incarnation) = (self.node, self.incarnation);
+        let applied = self.apply(Command::Bind { jid: jid.clone(), node, incarnation, sid, policy });
+        Box::pin(ready(match applied {
+            Ok((Outcome::Bound { jid }, index)) => Ok(Bound { jid, index }),
+            Ok(_) => Err(BindError::Conflict),
+            Err(error) => Err(error.into()),
+        }))
+    }
+
+    fn unbind<'a>(&'a self, jid: &'a FullJid, sid: Sid) -> BoxFuture<'a, Result<(), Unavailable>> {
+        Box::pin(ready(self.apply(Command::Unbind { jid: jid.clone(), sid }).map(|_| ())))
+    }
+
+    fn resync(&self, living: Vec<Living>) -> BoxFuture<'_, Result<Vec<Sid>, Unavailable>> {
+        let (node, incarnation) = (self.node, self.incarnation);
+        let applied = self.apply(Command::Resync { node, incarnation, living });
+        Box::pin(ready(applied.map(|(outcome, _)| match outcome {
+            Outcome::Resynced { refused } => refused,
+            _ => Vec::new(),
+        })))
+    }
+
+    fn changes(&self) -> Receiver<Change> {
+        self.listen()
+    }
+}
+
+impl router::Whereabouts for Town {
+    fn me(&self) -> (NodeId, Incarnation) {
+        (self.node, self.incarnation)
+    }
+
+    fn is_serving(&self) -> bool {
+        self.serving.load(Ordering::SeqCst)
+    }
+
+    fn users(&self, account: &BareJid) -> Vec<Row> {
+        self.routes.lock().0.users(account).cloned().collect()
+    }
+
+    fn nodes(&self) -> Vec<NodeRow> {
+        self.routes.lock().0.nodes().cloned().collect()
+    }
+
+    fn is_current(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        (node, incarnation) == (self.node, self.incarnation)
+    }
+
+    fn index(&self) -> u64 {
+        self.routes.lock().1
+    }
+
+    fn wait_index(&self, index: u64, _within: Duration) -> BoxFuture<'_, bool> {
+        Box::pin(ready(self.routes.lock().1 >= index))
+    }
+
+    fn barrier(&self) -> BoxFuture<'_, Result<u64, Unavailable>> {
+        Box::pin(ready(Ok(self.routes.lock().1)))
+    }
+
+    fn set_priority<'a>(
+        &'a self,
+        jid: &'a FullJid,
+        sid: Sid,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), Unavailable>> {
+        let applied = self.apply(Command::SetPriority { jid: jid.clone(), sid, priority });
+        Box::pin(ready(applied.map(|_| ())))
+    }
+
+    fn channel(&self, _node: NodeId) -> Option<tonic::transport::Channel> {
+        None
+    }
+
+    fn changes(&self) -> Receiver<Change> {
+        self.listen()
+    }
+}
+
+/// A module that breaks when it is asked to, makes sessions wait, and tells a contact of the end of others.
+#[derive(Default)]
+pub struct Trouble {
+    /// Opens for messages with the id `wait`.
+    pub gate: Notify,
+    /// Sessions that ended, in order, and whether their streams were closed.
+    pub ended: Mutex<Vec<(String, bool)>>,
+}
+
+impl Module for Trouble {
+    fn card(&self) -> Card {
+        Card::new("trouble", "Breaks when asked to.")
+    }
+
+    fn plug(self: Arc<Self>, hooks: &mut Hooks) {
+        hooks.leaving(Step::Guard, self.clone());
+        hooks.delivering(Step::Guard, self.clone());
+        hooks.following(self);
+    }
+}
+
+fn has_id(stanza: &Stanza, id: &str) -> bool {
+    stanza.head.id.as_deref() == Some(id)
+}
+
+impl Leaving for Trouble {
+    fn leaving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
+        assert!(!has_id(&passage.stanza, "panic"), "a panic that the test asked for");
+        if has_id(&passage.stanza, "wait") {
+            return Answer::later(async {
+                self.gate.notified().await;
+                Verdict::Pass
+            });
+        }
+        if has_id(&passage.stanza, "refuse") {
+            let error = stanza::StanzaError::new(stanza::Condition::NotAllowed);
+            return Answer::Now(Verdict::Refuse(Box::new(error)));
+        }
+        Answer::Now(Verdict::Pass)
+    }
+}
+
+impl Delivering for Trouble {
+    fn delivering(&self, _session: &SessionView, stanza: &mut Stanza) -> Verdict {
+        let is_error = stanza.head.type_.as_deref() == Some("error");
+        assert!(is_error || !has_id(stanza, "poison"), "a panic that the test asked for");
+        Verdict::Pass
+    }
+}
+
+impl Following for Trouble {
+    fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()> {
+        let SessionEvent::Closed { session, why } = event else { return Answer::Now(()) };
+        self.ended.lock().push((session.jid().to_string(), *why == Why::Closed));
+        let watcher = FullJid::new("watcher@localhost/desk").unwrap();
+        if services.online(&watcher.to_bare()).is_empty() || *session.jid() == watcher {
+            return Answer::Now(());
+        }
+        let gone = Stanza::presence(Some("unavailable")).with_from(session.jid().clone()).with_to(watcher);
+        Answer::later(services.route(gone, How::Direct))
+    }
+}
+
+/// The node under test.
+pub struct House {
+    pub town: Arc<Town>,
+    pub trouble: Arc<Trouble>,
+    pub listeners: Arc<Listeners>,
+    pub cert: String,
+}
+
+impl House {
+    /// With the accounts `alice`, `bob` and `watcher` at `localhost`.
+    pub async fn new() -> House {
+        House::with(|_| {}, |_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Config), route: impl FnOnce(&mut router::Config)) -> House {
+        let store = Store::memory();
+        let accounts = Accounts::new(store.clone());
+        for name in ["alice", "bob", "watcher"] {
+            accounts.create(&format!("{name}@localhost"), &credentials()).await.unwrap();
+        }
+        let town = Town::new();
+        let trouble = Arc::new(Trouble::default());
+        let modules: Vec<Arc<dyn Module>> = vec![trouble.clone()];
+        let registry = Arc::new(Registry::build(modules, &Switches::everywhere()).unwrap());
+        let mut routing = router::Config::default();
+        route(&mut routing);
+        let deps = router::Deps {
+            whereabouts: town.clone(),
+            registry: registry.clone(),
+            store,
+            hosts: vec!["localhost".into()],
+            about: ("Rookery", "0"),
+            clock: SystemTime::now,
+            random: |buffer| aws_lc_rs::rand::fill(buffer).unwrap(),
+        };
+        let router = Router::start(deps, routing);
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let cert = made.cert.pem();
+        let tls = TlsStore::from_pem(&cert, &made.signing_key.serialize_pem()).unwrap();
+        let mut config = Config::default();
+        config.c2s.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+        config.c2s.direct_tls_listen = config.c2s.listen.clone();
+        change(&mut config);
+        let claims: Arc<dyn Claims> = town.clone();
+        let listeners = session::start(config, tls, router.clone(), registry, claims, accounts).unwrap();
+        House { town, trouble, listeners, cert }
+    }
+
+    pub fn address(&self, door: Door) -> SocketAddr {
+        self.listeners.addresses().iter().find(|(d, _)| *d == door).unwrap().1
+    }
+
+    /// Waits until `holds`, which must become true soon.
+    pub async fn until(&self, what: &str, holds: impl Fn(&House) -> bool) {
+        let wait = async {
+            while !holds(self) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    }
+}
+
+fn credentials() -> store::Credentials {
+    let keys = |hash| {
+        let keys = derive(PASSWORD, hash, b"0123456789abcdef", 4096).unwrap();
+        store::ScramKeys {
+            salt: keys.salt,
+            iterations: keys.iterations,
+            stored_key: keys.stored_key,
+            server_key: keys.server_key,
+        }
+    };
+    store::Credentials {
+        sha1: keys(ScramHash::Sha1),
+        sha256: keys(ScramHash::Sha256),
+        sha512: keys(ScramHash::Sha512),
+        disabled: false,
+    }
+}
+
+/// Parses an address of a test.
+pub fn jid(text: &str) -> Jid {
+    Jid::new(text).unwrap()
+}

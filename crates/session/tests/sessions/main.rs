@@ -1,0 +1,6 @@
+//! Sessions over real sockets, against a whole node but for the cluster.
+
+mod house;
+mod client;
+mod login;
+mod life;
