@@ -1,1 +1,203 @@
-//! Nothing yet but the place: what happens to a cluster of processes.
+//! Clients that nobody here wrote: slixmpp, xmpp.js and go-sendxmpp talk to each other across nodes.
+//!
+//! A conversation: the second is online, the first comes and asks for a subscription; both grant, both rosters
+//! say `both`, both see the other's presence; the first writes, the second answers; the first leaves, the second
+//! sees it. Each tells what it sees, a word per line.
+
+use std::{path::PathBuf, process::Stdio, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use tests::{
+    client::Door,
+    nodes::{Layout, Nodes, target_dir},
+    people::Person,
+    xml::{CLIENT, Node},
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+    time::timeout,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug)]
+enum Library {
+    Slixmpp,
+    XmppJs,
+}
+
+/// How somebody logs in: where, inside which TLS, by which mechanism.
+struct Entrance {
+    library: Library,
+    node: usize,
+    direct: bool,
+    mechanism: &'static str,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_others_talk_across_nodes() -> Result<()> {
+    use Library::{Slixmpp, XmppJs};
+    let nodes = Nodes::start(Layout::Three).await?;
+    let entrance = |library, node, direct, mechanism| Entrance { library, node, direct, mechanism };
+    let conversations = [
+        (entrance(Slixmpp, 0, false, "SCRAM-SHA-256"), entrance(XmppJs, 1, true, "SCRAM-SHA-1")),
+        (entrance(XmppJs, 2, false, "SCRAM-SHA-1"), entrance(Slixmpp, 0, true, "SCRAM-SHA-512")),
+        (entrance(Slixmpp, 1, true, "SCRAM-SHA-1"), entrance(Slixmpp, 2, false, "SCRAM-SHA-256")),
+        (entrance(XmppJs, 1, true, "SCRAM-SHA-1"), entrance(XmppJs, 1, false, "SCRAM-SHA-1")),
+    ];
+    for (first, second) in conversations {
+        let title = format!(
+            "{:?} at node {} and {:?} at node {}",
+            first.library, first.node, second.library, second.node
+        );
+        let talked = converse(&nodes, first, second).await;
+        if talked.is_err() {
+            nodes.keep();
+        }
+        talked.with_context(|| title.clone())?;
+        println!("{title} talked");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_client_sends_and_another_client_hears() -> Result<()> {
+    let nodes = Nodes::start(Layout::Three).await?;
+    let bob = Person::with_account(&nodes, "bob").await?;
+    let alice = Person::with_account(&nodes, "alice").await?;
+    let mut ear = bob.come_online(nodes.door(1), "laptop").await?;
+    for (direct, text) in [(false, "by STARTTLS"), (true, "by direct TLS")] {
+        send_by_terminal(&alice, nodes.door(0), direct, &bob.bare(), text).await?;
+        let heard = ear.wait_for("the message", |n| n.name == "message").await?;
+        ensure!(heard.child("body", CLIENT).map(Node::text).as_deref() == Some(text), "{heard:?}");
+        let from = heard.attr("from").unwrap_or_default();
+        ensure!(from.starts_with(&format!("{}/", alice.bare())), "from `{from}`");
+    }
+    Ok(())
+}
+
+async fn send_by_terminal(from: &Person, door: Door, direct: bool, to: &str, text: &str) -> Result<()> {
+    let port = if direct { door.direct } else { door.c2s };
+    let mut words = vec!["-n".to_owned(), "-u".into(), from.bare(), "-p".into(), from.password.clone()];
+    words.extend(["-j".to_owned(), format!("localhost:{}", port.port())]);
+    if direct {
+        words.push("-t".into());
+    }
+    words.push(to.to_owned());
+    let mut child = Command::new("go-sendxmpp")
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .context("failed to start go-sendxmpp")?;
+    let mut stdin = child.stdin.take().context("no stdin")?;
+    stdin.write_all(text.as_bytes()).await?;
+    drop(stdin);
+    let out = timeout(PATIENCE, child.wait_with_output()).await.context("go-sendxmpp does not end")??;
+    ensure!(out.status.success(), "go-sendxmpp failed: {}", String::from_utf8_lossy(&out.stderr));
+    Ok(())
+}
+
+async fn converse(nodes: &Nodes, first: Entrance, second: Entrance) -> Result<()> {
+    let asker = Person::with_account(nodes, "asker").await?;
+    let granter = Person::with_account(nodes, "granter").await?;
+    let mut late = Talker::start(nodes, &second, &granter, &asker, "second")?;
+    late.tells("online").await.context("the second")?;
+    let mut early = Talker::start(nodes, &first, &asker, &granter, "first")?;
+    early.tells("online").await.context("the first")?;
+    let (of_first, of_second) = tokio::join!(early.rest(), late.rest());
+    let (of_first, of_second) = (of_first.context("the first")?, of_second.context("the second")?);
+    let name = |library| match library {
+        Library::Slixmpp => "slixmpp",
+        Library::XmppJs => "xmpp.js",
+    };
+    let asked = format!("heard: Grüße from {}", name(first.library));
+    let answered = format!("heard: Grüße back from {}", name(second.library));
+    for (who, told, wanted) in [
+        ("first", of_first, vec!["roster both", "presence", &answered]),
+        ("second", of_second, vec!["roster both", "presence", &asked, "gone"]),
+    ] {
+        for word in wanted {
+            ensure!(told.iter().any(|t| t == word), "the {who} never told `{word}`, only {told:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A running script.
+struct Talker {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Talker {
+    fn start(nodes: &Nodes, how: &Entrance, me: &Person, peer: &Person, role: &str) -> Result<Talker> {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("interop");
+        let mut command = match how.library {
+            Library::Slixmpp => {
+                let mut python = Command::new(target_dir()?.join("tests/venv/bin/python"));
+                python.arg(folder.join("talk.py"));
+                python
+            }
+            Library::XmppJs => {
+                let mut node = Command::new("node");
+                node.arg(folder.join("talk.js"));
+                node
+            }
+        };
+        let door = nodes.door(how.node);
+        let address = if how.direct { door.direct } else { door.c2s };
+        let mut child = command
+            .args([&format!("{}/{role}", me.bare()), &me.password, &peer.bare()])
+            .args([&address.ip().to_string(), &address.port().to_string()])
+            .args([if how.direct { "direct" } else { "starttls" }, how.mechanism, role])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("failed to start {:?}; `tests/run interop` installs it", how.library))?;
+        let lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+        Ok(Talker { child, lines })
+    }
+
+    /// Waits for this word, which is the next.
+    async fn tells(&mut self, word: &str) -> Result<()> {
+        let line = timeout(PATIENCE, self.lines.next_line()).await.context("nothing was told")??;
+        if line.as_deref() == Some(word) {
+            return Ok(());
+        }
+        let complaint = self.complaint().await;
+        anyhow::bail!("told {line:?} instead of `{word}`: {complaint}")
+    }
+
+    /// Everything it tells until it ends well.
+    async fn rest(&mut self) -> Result<Vec<String>> {
+        let mut told = Vec::new();
+        let all = async {
+            while let Some(line) = self.lines.next_line().await? {
+                told.push(line);
+            }
+            self.child.wait().await
+        };
+        let status = timeout(PATIENCE, all).await;
+        let status = status.with_context(|| format!("does not end; it told {told:?}"))??;
+        if !status.success() {
+            let complaint = self.complaint().await;
+            anyhow::bail!("ended with {status} after {told:?}: {complaint}");
+        }
+        Ok(told)
+    }
+
+    async fn complaint(&mut self) -> String {
+        let mut text = String::new();
+        if let Some(stderr) = &mut self.child.stderr {
+            // Best effort: a running script gives no end of its complaints.
+            drop(timeout(Duration::from_secs(2), stderr.read_to_string(&mut text)).await);
+        }
+        text
+    }
+}
