@@ -82,7 +82,7 @@ impl Replica {
         if payload.len() > COMMAND_MAX {
             return Err(StoreError::TooLarge { what: "commit", max: COMMAND_MAX });
         }
-        let proposed = self.group.propose(payload, deadline).await.map_err(refused)?;
+        let proposed = self.group.propose(payload, deadline).await.map_err(|e| refused(e, deadline))?;
         wire::CommitReply::decode(proposed.reply)
             .map_err(|_| StoreError::Engine { reason: "answer to a commit is damaged".to_owned() })
     }
@@ -114,8 +114,10 @@ async fn watch_space(disk: Arc<Disk>, space: Arc<AtomicU8>) {
     }
 }
 
-fn refused(error: ProposeError) -> StoreError {
+fn refused(error: ProposeError, deadline: Instant) -> StoreError {
     match error {
+        // A call that ran out of time may be told so in other words.
+        _ if Instant::now() >= deadline => StoreError::Deadline,
         ProposeError::Deadline => StoreError::Deadline,
         ProposeError::TooLarge(max) => StoreError::TooLarge { what: "commit", max },
         other => StoreError::Unavailable { reason: other.to_string() },
@@ -150,7 +152,7 @@ impl Engine for Replica {
     ) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
         let read = self.readers.get(partition, table, key, deadline);
         Box::pin(async move {
-            self.group.catch_up(deadline).await.map_err(refused)?;
+            self.group.catch_up(deadline).await.map_err(|e| refused(e, deadline))?;
             read.await
         })
     }
@@ -164,7 +166,7 @@ impl Engine for Replica {
     ) -> BoxFuture<'_, Result<Vec<(Key, Record)>, StoreError>> {
         let read = self.readers.scan(partition, table, range, deadline);
         Box::pin(async move {
-            self.group.catch_up(deadline).await.map_err(refused)?;
+            self.group.catch_up(deadline).await.map_err(|e| refused(e, deadline))?;
             read.await
         })
     }
