@@ -20,4 +20,4 @@ pub use services::{About, How, Resource, Services};
 pub use session::{Full, Notes, SessionView, Sid};
 pub use verdict::{Answer, Reply, Verdict};
 // What `Services` speaks of, so that who implements it needs no other crate.
-pub use store::{Accounts, Partition, Store, StoreError, Stored, Table};
+pub use store::{Accounts, Credentials, Partition, ScramKeys, Store, StoreError, Stored, Table};

@@ -9,7 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use hooks::{Passage, Reply, Services, Verdict};
 use jid::{BareJid, Jid};
-use stanza::{Condition, Kind, PresenceType, Stanza, StanzaError};
+use stanza::{Condition, Kind, MessageType, PresenceType, Stanza, StanzaError};
 
 use crate::decision::{Address, Decision, Receiver, Subject, decide};
 use crate::mailboxes::Delivery;
@@ -112,7 +112,14 @@ impl Router {
         let Some(to) = &transit.stanza.head.to else { return Decision::Ignore };
         let priorities: Vec<Option<i8>> = rows.iter().map(|row| row.priority).collect();
         let keeps_offline = self.keeps_offline(account.domain().as_str());
-        decide(subject, address(to, rows), Receiver { exists, priorities: &priorities, keeps_offline })
+        let address = match (subject, address(to, rows)) {
+            // It was on its way to a session that was there when it was sent: better kept than bounced.
+            (Subject::Message(MessageType::Normal), Address::Full(None)) if transit.stage == Stage::Past => {
+                Address::Bare
+            }
+            (_, address) => address,
+        };
+        decide(subject, address, Receiver { exists, priorities: &priorities, keeps_offline })
     }
 
     async fn arrive(

@@ -1,0 +1,6 @@
+//! The router's tests: one node in memory, and several over loopback links that can be cut.
+
+mod modules;
+mod one_node;
+mod relay;
+mod world;
