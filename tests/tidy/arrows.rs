@@ -35,11 +35,16 @@ const OUTSIDE_NEVER: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
+/// Crates from outside that one crate of ours may use, and nobody else.
+const OUTSIDE_ONLY: &[(&str, &[&str], &str)] = &[
+    ("sled", &["store"], "an engine is the store's affair"),
+    ("openraft", &["cluster"], "agreement is the cluster's affair"),
+    ("anyhow", &["node"], "libraries name their errors"),
+];
+
 /// A word that may stand in these files only (a prefix of the path), and why.
 const WORDS: &[(&str, &[&str], &str)] = &[
     ("openraft::", &["crates/cluster/src/raft"], "the types of openraft stay inside cluster/raft"),
-    ("sled::", &["crates/store/src/engines/", "crates/store/tests/"], "the engine is an engine's affair"),
-    ("anyhow", &["crates/node/", "tests/", "Cargo.toml"], "libraries name their errors"),
     (".do_send(", &[], "ignores the mailbox bound: use try_send"),
 ];
 
@@ -52,9 +57,23 @@ pub fn upward(tree: &Tree) -> Vec<String> {
             found.push(format!("crates/{name}: no such crate in the house; see docs/architecture.md"));
             continue;
         };
+        // A test may reach for any lower floor.
+        let lower = ours.iter().take_while(|n| **n != name);
+        for dependency in dependency_items(&manifest, &["dev-dependencies"]).into_iter().map(|(name, _)| name)
+        {
+            let of_ours = ours.contains(&dependency.as_str());
+            if of_ours && dependency != name && !lower.clone().any(|n| *n == dependency) {
+                found.push(format!("crates/{name}: its tests use `{dependency}`, which is no lower floor"));
+            }
+        }
         for dependency in dependencies(&manifest) {
             if ours.contains(&dependency.as_str()) && !allowed.contains(&dependency.as_str()) {
                 found.push(format!("crates/{name} uses `{dependency}`: this arrow does not run down"));
+            }
+            for (outside, only, why) in OUTSIDE_ONLY {
+                if *outside == dependency && !only.contains(&name.as_str()) {
+                    found.push(format!("crates/{name} uses `{dependency}`: {why}"));
+                }
             }
             for (floor, never, why) in OUTSIDE_NEVER {
                 if *floor == name && never.contains(&dependency.as_str()) {
@@ -104,7 +123,9 @@ pub fn unexplained_dependencies(tree: &Tree) -> Vec<String> {
         }
     }
     for file in tree.files.iter().filter(|f| f.path != "Cargo.toml" && f.path.ends_with("Cargo.toml")) {
-        for (name, item) in dependency_items(&parse(file)) {
+        for (name, item) in
+            dependency_items(&parse(file), &["dependencies", "dev-dependencies", "build-dependencies"])
+        {
             let inherited = item.get("workspace").and_then(Item::as_bool).unwrap_or(false);
             if !inherited {
                 found.push(format!("{}: `{name}` is not taken from [workspace.dependencies]", file.path));
@@ -134,11 +155,11 @@ fn parse(file: &File) -> DocumentMut {
 }
 
 fn dependencies(manifest: &DocumentMut) -> Vec<String> {
-    dependency_items(manifest).into_iter().map(|(name, _)| name).collect()
+    let tables = ["dependencies", "build-dependencies"];
+    dependency_items(manifest, &tables).into_iter().map(|(name, _)| name).collect()
 }
 
-fn dependency_items(manifest: &DocumentMut) -> Vec<(String, Item)> {
-    let tables = ["dependencies", "dev-dependencies", "build-dependencies"];
+fn dependency_items(manifest: &DocumentMut, tables: &[&str]) -> Vec<(String, Item)> {
     let tables = tables.iter().filter_map(|t| manifest.get(t)?.as_table_like());
     tables.flat_map(|t| t.iter().map(|(name, item)| (name.to_owned(), item.clone()))).collect()
 }

@@ -326,8 +326,9 @@ impl House {
     /// Waits until `holds`, which must become true soon.
     pub async fn until(&self, what: &str, holds: impl Fn(&House) -> bool) {
         let wait = async {
+            let mut look = tokio::time::interval(Duration::from_millis(5));
             while !holds(self) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                look.tick().await;
             }
         };
         tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
