@@ -298,8 +298,8 @@ impl Node {
             return;
         }
         let account = to.to_bare();
-        let is_gone = to.is_full() && !self.online(&account).iter().any(|r| r.jid.as_str() == to.as_str());
-        if how == How::Direct && !(is_gone && stanza.head.kind == Kind::Message) {
+        // As the real server does: a message that cannot be delivered straight passes the handlers after all.
+        if how == How::Direct && !(stanza.head.kind == Kind::Message && self.nobody_for(&account, &stanza)) {
             return self.deliver_to(&stanza, &account, None).await;
         }
         if stanza.head.kind == Kind::Iq && to.is_bare() {
@@ -352,18 +352,23 @@ impl Node {
     /// Step 10: the receiver's side. `only`: deliver to sessions of this node alone.
     async fn arrive(&self, stanza: Stanza, account: BareJid, only: Option<usize>) {
         let mut passage = Passage::new(stanza, self.services()).with_account(account.clone());
-        let to = passage.stanza.head.to.clone();
-        let is_message = passage.stanza.head.kind == Kind::Message;
-        passage.offline = !self.online(&account).iter().any(|resource| match resource.priority {
-            _ if to.as_ref().is_some_and(|to| to.as_str() == resource.jid.as_str()) => true,
-            Some(priority) => priority >= 0 || !is_message,
-            None => false,
-        });
+        passage.offline = self.nobody_for(&account, &passage.stanza);
         match self.registry.arriving(&mut passage).await {
             Verdict::Pass => self.deliver_to(&passage.stanza, &account, only).await,
             Verdict::Stop => {}
             Verdict::Refuse(error) => self.bounce(&passage.stanza, &error).await,
         }
+    }
+
+    /// What `Passage::offline` says.
+    fn nobody_for(&self, account: &BareJid, stanza: &Stanza) -> bool {
+        let is_message = stanza.head.kind == Kind::Message;
+        let to = stanza.head.to.as_ref().map(Jid::as_str);
+        !self.online(account).iter().any(|resource| match resource.priority {
+            _ if to == Some(resource.jid.as_str()) => true,
+            Some(priority) => priority >= 0 || !is_message,
+            None => false,
+        })
     }
 
     /// RFC 6121, section 8.5, without its rarer choices.

@@ -107,16 +107,14 @@ fn presence(kind: PresenceType, address: Address, receiver: Receiver<'_>) -> Dec
     match (kind, address) {
         // RFC 6121, 4.3: answered by the server (a hook) for the account, never seen by a client.
         (P::Probe, _) => Decision::Ignore,
-        // Subscriptions are between accounts: RFC 6121, 3.1.3 (all available resources), whatever the
-        // resource in the address.
+        // What changes a subscription comes here from the handlers, which name each session that shall see it.
+        (_, Address::Full(Some(matched))) => Decision::Deliver(vec![matched]),
+        // Subscriptions are between accounts: RFC 6121, 3.1.3 (all available resources).
         (P::Subscribe | P::Subscribed | P::Unsubscribe | P::Unsubscribed, _) => {
             to_available(receiver.priorities)
         }
-        (P::Available | P::Unavailable | P::Error, Address::Full(Some(matched))) => {
-            Decision::Deliver(vec![matched])
-        }
         // RFC 6121, 8.5.3.2.2: no resource matches.
-        (P::Available | P::Unavailable | P::Error, Address::Full(None)) => Decision::Ignore,
+        (P::Available | P::Unavailable | P::Error, Address::Full(_)) => Decision::Ignore,
         // RFC 6121, 8.5.2.1.2: to all available resources.
         (P::Available | P::Unavailable, Address::Bare) => to_available(receiver.priorities),
         (P::Error, Address::Bare) => Decision::Ignore,

@@ -1,5 +1,6 @@
 //! [XEP-0160]: Best Practices for Handling Offline Messages. A message to nobody waits for the next login.
 
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -392,11 +393,14 @@ impl Following for Offline {
 async fn flush(services: &dyn Services, session: &SessionView) -> Result<(), StoreError> {
     let account = session.account();
     let claim = Claim { jid: session.jid().to_string(), sid: session.sid().0 };
-    let mut range = Range::all().limit(PAGE);
+    // Not beyond what waits now: what cannot be delivered is kept again, at the end.
+    let (_, Queue { next: end, .. }) = queue(services, account).await?;
+    let until = |range: Range| Range { to: Bound::Excluded(key(end)), ..range.limit(PAGE) };
+    let mut range = until(Range::all());
     loop {
         let page = services.store().scan_versioned::<Waiting>(&partition(account), range).await?;
         let Some((last, _)) = page.last() else { return Ok(()) };
-        range = Range::after(last.clone()).limit(PAGE);
+        range = until(Range::after(last.clone()));
         let is_free = |waiting: &Waiting| match &waiting.claim {
             None => true,
             Some(other) => is_void(services, account, other, &claim),
@@ -411,9 +415,9 @@ async fn flush(services: &dyn Services, session: &SessionView) -> Result<(), Sto
                 break;
             }
             if let Some(stanza) = found.value.stanza.stanza() {
-                // Straight to the session, as others wait behind it. Should it be gone by now, this is a
-                // message to an absent resource, and is kept again.
-                services.route(stanza.with_to(session.jid().clone()), How::Direct).await;
+                // Past the arriving handlers, as others wait behind it. To the account: should this session be
+                // gone by now, the message is kept again, or another session has it.
+                services.route(stanza.with_to(account.clone()), How::Direct).await;
             }
             handed.push((number(&key), found.value.bytes, found.version));
         }

@@ -52,9 +52,9 @@ fn messages_to_an_absent_user_come_at_the_next_login_in_order_with_their_time() 
         assert_eq!(
             heard,
             [
-                "<message to='bob@localhost/phone' from='alice@localhost/phone' type='chat'><body>one</body>\
+                "<message to='bob@localhost' from='alice@localhost/phone' type='chat'><body>one</body>\
                  <delay xmlns='urn:xmpp:delay' from='localhost' stamp='2026-01-01T00:00:00Z'/></message>",
-                "<message to='bob@localhost/phone' from='alice@localhost/phone' type='chat'><body>two</body>\
+                "<message to='bob@localhost' from='alice@localhost/phone' type='chat'><body>two</body>\
                  <delay xmlns='urn:xmpp:delay' from='localhost' stamp='2026-01-01T00:01:00Z'/></message>",
             ]
         );
