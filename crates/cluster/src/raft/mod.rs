@@ -2,3 +2,8 @@
 
 pub mod group;
 pub mod machine;
+mod machine_thread;
+mod state;
+mod log;
+mod wal;
+mod types;

@@ -1,0 +1,259 @@
+//! The files of a log: checked records in segments, written and synced by a thread of their own.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+};
+
+use tokio::sync::oneshot;
+
+/// First bytes of each segment; the digit is the version of the format.
+const MAGIC: &[u8; 8] = b"RKWAL-1\n";
+/// Length (4), checksum (4), kind (1).
+pub(crate) const HEAD: usize = 9;
+/// No record is longer; a longer length is damage.
+pub(crate) const RECORD_MAX: usize = 256 << 20;
+/// How many writes share one sync at most.
+const GROUP_MAX: usize = 1024;
+
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Entry = 1,
+    Vote = 2,
+    Truncate = 3,
+    Purge = 4,
+    Committed = 5,
+}
+
+impl Kind {
+    fn of(byte: u8) -> Option<Kind> {
+        [Kind::Entry, Kind::Vote, Kind::Truncate, Kind::Purge, Kind::Committed]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// Appends a record to a buffer.
+pub(crate) fn put_record(out: &mut Vec<u8>, kind: Kind, payload: &[u8]) {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&[kind as u8]);
+    crc.update(payload);
+    out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    out.extend_from_slice(&crc.finalize().to_le_bytes());
+    out.push(kind as u8);
+    out.extend_from_slice(payload);
+}
+
+/// Reads the record at `at`: its kind, its payload and where the next one begins.
+pub(crate) fn record_at(bytes: &[u8], at: usize) -> Option<(Kind, &[u8], usize)> {
+    let head = bytes.get(at..at + HEAD)?;
+    let len = u32::from_le_bytes(head[..4].try_into().ok()?) as usize;
+    let crc = u32::from_le_bytes(head[4..8].try_into().ok()?);
+    let kind = Kind::of(head[8])?;
+    if len > RECORD_MAX {
+        return None;
+    }
+    let end = at + HEAD + len;
+    let payload = bytes.get(at + HEAD..end)?;
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&head[8..9]);
+    hasher.update(payload);
+    (hasher.finalize() == crc).then_some((kind, payload, end))
+}
+
+/// Whom to tell that a write is safe.
+pub(crate) enum Done {
+    /// Nobody; the write need not be synced.
+    Nobody,
+    /// One who waits.
+    Ack(oneshot::Sender<io::Result<()>>),
+    /// A function, called on the writing thread.
+    Call(Box<dyn FnOnce(io::Result<()>) + Send>),
+}
+
+/// What the writing thread is asked to do, in order.
+pub(crate) enum Job {
+    /// Begins a segment; what follows goes there.
+    Begin { segment: u64 },
+    /// Appends bytes to the current segment.
+    Write { bytes: Vec<u8>, done: Done },
+    /// Removes segments that are no longer needed, after a sync.
+    Remove { segments: Vec<u64> },
+}
+
+/// Where a segment lives.
+pub(crate) fn segment_path(dir: &Path, segment: u64) -> PathBuf {
+    dir.join(format!("{segment:016}.wal"))
+}
+
+/// The segments of a folder, oldest first.
+pub(crate) fn segments(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "wal") {
+            found.extend(path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok()));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Reads a segment and hands over each record with its offset. In the newest segment a torn tail is cut off;
+/// damage before good records, or in an older segment, is an error: what was acknowledged would be lost.
+pub(crate) fn read_segment(
+    dir: &Path,
+    segment: u64,
+    newest: bool,
+    mut see: impl FnMut(Kind, &[u8], usize) -> io::Result<()>,
+) -> io::Result<()> {
+    let path = segment_path(dir, segment);
+    let mut bytes = Vec::new();
+    File::open(&path)?.read_to_end(&mut bytes)?;
+    if bytes.len() < MAGIC.len() && newest {
+        // The process died while it made the file: nothing in it was acknowledged.
+        return fs::remove_file(&path);
+    }
+    if bytes.get(..MAGIC.len()) != Some(MAGIC) {
+        return Err(damaged(&path, 0));
+    }
+    let mut at = MAGIC.len();
+    while at < bytes.len() {
+        match record_at(&bytes, at) {
+            Some((kind, payload, next)) => {
+                see(kind, payload, at)?;
+                at = next;
+            }
+            None if newest && !good_record_after(&bytes, at) => {
+                tracing::warn!(path = %path.display(), at, lost = bytes.len() - at, "cut off a torn tail of the log");
+                let file = OpenOptions::new().write(true).open(&path)?;
+                file.set_len(at as u64)?;
+                return file.sync_all();
+            }
+            None => return Err(damaged(&path, at)),
+        }
+    }
+    Ok(())
+}
+
+/// Whether a good record follows the broken one whose length is believed: then it is damage, not a torn tail.
+fn good_record_after(bytes: &[u8], at: usize) -> bool {
+    let Some(len) = bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes) else {
+        return false;
+    };
+    let next = at.saturating_add(HEAD).saturating_add(len as usize);
+    len as usize <= RECORD_MAX && next < bytes.len() && record_at(bytes, next).is_some()
+}
+
+fn damaged(path: &Path, at: usize) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("`{}` is damaged at byte {at}", path.display()))
+}
+
+/// Reads the payload of one record that was written before.
+pub(crate) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; HEAD + len];
+    file.read_exact_at(&mut bytes, offset)?;
+    match record_at(&bytes, 0) {
+        Some((Kind::Entry, payload, _)) => Ok(payload.to_vec()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("a log record at byte {offset} is damaged"))),
+    }
+}
+
+/// Size of an empty segment.
+pub(crate) const SEGMENT_HEAD: u64 = MAGIC.len() as u64;
+
+/// Starts the thread that writes; it ends when the sender is dropped.
+pub(crate) fn writer(name: &str, dir: PathBuf) -> io::Result<(mpsc::Sender<Job>, thread::JoinHandle<()>)> {
+    let (jobs, queue) = mpsc::channel::<Job>();
+    let thread = thread::Builder::new().name(format!("log-{name}")).spawn(move || {
+        let mut writer = Writer { dir, file: None, failed: None };
+        while let Ok(first) = queue.recv() {
+            let mut group = vec![first];
+            group.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(GROUP_MAX));
+            writer.run(group);
+        }
+    })?;
+    Ok((jobs, thread))
+}
+
+struct Writer {
+    dir: PathBuf,
+    file: Option<File>,
+    /// After a failed write or sync nothing is known of what the disk holds, so nothing succeeds any more.
+    failed: Option<(io::ErrorKind, String)>,
+}
+
+impl Writer {
+    fn run(&mut self, group: Vec<Job>) {
+        let mut waiting = Vec::new();
+        for job in group {
+            let result = match &self.failed {
+                Some(_) => Ok(()),
+                None => self.write(&job),
+            };
+            self.note(result);
+            if let Job::Write { done, .. } = job {
+                waiting.push(done);
+            }
+        }
+        if self.failed.is_none() && waiting.iter().any(|done| !matches!(done, Done::Nobody)) {
+            let result = self.sync();
+            self.note(result);
+        }
+        for done in waiting {
+            let result = match &self.failed {
+                Some((kind, text)) => Err(io::Error::new(*kind, text.clone())),
+                None => Ok(()),
+            };
+            match done {
+                Done::Nobody => {}
+                // Who waited may have gone away.
+                Done::Ack(ack) => drop(ack.send(result)),
+                Done::Call(call) => call(result),
+            }
+        }
+    }
+
+    fn note(&mut self, result: io::Result<()>) {
+        if let Err(e) = result {
+            tracing::error!(dir = %self.dir.display(), error = %e, "failed to write the log");
+            self.failed.get_or_insert((e.kind(), e.to_string()));
+        }
+    }
+
+    fn write(&mut self, job: &Job) -> io::Result<()> {
+        match job {
+            Job::Begin { segment } => {
+                // Before the next segment exists: a torn tail is only looked for in the newest one.
+                self.sync()?;
+                let path = segment_path(&self.dir, *segment);
+                let mut file = OpenOptions::new().create_new(true).append(true).open(path)?;
+                file.write_all(MAGIC)?;
+                file.sync_data()?;
+                File::open(&self.dir)?.sync_all()?;
+                self.file = Some(file);
+                Ok(())
+            }
+            Job::Write { bytes, .. } => match &mut self.file {
+                Some(file) => file.write_all(bytes),
+                None => Err(io::Error::other("the log has no segment")),
+            },
+            Job::Remove { segments } => {
+                self.sync()?;
+                for segment in segments {
+                    fs::remove_file(segment_path(&self.dir, *segment))?;
+                }
+                File::open(&self.dir)?.sync_all()
+            }
+        }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), File::sync_data)
+    }
+}
