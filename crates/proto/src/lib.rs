@@ -11,6 +11,15 @@ pub mod admin {
 /// What nodes say to each other to carry stanzas.
 pub mod relay {
     tonic::include_proto!("rookery.relay.v1");
+
+/// Agreement between backends.
+pub mod raft {
+    tonic::include_proto!("rookery.raft.v1");
+}
+
+/// How nodes find each other, stay, and follow who is where.
+pub mod membership {
+    tonic::include_proto!("rookery.membership.v1");
 }
 
 /// What backends keep for the other nodes, and the commands of the replicated store.
