@@ -11,6 +11,7 @@ pub mod admin {
 /// What nodes say to each other to carry stanzas.
 pub mod relay {
     tonic::include_proto!("rookery.relay.v1");
+}
 
 /// Agreement between backends.
 pub mod raft {

@@ -1,20 +1,93 @@
 //! A Raft group as the rest of the server sees it: propose, read behind a barrier, wait, look.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use futures::future::BoxFuture;
+use openraft::{
+    BasicNode, ChangeMembers, ServerState, SnapshotPolicy,
+    error::{ClientWriteError, InitializeError, RaftError},
+    metrics::RaftMetrics,
+};
+use parking_lot::Mutex;
+use proto::raft::{ProposeRequest, ReadIndexRequest};
+use tokio::{
+    sync::watch,
+    task::AbortHandle,
+    time::{Instant, interval, timeout_at},
+};
+use tonic::Request;
 
-use crate::{error::ProposeError, role::MemberId};
+use super::{
+    log::Log,
+    machine::Machine,
+    network::{self, Network},
+    state::State,
+    types::{Payloads, Raft},
+};
+use crate::{
+    batch::{Attempt, Batcher, Sink},
+    config::Times,
+    error::{ClusterError, ProposeError},
+    links::Links,
+    role::MemberId,
+};
+
+/// A snapshot is made when the log has grown by this since the last one.
+const SNAPSHOT_LOG_BYTES: u64 = 32 << 20;
+/// This much of the log stays behind a snapshot, for followers that are a little late.
+const KEEP_LOG_BYTES: u64 = 16 << 20;
 
 /// A handle to one Raft group on this backend; cheap to clone.
 #[derive(Clone)]
 pub struct Group {
-    pub(crate) inner: Arc<Inner>,
+    inner: Arc<Inner>,
 }
 
-pub(crate) struct Inner {
+struct Inner {
+    core: Arc<Core>,
+    batcher: Batcher,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// What a group needs to open.
+pub(crate) struct Opening {
     pub(crate) name: &'static str,
+    pub(crate) dir: PathBuf,
+    pub(crate) member: MemberId,
+    pub(crate) links: Arc<Links>,
+    pub(crate) times: Times,
+}
+
+/// The part of a group that its own service and queues share.
+pub(crate) struct Core {
+    pub(crate) name: &'static str,
+    pub(crate) member: MemberId,
+    pub(crate) raft: Raft,
+    pub(crate) dir: PathBuf,
+    log: Log,
+    links: Arc<Links>,
+    quorum_age: Duration,
+    applied: watch::Receiver<u64>,
+    seen: Mutex<Seen>,
+}
+
+/// What was last seen of openraft's metrics, with the time of the last quorum kept as a time.
+#[derive(Default)]
+struct Seen {
+    quorum_at: Option<Instant>,
+    leads_since: Option<(u64, Instant)>,
 }
 
 /// A proposal that was committed and applied by the leader.
@@ -59,23 +132,330 @@ impl Group {
     /// Proposes one payload and returns what the machine answered, once it is committed and applied by the
     /// leader. It is forwarded to the leader, batched, and tried again until the deadline; a payload may then
     /// be applied more than once, so it must be idempotent.
-    pub async fn propose(&self, _payload: Bytes, _deadline: Instant) -> Result<Proposed, ProposeError> {
-        Err(ProposeError::Stopped(self.inner.name.into()))
+    pub async fn propose(&self, payload: Bytes, deadline: Instant) -> Result<Proposed, ProposeError> {
+        self.inner.batcher.propose(payload, deadline).await
     }
 
     /// An index such that a reader who waited for it here sees all that was acknowledged anywhere before
     /// the call. Calls that come together share one question to the leader.
-    pub async fn read_index(&self, _deadline: Instant) -> Result<u64, ProposeError> {
-        Err(ProposeError::Stopped(self.inner.name.into()))
+    pub async fn read_index(&self, deadline: Instant) -> Result<u64, ProposeError> {
+        self.inner.batcher.read_index(deadline).await
     }
 
     /// Waits until the machine here has applied `index`.
-    pub async fn wait_applied(&self, _index: u64, _deadline: Instant) -> Result<(), ProposeError> {
-        Err(ProposeError::Stopped(self.inner.name.into()))
+    pub async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<(), ProposeError> {
+        let mut applied = self.inner.core.applied.clone();
+        let waited = timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await;
+        match waited {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ProposeError::Stopped("the machine has stopped".into())),
+            Err(_) => Err(ProposeError::Deadline),
+        }
     }
 
     /// Facts for operators.
     pub fn status(&self) -> GroupStatus {
-        GroupStatus { name: self.inner.name.into(), ..GroupStatus::default() }
+        self.inner.core.status()
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.inner.core.name
+    }
+
+    pub(crate) fn core(&self) -> Arc<Core> {
+        self.inner.core.clone()
+    }
+
+    /// Opens the log and the machine and begins to take part; a group without members waits.
+    pub(crate) async fn open(opening: Opening, machine: Box<dyn Machine>) -> Result<Group, ClusterError> {
+        let Opening { name, dir, member, links, times } = opening;
+        let disk = |source| ClusterError::Disk { path: dir.clone(), source };
+        let failed = |reason: String| ClusterError::Raft { group: name.into(), reason };
+        let log_dir = dir.join("log");
+        let log = tokio::task::spawn_blocking(move || Log::open(name, &log_dir)).await;
+        let log = log.map_err(|e| failed(e.to_string()))?.map_err(disk)?;
+        let state_dir = dir.join("state");
+        let state = State::open(name, &state_dir, machine).await.map_err(disk)?;
+        let applied = state.thread().applied();
+        let config = raft_config(name, &times).validate().map_err(|e| failed(e.to_string()))?;
+        let network = Network { links: links.clone(), group: name, dir: state_dir.clone() };
+        let raft = Raft::new(member.0, Arc::new(config), network, log.clone(), state).await;
+        let raft = raft.map_err(|e| failed(e.to_string()))?;
+        let quorum_age = Duration::from_millis(times.quorum_age_ms);
+        let seen = Mutex::default();
+        let core = Core { name, member, raft, dir: state_dir, log, links, quorum_age, applied, seen };
+        let core = Arc::new(core);
+        if !core.log.is_blank() && core.status().voters == [member] {
+            // Nobody else could lead, so there is nothing to wait for.
+            core.raft.trigger().elect().await.map_err(|e| failed(e.to_string()))?;
+        }
+        let batcher = Batcher::start(Arc::new(GroupSink(core.clone())));
+        let watching = tokio::spawn(watch_quorum(core.clone()));
+        let keeping = tokio::spawn(keep_log_short(core.clone()));
+        let tasks = vec![watching.abort_handle(), keeping.abort_handle()];
+        Ok(Group { inner: Arc::new(Inner { core, batcher, tasks }) })
+    }
+
+    /// Gives the group its first members; does nothing if it has some.
+    pub(crate) async fn initialize(&self, founders: &[(MemberId, String)]) -> Result<(), ClusterError> {
+        let members: BTreeMap<u64, BasicNode> =
+            founders.iter().map(|(member, address)| (member.0, BasicNode::new(address))).collect();
+        match self.inner.core.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(e) => Err(ClusterError::Raft { group: self.name().into(), reason: e.to_string() }),
+        }
+    }
+
+    /// Adds a member that only learns.
+    pub(crate) async fn add_learner(&self, member: MemberId, address: &str) -> Result<(), String> {
+        let added = self.inner.core.raft.add_learner(member.0, BasicNode::new(address), false).await;
+        added.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Replaces the voters; those who are no longer one go on learning.
+    pub(crate) async fn set_voters(&self, voters: &[MemberId]) -> Result<(), String> {
+        let voters: BTreeSet<u64> = voters.iter().map(|member| member.0).collect();
+        let change = ChangeMembers::ReplaceAllVoters(voters);
+        self.inner.core.raft.change_membership(change, true).await.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Removes members that do not vote.
+    pub(crate) async fn remove(&self, members: &[MemberId]) -> Result<(), String> {
+        let change = ChangeMembers::RemoveNodes(members.iter().map(|member| member.0).collect());
+        self.inner.core.raft.change_membership(change, true).await.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Wakes when something about the group changes.
+    pub(crate) fn events(&self) -> watch::Receiver<RaftMetrics<u64, BasicNode>> {
+        self.inner.core.raft.metrics()
+    }
+
+    pub(crate) async fn stop(&self) {
+        self.inner.batcher.stop();
+        self.inner.tasks.iter().for_each(AbortHandle::abort);
+        if let Err(e) = self.inner.core.raft.shutdown().await {
+            tracing::warn!(group = self.name(), error = %e, "the group did not stop in order");
+        }
     }
 }
+
+fn raft_config(name: &str, times: &Times) -> openraft::Config {
+    // openraft begins an election after its lease, which is its `election_timeout_max`, plus a random time
+    // between its two timeouts: so that sum, and not the timeouts, is what the settings speak of.
+    let lease = times.election_max_ms / 2;
+    let wait = times.election_min_ms.saturating_sub(lease).max(2 * times.heartbeat_ms).min(lease.saturating_sub(1));
+    openraft::Config {
+        cluster_name: name.into(),
+        heartbeat_interval: times.heartbeat_ms,
+        election_timeout_min: wait.max(times.heartbeat_ms + 1),
+        election_timeout_max: lease.max(times.heartbeat_ms + 2),
+        install_snapshot_timeout: 60_000,
+        max_payload_entries: 256,
+        replication_lag_threshold: 200_000,
+        // By bytes of the log instead, in `keep_log_short`: counting entries cut throughput to a third.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        ..openraft::Config::default()
+    }
+}
+
+impl Core {
+    /// Whether this node leads under a quorum that is young enough.
+    pub(crate) fn leads_surely(&self) -> bool {
+        self.leads().is_some()
+    }
+
+    /// The term and since when this node leads it, under a quorum that is young enough.
+    pub(crate) fn leads(&self) -> Option<(u64, Instant)> {
+        let (leads, alone) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow();
+            let leads = metrics.state == ServerState::Leader && metrics.current_leader == Some(self.member.0);
+            (leads, metrics.membership_config.membership().voter_ids().count() == 1)
+        };
+        let seen = self.seen.lock();
+        let young = seen.quorum_at.is_some_and(|at| at.elapsed() <= self.quorum_age);
+        // A single voter is its own quorum at any time, and openraft has no reason to tell so again and again.
+        if leads && (alone || young) { seen.leads_since } else { None }
+    }
+
+    pub(crate) fn leader(&self) -> Option<MemberId> {
+        self.raft.metrics().borrow().current_leader.map(MemberId)
+    }
+
+    fn address_in_group(&self, member: MemberId) -> String {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let node = metrics.membership_config.membership().get_node(&member.0);
+        node.map(|node| node.addr.clone()).unwrap_or_default()
+    }
+
+    /// Has payloads agreed on as one entry, if this node leads.
+    pub(crate) async fn propose_here(
+        &self,
+        payloads: Vec<Bytes>,
+        deadline: Instant,
+    ) -> Result<Vec<Proposed>, Attempt> {
+        if !self.leads_surely() {
+            return Err(Attempt::Again("this node does not lead under a fresh quorum".into()));
+        }
+        match timeout_at(deadline, self.raft.client_write(Payloads(payloads))).await {
+            Ok(Ok(written)) => {
+                let index = written.log_id.index;
+                Ok(written.data.0.into_iter().map(|reply| Proposed { index, reply }).collect())
+            }
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
+                Err(Attempt::Again("the leader changed".into()))
+            }
+            Ok(Err(e)) => Err(Attempt::Never(ProposeError::Stopped(e.to_string()))),
+            Err(_) => Err(Attempt::Never(ProposeError::Deadline)),
+        }
+    }
+
+    /// The read index, if this node leads.
+    pub(crate) async fn read_index_here(&self, deadline: Instant) -> Result<u64, Attempt> {
+        match timeout_at(deadline, self.raft.get_read_log_id()).await {
+            Ok(Ok((read, _))) => Ok(read.map_or(0, |id| id.index)),
+            Ok(Err(RaftError::Fatal(e))) => Err(Attempt::Never(ProposeError::Stopped(e.to_string()))),
+            Ok(Err(e)) => Err(Attempt::Again(e.to_string())),
+            Err(_) => Err(Attempt::Never(ProposeError::Deadline)),
+        }
+    }
+
+    /// Has payloads agreed on by whoever leads.
+    pub(crate) async fn propose_once(
+        &self,
+        payloads: Vec<Bytes>,
+        deadline: Instant,
+    ) -> Result<Vec<Proposed>, Attempt> {
+        let again = |status: tonic::Status| Attempt::Again(status.message().to_string());
+        let leader = self.leader().ok_or_else(|| Attempt::Again("no leader is known".into()))?;
+        if leader == self.member {
+            return self.propose_here(payloads, deadline).await;
+        }
+        let mut client = network::client(&self.links, leader, &self.address_in_group(leader)).map_err(again)?;
+        let timeout = call_timeout(deadline);
+        let timeout_ms = timeout.as_millis() as u64;
+        let (cluster, group) = (self.links.cluster_bytes(), self.name.into());
+        let mut request = Request::new(ProposeRequest { cluster, group, payloads, timeout_ms });
+        request.set_timeout(timeout);
+        let reply = client.propose(request).await.map_err(again)?.into_inner();
+        if reply.not_leader {
+            return Err(Attempt::Again("the node asked does not lead".into()));
+        }
+        Ok(reply.results.into_iter().map(|p| Proposed { index: p.index, reply: p.reply }).collect())
+    }
+
+    /// The read index of whoever leads.
+    pub(crate) async fn read_index_once(&self, deadline: Instant) -> Result<u64, Attempt> {
+        let again = |status: tonic::Status| Attempt::Again(status.message().to_string());
+        let leader = self.leader().ok_or_else(|| Attempt::Again("no leader is known".into()))?;
+        if leader == self.member {
+            return self.read_index_here(deadline).await;
+        }
+        let mut client = network::client(&self.links, leader, &self.address_in_group(leader)).map_err(again)?;
+        let timeout = call_timeout(deadline);
+        let timeout_ms = timeout.as_millis() as u64;
+        let (cluster, group) = (self.links.cluster_bytes(), self.name.into());
+        let mut request = Request::new(ReadIndexRequest { cluster, group, timeout_ms });
+        request.set_timeout(timeout);
+        let reply = client.read_index(request).await.map_err(again)?.into_inner();
+        if reply.not_leader { Err(Attempt::Again("the node asked does not lead".into())) } else { Ok(reply.index) }
+    }
+
+    pub(crate) fn status(&self) -> GroupStatus {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        let matched = metrics.replication.iter().flatten();
+        let is_leader = metrics.state == ServerState::Leader;
+        let quorum_at = self.seen.lock().quorum_at.filter(|_| is_leader);
+        GroupStatus {
+            name: self.name.into(),
+            leader: metrics.current_leader.map(MemberId),
+            is_leader,
+            term: metrics.current_term,
+            last_log: metrics.last_log_index.unwrap_or(0),
+            applied: *self.applied.borrow(),
+            snapshot: metrics.snapshot.map_or(0, |id| id.index),
+            voters: membership.voter_ids().map(MemberId).collect(),
+            learners: membership.learner_ids().map(MemberId).collect(),
+            quorum_age_ms: quorum_at.map(|at| at.elapsed().as_millis() as u64),
+            matched: matched.map(|(id, at)| (MemberId(*id), at.map_or(0, |id| id.index))).collect(),
+            failure: metrics.running_state.as_ref().err().map(ToString::to_string),
+        }
+    }
+}
+
+/// A call to another node is given up before the deadline, so that a leader that hangs costs one attempt only.
+pub(crate) fn call_timeout(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).min(Duration::from_millis(1500))
+}
+
+struct GroupSink(Arc<Core>);
+
+impl Sink for GroupSink {
+    fn send(&self, payloads: Vec<Bytes>, deadline: Instant) -> BoxFuture<'_, Result<Vec<Proposed>, Attempt>> {
+        Box::pin(self.0.propose_once(payloads, deadline))
+    }
+
+    fn read_index(&self, deadline: Instant) -> BoxFuture<'_, Result<u64, Attempt>> {
+        Box::pin(self.0.read_index_once(deadline))
+    }
+}
+
+/// Notes when a quorum was last heard of: openraft tells an age, which stands still while nothing happens.
+async fn watch_quorum(core: Arc<Core>) {
+    let mut metrics = core.raft.metrics();
+    loop {
+        {
+            // The lock on the metrics stops openraft: it is held for this block only, and never across an await.
+            let metrics = metrics.borrow_and_update();
+            let now = Instant::now();
+            let mut seen = core.seen.lock();
+            let age = metrics.millis_since_quorum_ack.map(Duration::from_millis);
+            if let Some(at) = age.and_then(|age| now.checked_sub(age)) {
+                seen.quorum_at = seen.quorum_at.max(Some(at));
+            }
+            let leads = metrics.state == ServerState::Leader && metrics.current_leader == Some(core.member.0);
+            if !leads {
+                seen.leads_since = None;
+            } else if seen.leads_since.is_none_or(|(term, _)| term != metrics.current_term) {
+                seen.leads_since = Some((metrics.current_term, now));
+            }
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Has a snapshot made whenever the log has grown enough, and what is behind the snapshot purged.
+async fn keep_log_short(core: Arc<Core>) {
+    let mut ticks = interval(Duration::from_secs(1));
+    let mut at_snapshot = 0;
+    loop {
+        ticks.tick().await;
+        let (snapshot, purged) = {
+            let metrics = core.raft.metrics();
+            let metrics = metrics.borrow();
+            (metrics.snapshot.map_or(0, |id| id.index), metrics.purged.map_or(0, |id| id.index))
+        };
+        let appended = core.log.appended();
+        let mut done = Ok(());
+        if appended - at_snapshot > SNAPSHOT_LOG_BYTES {
+            at_snapshot = appended;
+            done = core.raft.trigger().snapshot().await;
+        }
+        if let Some(upto) = core.log.purgeable(KEEP_LOG_BYTES).map(|upto| upto.min(snapshot))
+            && upto > purged
+        {
+            done = done.and(core.raft.trigger().purge_log(upto).await);
+        }
+        if let Err(e) = done {
+            tracing::error!(group = core.name, error = %e, "the group has stopped");
+            return;
+        }
+    }
+}
+

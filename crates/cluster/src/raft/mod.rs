@@ -6,4 +6,5 @@ mod machine_thread;
 mod state;
 mod log;
 mod wal;
+pub(crate) mod network;
 mod types;

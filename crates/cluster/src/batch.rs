@@ -1,0 +1,196 @@
+//! Many small questions become few: proposals are batched, and reads that come together share one answer.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    task::AbortHandle,
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::{error::ProposeError, raft::group::Proposed};
+
+/// How many proposals share an entry at most.
+const BATCH_MAX: usize = 512;
+/// How many bytes share an entry, if one proposal alone is not larger.
+const BATCH_BYTES: usize = 1 << 20;
+/// The largest single proposal.
+pub(crate) const PAYLOAD_MAX: usize = 16 << 20;
+/// How long a batch gathers while others are on their way.
+const GATHER: Duration = Duration::from_millis(2);
+/// How many batches are on their way at once.
+const IN_FLIGHT: usize = 16;
+/// How many proposals and reads may wait; at the bound their callers wait until their deadlines.
+const QUEUE: usize = 16_384;
+/// Pauses between attempts, the last one repeated.
+const PAUSES_MS: [u64; 5] = [10, 20, 50, 100, 200];
+
+/// Why an attempt failed.
+pub(crate) enum Attempt {
+    /// It may work in a moment: no leader, no quorum, no link.
+    Again(String),
+    /// It will not.
+    Never(ProposeError),
+}
+
+/// Where batches go.
+pub(crate) trait Sink: Send + Sync + 'static {
+    /// Has all payloads agreed on, or fails as a whole; what is tried again may be applied twice.
+    fn send(&self, payloads: Vec<Bytes>, deadline: Instant) -> BoxFuture<'_, Result<Vec<Proposed>, Attempt>>;
+
+    /// Asks for the read index.
+    fn read_index(&self, deadline: Instant) -> BoxFuture<'_, Result<u64, Attempt>>;
+}
+
+struct Proposal {
+    payload: Bytes,
+    deadline: Instant,
+    answer: oneshot::Sender<Result<Proposed, ProposeError>>,
+}
+
+struct Read {
+    deadline: Instant,
+    answer: oneshot::Sender<Result<u64, ProposeError>>,
+}
+
+/// The queues in front of a sink; they end with it.
+pub(crate) struct Batcher {
+    proposals: mpsc::Sender<Proposal>,
+    reads: mpsc::Sender<Read>,
+    tasks: [AbortHandle; 2],
+}
+
+impl Drop for Batcher {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Batcher {
+    pub(crate) fn start(sink: Arc<dyn Sink>) -> Batcher {
+        let (proposals, proposal_queue) = mpsc::channel(QUEUE);
+        let (reads, read_queue) = mpsc::channel(QUEUE);
+        let write = tokio::spawn(run_proposals(proposal_queue, sink.clone()));
+        let read = tokio::spawn(run_reads(read_queue, sink));
+        Batcher { proposals, reads, tasks: [write.abort_handle(), read.abort_handle()] }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+
+    pub(crate) async fn propose(&self, payload: Bytes, deadline: Instant) -> Result<Proposed, ProposeError> {
+        if payload.len() > PAYLOAD_MAX {
+            return Err(ProposeError::TooLarge(PAYLOAD_MAX));
+        }
+        let (answer, wait) = oneshot::channel();
+        ask(&self.proposals, Proposal { payload, deadline, answer }, wait, deadline).await
+    }
+
+    pub(crate) async fn read_index(&self, deadline: Instant) -> Result<u64, ProposeError> {
+        let (answer, wait) = oneshot::channel();
+        ask(&self.reads, Read { deadline, answer }, wait, deadline).await
+    }
+}
+
+async fn ask<Q, A>(
+    queue: &mpsc::Sender<Q>,
+    question: Q,
+    answer: oneshot::Receiver<Result<A, ProposeError>>,
+    deadline: Instant,
+) -> Result<A, ProposeError> {
+    let stopped = || ProposeError::Stopped("the queue has ended".into());
+    let asked = async {
+        queue.send(question).await.map_err(|_| stopped())?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    };
+    timeout_at(deadline, asked).await.unwrap_or(Err(ProposeError::Deadline))
+}
+
+async fn run_proposals(mut queue: mpsc::Receiver<Proposal>, sink: Arc<dyn Sink>) {
+    let permits = Arc::new(Semaphore::new(IN_FLIGHT));
+    while let Some(first) = queue.recv().await {
+        let mut bytes = first.payload.len();
+        let mut batch = vec![first];
+        // A single command on an idle group goes at once; only a busy group gathers.
+        if permits.available_permits() < IN_FLIGHT {
+            let until = Instant::now() + GATHER;
+            while batch.len() < BATCH_MAX && bytes < BATCH_BYTES {
+                let Ok(Some(next)) = timeout_at(until, queue.recv()).await else { break };
+                bytes += next.payload.len();
+                batch.push(next);
+            }
+        }
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        while batch.len() < BATCH_MAX && bytes < BATCH_BYTES {
+            let Ok(next) = queue.try_recv() else { break };
+            bytes += next.payload.len();
+            batch.push(next);
+        }
+        let sink = sink.clone();
+        tokio::spawn(async move {
+            send_batch(batch, &*sink).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn send_batch(mut batch: Vec<Proposal>, sink: &dyn Sink) {
+    for attempt in 0.. {
+        let now = Instant::now();
+        // Whoever waits has given up at the deadline.
+        batch.retain(|proposal| proposal.deadline > now && !proposal.answer.is_closed());
+        let Some(deadline) = batch.iter().map(|proposal| proposal.deadline).max() else { return };
+        let payloads = batch.iter().map(|proposal| proposal.payload.clone()).collect();
+        match sink.send(payloads, deadline).await {
+            Ok(results) if results.len() == batch.len() => {
+                for (proposal, result) in batch.into_iter().zip(results) {
+                    let _ = proposal.answer.send(Ok(result));
+                }
+                return;
+            }
+            Ok(_) => pause(attempt, "an answer was missing").await,
+            Err(Attempt::Again(reason)) => pause(attempt, &reason).await,
+            Err(Attempt::Never(error)) => {
+                for proposal in batch {
+                    let _ = proposal.answer.send(Err(error.clone()));
+                }
+                return;
+            }
+        }
+    }
+}
+
+async fn run_reads(mut queue: mpsc::Receiver<Read>, sink: Arc<dyn Sink>) {
+    while let Some(first) = queue.recv().await {
+        let mut group = vec![first];
+        // Only those who came before the question may share its answer.
+        while let Ok(next) = queue.try_recv() {
+            group.push(next);
+        }
+        for attempt in 0.. {
+            let now = Instant::now();
+            group.retain(|read| read.deadline > now && !read.answer.is_closed());
+            let Some(deadline) = group.iter().map(|read| read.deadline).max() else { break };
+            let result = match sink.read_index(deadline).await {
+                Ok(index) => Ok(index),
+                Err(Attempt::Again(reason)) => {
+                    pause(attempt, &reason).await;
+                    continue;
+                }
+                Err(Attempt::Never(error)) => Err(error),
+            };
+            for read in group {
+                let _ = read.answer.send(result.clone());
+            }
+            break;
+        }
+    }
+}
+
+async fn pause(attempt: usize, reason: &str) {
+    tracing::debug!(attempt, reason, "a proposal or read is tried again");
+    sleep(Duration::from_millis(PAUSES_MS[attempt.min(PAUSES_MS.len() - 1)])).await;
+}
