@@ -1,21 +1,44 @@
 //! The cluster as the rest of the server sees it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use jid::FullJid;
-use tokio::{sync::mpsc, time::Instant};
-use tonic::transport::Channel;
+use parking_lot::Mutex;
+use proto::{membership::membership_server::MembershipServer, raft::raft_server::RaftServer};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::AbortHandle,
+    time::Instant,
+};
+use tonic::{
+    codegen::http,
+    transport::{Channel, Server, server::TcpIncoming},
+};
 
 use crate::{
+    batch::Batcher,
+    birth::Certificate,
     changes::Change,
     config::Config,
+    discovery,
     error::{BindError, ClusterError, Unavailable},
+    feed,
+    hub::{Hub, RoutesMachine},
+    identity::{self, PlainLink, Security},
+    keeper,
+    lease::{Heard, Holding},
+    life,
+    links::{Links, MESSAGE_MAX},
+    membership,
     raft::{
-        group::{Group, GroupStatus},
+        group::{Group, GroupStatus, Opening},
         machine::Machine,
+        network::{self, Groups},
     },
     role::{ClusterId, Incarnation, NodeId, Roles, Sid},
-    routes::{ConflictPolicy, Living, NodeRow},
+    routes::{Command, ConflictPolicy, Living, NodeRow, NodeState, Outcome},
+    shared::{Phase, RouteSink, Shared, submit, wait_index},
     table::TableView,
 };
 
@@ -68,123 +91,415 @@ pub struct ClusterStatus {
 
 /// This node's part in the cluster.
 pub struct Cluster {
-    table: Arc<TableView>,
+    shared: Arc<Shared>,
+    batcher: Arc<Batcher>,
+    security: Security,
+    listener: Mutex<Option<TcpListener>>,
+    data_dir: PathBuf,
+    tasks: Mutex<Vec<AbortHandle>>,
+    stopping: watch::Sender<bool>,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.batcher.stop();
+        self.tasks.lock().iter().for_each(AbortHandle::abort);
+    }
 }
 
 impl Cluster {
-    /// Opens what is kept on disk and begins to look for the others; returns at once. Mount
-    /// [`Cluster::grpc_services`] then, and wait for [`Cluster::ready`].
-    pub async fn start(_config: Config, _deps: Deps) -> Result<Arc<Cluster>, ClusterError> {
-        Err(ClusterError::Stopped)
+    /// Opens what is kept on disk and begins to look for the others; returns at once. Open further groups and
+    /// serve [`Cluster::grpc_services`] with [`Cluster::serve`] then, and wait for [`Cluster::ready`].
+    pub async fn start(config: Config, deps: Deps) -> Result<Arc<Cluster>, ClusterError> {
+        let security = identity::security(&config)?;
+        let (listener, address) = listen(&config).await?;
+        check(&config, &deps, &address)?;
+        let dir = deps.data_dir.join("cluster");
+        let disk = |e: std::io::Error| ClusterError::Disk { path: dir.clone(), source: e.into() };
+        let certificate = Certificate::open(&dir).map_err(disk)?;
+        let links = Arc::new(Links::new(security.client.clone()));
+        if let Some(cluster) = certificate.born().cluster {
+            links.set_cluster(cluster);
+        }
+        let view = Arc::new(TableView::default());
+        let hub = Arc::new(Hub::new(view.clone(), links.clone()));
+        let shared = Arc::new(Shared {
+            name: deps.name,
+            roles: deps.roles,
+            address,
+            certificate,
+            links,
+            groups: Arc::default(),
+            hub: hub.clone(),
+            view,
+            discovery: discovery::source(&config.discovery),
+            lease: Mutex::new(Holding::new(config.times.fence())),
+            heard: Mutex::new(Heard::new(config.times.expire())),
+            promise: Mutex::default(),
+            sees: Mutex::default(),
+            known: Mutex::default(),
+            phase: watch::Sender::new(Phase::Starting),
+            config,
+        });
+        let batcher = Arc::new(Batcher::start(Arc::new(RouteSink(shared.clone()))));
+        let cluster = Arc::new(Cluster {
+            shared: shared.clone(),
+            batcher: batcher.clone(),
+            security,
+            listener: Mutex::new(listener),
+            data_dir: dir,
+            tasks: Mutex::default(),
+            stopping: watch::Sender::new(false),
+        });
+        if shared.roles.backend {
+            cluster.open_group("routes", Box::new(RoutesMachine(hub))).await?;
+            cluster.spawn(life::initialize_groups(shared.clone()));
+            cluster.spawn(keeper::keep(shared.clone()));
+        } else {
+            cluster.spawn(feed::follow(shared.clone()));
+        }
+        cluster.spawn(life::stay_known(shared.clone()));
+        cluster.spawn(life::live(shared, batcher));
+        Ok(cluster)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.lock().push(tokio::spawn(task).abort_handle());
     }
 
     /// Waits until this node is admitted, has the route table and holds its lease; fails when it must not start.
     pub async fn ready(&self) -> Result<(), ClusterError> {
-        Err(ClusterError::Stopped)
+        let mut phase = self.shared.phase.subscribe();
+        let ended = phase.wait_for(|phase| !matches!(phase, Phase::Starting)).await;
+        match ended.as_deref() {
+            Ok(Phase::Failed(error)) => Err(error.clone()),
+            Ok(_) => Ok(()),
+            Err(_) => Err(ClusterError::Stopped),
+        }
     }
 
     /// Runs a Raft group of the given name on this backend, with the voters of the group `routes`. Call it right
     /// after [`Cluster::start`]; proposals wait until the cluster is formed.
     pub async fn open_group(
         &self,
-        _name: &'static str,
-        _machine: Box<dyn Machine>,
+        name: &'static str,
+        machine: Box<dyn Machine>,
     ) -> Result<Group, ClusterError> {
-        Err(ClusterError::Stopped)
+        let shared = &self.shared;
+        let Some(member) = shared.member() else {
+            return Err(ClusterError::Config(format!("a frontend takes no part in the group `{name}`")));
+        };
+        let dir = self.data_dir.join(name);
+        let (links, times) = (shared.links.clone(), shared.config.times.clone());
+        let group = Group::open(Opening { name, dir, member, links, times }, machine).await?;
+        shared.groups.add(group.clone());
+        Ok(group)
     }
 
     /// This node and its incarnation; zero before it is admitted.
     pub fn me(&self) -> (NodeId, Incarnation) {
-        (NodeId::default(), Incarnation::default())
+        self.shared.hub.me()
     }
 
     /// What this node does.
     pub fn roles(&self) -> Roles {
-        Roles::default()
+        self.shared.roles
+    }
+
+    /// `host:port` of this node's cluster listener; empty if it has none.
+    pub fn address(&self) -> &str {
+        &self.shared.address
     }
 
     /// Whether this node holds its lease; without it, it must deliver nothing and bind nothing.
     pub fn is_serving(&self) -> bool {
-        false
+        self.shared.lease.lock().is_held(Instant::now())
     }
 
     /// This node's copy of the route table.
     pub fn routes(&self) -> Arc<TableView> {
-        self.table.clone()
+        self.shared.view.clone()
     }
 
     /// Binds a full JID to a session of this node; returns once that is agreed and applied here.
-    pub async fn bind(&self, _jid: &FullJid, _sid: Sid, _policy: ConflictPolicy) -> Result<Bound, BindError> {
-        Err(Unavailable("not started".into()).into())
+    pub async fn bind(&self, jid: &FullJid, sid: Sid, policy: ConflictPolicy) -> Result<Bound, BindError> {
+        self.serving()?;
+        let (node, incarnation) = self.me();
+        let command = Command::Bind { jid: jid.clone(), node, incarnation, sid, policy };
+        match self.applied(&command).await? {
+            (index, Outcome::Bound { jid }) => Ok(Bound { jid, index }),
+            (_, Outcome::Conflict) => Err(BindError::Conflict),
+            (_, outcome) => Err(unexpected(outcome).into()),
+        }
     }
 
     /// Takes the route of a session back; nothing happens if the session no longer has it.
-    pub async fn unbind(&self, _jid: &FullJid, _sid: Sid) -> Result<(), Unavailable> {
-        Err(Unavailable("not started".into()))
+    pub async fn unbind(&self, jid: &FullJid, sid: Sid) -> Result<(), Unavailable> {
+        self.applied(&Command::Unbind { jid: jid.clone(), sid }).await.map(drop)
     }
 
     /// Changes the priority of a session; `None` is not available. Returns once agreed and applied here.
     pub async fn set_priority(
         &self,
-        _jid: &FullJid,
-        _sid: Sid,
-        _priority: Option<i8>,
+        jid: &FullJid,
+        sid: Sid,
+        priority: Option<i8>,
     ) -> Result<(), Unavailable> {
-        Err(Unavailable("not started".into()))
+        self.serving()?;
+        self.applied(&Command::SetPriority { jid: jid.clone(), sid, priority }).await.map(drop)
+    }
+
+    /// The session waits without a connection to be resumed (XEP-0198).
+    pub async fn detach(&self, jid: &FullJid, sid: Sid) -> Result<(), Unavailable> {
+        self.serving()?;
+        self.applied(&Command::Detach { jid: jid.clone(), sid }).await.map(drop)
+    }
+
+    /// Goes on with a session here under a new life; false if it is no longer there to be resumed.
+    pub async fn attach(&self, jid: &FullJid, sid: Sid, new_sid: Sid) -> Result<bool, Unavailable> {
+        self.serving()?;
+        let (node, incarnation) = self.me();
+        let command = Command::Attach { jid: jid.clone(), sid, node, incarnation, new_sid };
+        Ok(matches!(self.applied(&command).await?.1, Outcome::Bound { .. }))
     }
 
     /// Takes a full JID from whoever has it; whether somebody had it.
-    pub async fn kick(&self, _jid: &FullJid) -> Result<bool, Unavailable> {
-        Err(Unavailable("not started".into()))
+    pub async fn kick(&self, jid: &FullJid) -> Result<bool, Unavailable> {
+        Ok(self.applied(&Command::Kick { jid: jid.clone() }).await?.1 == Outcome::Done)
+    }
+
+    /// Tells everybody that this node takes nothing new.
+    pub async fn drain(&self) -> Result<(), Unavailable> {
+        let (node, incarnation) = self.me();
+        self.applied(&Command::NodeDrain { node, incarnation }).await.map(drop)
     }
 
     /// Brings living sessions back after [`Change::LeaseBack`]; returns those whose full JIDs are taken.
-    pub async fn resync(&self, _living: Vec<Living>) -> Result<Vec<Sid>, Unavailable> {
-        Err(Unavailable("not started".into()))
+    pub async fn resync(&self, living: Vec<Living>) -> Result<Vec<Sid>, Unavailable> {
+        self.serving()?;
+        let (node, incarnation) = self.me();
+        let mut refused = Vec::new();
+        // One entry for each slice: no single one grows large.
+        for slice in living.chunks(512) {
+            let command = Command::Resync { node, incarnation, living: slice.to_vec() };
+            match self.applied(&command).await? {
+                (_, Outcome::Resynced { refused: more }) => refused.extend(more),
+                (_, outcome) => return Err(unexpected(outcome)),
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Has a command agreed on and applied here.
+    async fn applied(&self, command: &Command) -> Result<(u64, Outcome), Unavailable> {
+        let deadline = self.shared.deadline();
+        let (index, outcome) = submit(&self.batcher, command, deadline).await?;
+        if !wait_index(&self.shared.hub, index, deadline).await {
+            return Err(Unavailable("the route table here is behind".into()));
+        }
+        Ok((index, outcome))
+    }
+
+    fn serving(&self) -> Result<(), Unavailable> {
+        if self.is_serving() { Ok(()) } else { Err(Unavailable("this node has no lease".into())) }
     }
 
     /// Waits until the table here is at least as new as the leader's was at the call; returns its index.
     pub async fn barrier(&self) -> Result<u64, Unavailable> {
-        Err(Unavailable("not started".into()))
+        let deadline = self.shared.deadline();
+        let index = self.batcher.read_index(deadline).await?;
+        if wait_index(&self.shared.hub, index, deadline).await {
+            Ok(index)
+        } else {
+            Err(Unavailable("the route table here is behind".into()))
+        }
     }
 
     /// Waits until the table here has applied `index`; whether it did so in time.
-    pub async fn wait_index(&self, _index: u64, _deadline: Instant) -> bool {
-        false
+    pub async fn wait_index(&self, index: u64, deadline: Instant) -> bool {
+        wait_index(&self.shared.hub, index, deadline).await
     }
 
-    /// What happens from now on. The queue holds 65,536 changes; at the bound the table here stands still until
-    /// the receiver takes some, so a receiver must never wait for the table.
+    /// What happens from now on; subscribe before [`Cluster::ready`] to miss nothing. The queue holds 65,536
+    /// changes; at the bound the table here stands still until the receiver takes some, so a receiver must never
+    /// wait for the table.
     pub fn changes(&self) -> mpsc::Receiver<Change> {
-        mpsc::channel(1).1
+        self.shared.hub.subscribe()
     }
 
     /// A link to another node, made at first use and shared; `None` if it has no address or is unknown.
-    pub fn peer_channel(&self, _node: NodeId) -> Option<Channel> {
-        None
+    pub fn peer_channel(&self, node: NodeId) -> Option<Channel> {
+        let address = self.shared.view.node(node)?.address;
+        if address.is_empty() { None } else { self.shared.links.channel(&address).ok() }
     }
 
     /// Links to the backends that are up, this node's own first if it is one; for clients of placed services.
     pub fn backend_channels(&self) -> Vec<(NodeId, Channel)> {
-        Vec::new()
+        let me = self.me().0;
+        let mut rows = self.shared.view.nodes();
+        rows.retain(|row| row.roles.backend && row.state == NodeState::Up);
+        rows.sort_by_key(|row| row.node != me);
+        rows.iter().filter_map(|row| Some((row.node, self.peer_channel(row.node)?))).collect()
     }
 
     /// The services of the cluster; others may be added before they are served with [`Cluster::serve`].
     pub fn grpc_services(&self) -> tonic::service::Routes {
-        tonic::service::Routes::default()
+        let membership = membership::Service(self.shared.clone());
+        let membership = MembershipServer::new(membership)
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX);
+        let routes = tonic::service::Routes::new(membership);
+        if !self.shared.roles.backend {
+            return routes;
+        }
+        let (links, groups): (Arc<Links>, Arc<Groups>) =
+            (self.shared.links.clone(), self.shared.groups.clone());
+        let raft = RaftServer::new(network::Service { links, groups });
+        let raft = raft.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX);
+        routes.add_service(raft)
     }
 
     /// Serves gRPC on the cluster's listener, under its certificates, until [`Cluster::stop`]. Does nothing but
     /// wait if no listener is configured.
-    pub async fn serve(&self, _services: tonic::service::Routes) -> Result<(), ClusterError> {
-        Err(ClusterError::Stopped)
+    pub async fn serve(&self, services: tonic::service::Routes) -> Result<(), ClusterError> {
+        let mut stopping = self.stopping.subscribe();
+        let stopped = async move { drop(stopping.wait_for(|stopping| *stopping).await) };
+        let Some(listener) = self.listener.lock().take() else {
+            stopped.await;
+            return Ok(());
+        };
+        let failed =
+            |e: tonic::transport::Error| ClusterError::Config(format!("failed to serve the cluster: {e}"));
+        let mut server = Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(2)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(3)))
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        if let Some(tls) = &self.security.server {
+            server = server.tls_config(tls.clone()).map_err(failed)?;
+            return server
+                .add_routes(services)
+                .serve_with_incoming_shutdown(incoming, stopped)
+                .await
+                .map_err(failed);
+        }
+        let mark = |mut request: http::Request<tonic::body::Body>| {
+            request.extensions_mut().insert(PlainLink);
+            request
+        };
+        let layer = tower::util::MapRequestLayer::new(mark);
+        let server = server.layer(layer).add_routes(services);
+        server.serve_with_incoming_shutdown(incoming, stopped).await.map_err(failed)
     }
 
     /// Facts for operators.
     pub fn status(&self) -> ClusterStatus {
-        ClusterStatus::default()
+        let shared = &self.shared;
+        let groups: Vec<GroupStatus> = shared.groups.all().iter().map(Group::status).collect();
+        let nodes = shared.view.nodes();
+        let leads = |row: &&NodeRow, leader| row.member.is_some() && row.member == leader;
+        let leader = match shared.routes_group() {
+            Some(group) => {
+                let leader = group.core().leader();
+                nodes.iter().find(|row| leads(row, leader)).map(|row| row.node)
+            }
+            None => {
+                let leader = shared.known.lock().leader.clone();
+                nodes.iter().find(|row| Some(&row.address) == leader.as_ref()).map(|row| row.node)
+            }
+        };
+        let (node, incarnation) = self.me();
+        let admitted = node.0 != 0;
+        let age = shared.lease.lock().age(Instant::now());
+        let cluster: Option<ClusterId> = shared.links.cluster();
+        ClusterStatus {
+            cluster,
+            node: admitted.then_some(node),
+            incarnation: admitted.then_some(incarnation),
+            serving: self.is_serving(),
+            nodes,
+            leader,
+            index: shared.view.index(),
+            sessions: shared.view.len(),
+            groups,
+            lease_age_ms: age.map(|age| age.as_millis() as u64),
+            seeds: shared.known.lock().seeds.clone(),
+        }
     }
 
-    /// Leaves in order: stops renewing, stops the groups and the listener, within `grace`.
-    pub async fn stop(&self, _grace: Duration) {}
+    /// Leaves: this node is expired at once in place of after its lease, then its groups and listener stop.
+    /// All of it is given up after `grace`.
+    pub async fn stop(&self, grace: Duration) {
+        let leave = async {
+            let (node, incarnation) = self.me();
+            if node.0 != 0 && self.is_serving() {
+                let command = Command::ExpireNode { node, incarnation };
+                if let Err(error) = submit(&self.batcher, &command, Instant::now() + grace / 2).await {
+                    tracing::warn!(%error, "left without a word: the others will find out");
+                }
+            }
+            self.halt().await;
+        };
+        if tokio::time::timeout(grace, leave).await.is_err() {
+            tracing::warn!("the cluster did not stop in time");
+        }
+    }
+
+    /// Stops at once and tells nobody, as a crash would.
+    pub async fn halt(&self) {
+        self.batcher.stop();
+        self.tasks.lock().drain(..).for_each(|task| task.abort());
+        self.stopping.send_replace(true);
+        self.shared.lease.lock().drop_it();
+        for group in self.shared.groups.all() {
+            group.stop().await;
+        }
+        self.shared.groups.clear();
+    }
+}
+
+fn unexpected(outcome: Outcome) -> Unavailable {
+    match outcome {
+        // The row of this node, or of the session, is no longer the one that asked.
+        Outcome::Stale => Unavailable("this node's incarnation has ended".into()),
+        other => Unavailable(format!("an answer that does not fit: {other:?}")),
+    }
+}
+
+/// Binds the listener, so that a port in use is an error at once, and says where others reach it.
+async fn listen(config: &Config) -> Result<(Option<TcpListener>, String), ClusterError> {
+    let Some(listen) = config.listen else { return Ok((None, String::new())) };
+    let refused = |e: std::io::Error| ClusterError::Config(format!("failed to listen on `{listen}`: {e}"));
+    let listener = TcpListener::bind(listen).await.map_err(refused)?;
+    let bound: SocketAddr = listener.local_addr().map_err(refused)?;
+    let address = config.advertise.clone().unwrap_or_else(|| bound.to_string());
+    if config.advertise.is_none() && bound.ip().is_unspecified() {
+        let text = format!(
+            "`cluster.listen` is `{listen}`, so `cluster.advertise` must say where others reach this node"
+        );
+        return Err(ClusterError::Config(text));
+    }
+    Ok((Some(listener), address))
+}
+
+fn check(config: &Config, deps: &Deps, address: &str) -> Result<(), ClusterError> {
+    let refused = |text: &str| Err(ClusterError::Config(text.into()));
+    if !deps.roles.frontend && !deps.roles.backend {
+        return refused("a node needs at least one role");
+    }
+    if config.expect == 0 || config.expect > 5 {
+        return refused("`cluster.expect` is a number of voting backends: 1, 3 or 5");
+    }
+    if address.is_empty() && (config.expect > 1 || !deps.roles.backend) {
+        return refused("a node of a cluster needs `cluster.listen`");
+    }
+    let times = &config.times;
+    if times.renew_ms * 2 > times.fence_ms || times.fence_ms >= times.expire_ms {
+        return refused("the times of the lease must rise: twice `renew_ms`, `fence_ms`, `expire_ms`");
+    }
+    if times.fence_ms + times.quorum_age_ms >= times.expire_ms + times.election_max_ms / 2 {
+        return refused("`quorum_age_ms` is too long: a leader without a quorum could keep leases alive");
+    }
+    Ok(())
 }

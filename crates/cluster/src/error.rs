@@ -1,11 +1,11 @@
 //! What can go wrong in the cluster.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, sync::Arc};
 
 use crate::role::ClusterId;
 
 /// The cluster cannot start.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum ClusterError {
     /// Another cluster answers at an address that this node was told to look at.
     #[error(
@@ -28,7 +28,7 @@ pub enum ClusterError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// A Raft group cannot start or has stopped.
     #[error("failed to run the Raft group `{group}`: {reason}")]

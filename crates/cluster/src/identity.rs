@@ -41,16 +41,18 @@ pub(crate) fn security(config: &Config) -> Result<Security, ClusterError> {
     if config.plain {
         return match config.listen {
             _ if config.tls.is_some() => refused("`cluster.plain` and `cluster.tls` exclude each other"),
-            Some(listen) if !listen.ip().is_loopback() => {
-                refused("`cluster.plain` is for loopback only: set `cluster.tls`, or listen on 127.0.0.1 or ::1")
-            }
+            Some(listen) if !listen.ip().is_loopback() => refused(
+                "`cluster.plain` is for loopback only: set `cluster.tls`, or listen on 127.0.0.1 or ::1",
+            ),
             _ => Ok(Security { client: None, server: None }),
         };
     }
     match (&config.tls, config.listen) {
         (Some(files), _) => secured(files),
         (None, None) => Ok(Security { client: None, server: None }),
-        (None, Some(_)) => refused("`cluster.listen` needs `cluster.tls`, or `cluster.plain = true` on loopback"),
+        (None, Some(_)) => {
+            refused("`cluster.listen` needs `cluster.tls`, or `cluster.plain = true` on loopback")
+        }
     }
 }
 
@@ -66,7 +68,7 @@ fn secured(files: &TlsFiles) -> Result<Security, ClusterError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ClusterError> {
-    fs::read(path).map_err(|source| ClusterError::Disk { path: path.into(), source })
+    fs::read(path).map_err(|e| ClusterError::Disk { path: path.into(), source: e.into() })
 }
 
 /// The roles that a certificate grants.
@@ -74,7 +76,9 @@ pub(crate) fn granted(certificate: &CertificateDer<'_>) -> Roles {
     let none = Roles { frontend: false, backend: false };
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return none };
     let Ok(Some(names)) = certificate.subject_alternative_name() else { return none };
-    let has = |wanted: &str| names.value.general_names.iter().any(|n| matches!(n, GeneralName::DNSName(d) if *d == wanted));
+    let has = |wanted: &str| {
+        names.value.general_names.iter().any(|n| matches!(n, GeneralName::DNSName(d) if *d == wanted))
+    };
     Roles { frontend: has(FRONTEND_NAME), backend: has(BACKEND_NAME) }
 }
 
@@ -101,7 +105,11 @@ pub fn may_join<T>(request: &Request<T>, claimed: Roles) -> Result<(), Status> {
     let allowed = (granted.frontend || granted.backend)
         && (granted.frontend || !claimed.frontend)
         && (granted.backend || !claimed.backend);
-    if allowed { Ok(()) } else { Err(Status::permission_denied("the certificate does not grant these roles")) }
+    if allowed {
+        Ok(())
+    } else {
+        Err(Status::permission_denied("the certificate does not grant these roles"))
+    }
 }
 
 #[cfg(test)]

@@ -1,16 +1,40 @@
 //! Who is here and who is where: discovery, membership, roles, Raft and the route table.
 
-pub mod changes;
+// What the rest of the server uses.
 pub mod cluster;
+
+pub mod changes;
 pub mod config;
 pub mod error;
+pub mod role;
+
+// The route table.
+pub mod routes;
+pub mod table;
+
+mod hub;
+pub mod placement;
+
+// How nodes find each other, belong together and stay.
+pub mod discovery;
+mod formation;
+
+mod birth;
+mod life;
+
+mod keeper;
+mod lease;
+
+mod feed;
+mod membership;
+
+// What they agree by.
 pub mod raft;
+
 mod batch;
 pub mod identity;
 mod links;
-pub mod role;
-pub mod routes;
-pub mod table;
+mod shared;
 
 pub use changes::{Change, LostSession};
 pub use cluster::{Bound, Cluster, ClusterStatus, Deps};

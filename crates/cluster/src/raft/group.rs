@@ -12,7 +12,6 @@ use futures::future::BoxFuture;
 use openraft::{
     BasicNode, ChangeMembers, ServerState, SnapshotPolicy,
     error::{ClientWriteError, InitializeError, RaftError},
-    metrics::RaftMetrics,
 };
 use parking_lot::Mutex;
 use proto::raft::{ProposeRequest, ReadIndexRequest};
@@ -169,7 +168,7 @@ impl Group {
     /// Opens the log and the machine and begins to take part; a group without members waits.
     pub(crate) async fn open(opening: Opening, machine: Box<dyn Machine>) -> Result<Group, ClusterError> {
         let Opening { name, dir, member, links, times } = opening;
-        let disk = |source| ClusterError::Disk { path: dir.clone(), source };
+        let disk = |e: std::io::Error| ClusterError::Disk { path: dir.clone(), source: e.into() };
         let failed = |reason: String| ClusterError::Raft { group: name.into(), reason };
         let log_dir = dir.join("log");
         let log = tokio::task::spawn_blocking(move || Log::open(name, &log_dir)).await;
@@ -194,6 +193,11 @@ impl Group {
         let keeping = tokio::spawn(keep_log_short(core.clone()));
         let tasks = vec![watching.abort_handle(), keeping.abort_handle()];
         Ok(Group { inner: Arc::new(Inner { core, batcher, tasks }) })
+    }
+
+    /// Whether the group has members.
+    pub(crate) async fn is_initialized(&self) -> bool {
+        self.inner.core.raft.is_initialized().await.unwrap_or(false)
     }
 
     /// Gives the group its first members; does nothing if it has some.
@@ -225,11 +229,6 @@ impl Group {
         self.inner.core.raft.change_membership(change, true).await.map(drop).map_err(|e| e.to_string())
     }
 
-    /// Wakes when something about the group changes.
-    pub(crate) fn events(&self) -> watch::Receiver<RaftMetrics<u64, BasicNode>> {
-        self.inner.core.raft.metrics()
-    }
-
     pub(crate) async fn stop(&self) {
         self.inner.batcher.stop();
         self.inner.tasks.iter().for_each(AbortHandle::abort);
@@ -243,7 +242,8 @@ fn raft_config(name: &str, times: &Times) -> openraft::Config {
     // openraft begins an election after its lease, which is its `election_timeout_max`, plus a random time
     // between its two timeouts: so that sum, and not the timeouts, is what the settings speak of.
     let lease = times.election_max_ms / 2;
-    let wait = times.election_min_ms.saturating_sub(lease).max(2 * times.heartbeat_ms).min(lease.saturating_sub(1));
+    let wait =
+        times.election_min_ms.saturating_sub(lease).max(2 * times.heartbeat_ms).min(lease.saturating_sub(1));
     openraft::Config {
         cluster_name: name.into(),
         heartbeat_interval: times.heartbeat_ms,
@@ -333,7 +333,8 @@ impl Core {
         if leader == self.member {
             return self.propose_here(payloads, deadline).await;
         }
-        let mut client = network::client(&self.links, leader, &self.address_in_group(leader)).map_err(again)?;
+        let mut client =
+            network::client(&self.links, leader, &self.address_in_group(leader)).map_err(again)?;
         let timeout = call_timeout(deadline);
         let timeout_ms = timeout.as_millis() as u64;
         let (cluster, group) = (self.links.cluster_bytes(), self.name.into());
@@ -353,14 +354,19 @@ impl Core {
         if leader == self.member {
             return self.read_index_here(deadline).await;
         }
-        let mut client = network::client(&self.links, leader, &self.address_in_group(leader)).map_err(again)?;
+        let mut client =
+            network::client(&self.links, leader, &self.address_in_group(leader)).map_err(again)?;
         let timeout = call_timeout(deadline);
         let timeout_ms = timeout.as_millis() as u64;
         let (cluster, group) = (self.links.cluster_bytes(), self.name.into());
         let mut request = Request::new(ReadIndexRequest { cluster, group, timeout_ms });
         request.set_timeout(timeout);
         let reply = client.read_index(request).await.map_err(again)?.into_inner();
-        if reply.not_leader { Err(Attempt::Again("the node asked does not lead".into())) } else { Ok(reply.index) }
+        if reply.not_leader {
+            Err(Attempt::Again("the node asked does not lead".into()))
+        } else {
+            Ok(reply.index)
+        }
     }
 
     pub(crate) fn status(&self) -> GroupStatus {
@@ -458,4 +464,3 @@ async fn keep_log_short(core: Arc<Core>) {
         }
     }
 }
-

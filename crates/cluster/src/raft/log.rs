@@ -122,7 +122,8 @@ impl Log {
         state.jobs = Some(jobs);
         let flushed = Arc::new(AtomicU64::new(state.last_index()));
         state.begin_segment()?;
-        let shared = Shared { dir: dir.into(), state: Mutex::new(state), flushed, thread: Mutex::new(Some(thread)) };
+        let shared =
+            Shared { dir: dir.into(), state: Mutex::new(state), flushed, thread: Mutex::new(Some(thread)) };
         Ok(Log { shared: Arc::new(shared) })
     }
 
@@ -392,7 +393,9 @@ impl RaftLogStorage<TypeConfig> for Log {
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), DiskError> {
         self.shared.state.lock().committed = committed;
         // Not synced: an older value only means that more is applied again after a restart.
-        self.write(Kind::Committed, &encode(&committed), false).await.map_err(|e| StorageIOError::write(&e).into())
+        self.write(Kind::Committed, &encode(&committed), false)
+            .await
+            .map_err(|e| StorageIOError::write(&e).into())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, DiskError> {

@@ -1,10 +1,10 @@
 //! Agreement: the only place where openraft's types are seen.
 
 pub mod group;
+mod log;
 pub mod machine;
 mod machine_thread;
-mod state;
-mod log;
-mod wal;
 pub(crate) mod network;
+mod state;
 mod types;
+mod wal;

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use openraft::{
     BasicNode, OptionalSend, RaftNetwork, RaftNetworkFactory, Snapshot,
     error::{
-        Fatal, NetworkError, PayloadTooLarge, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable,
+        Fatal, NetworkError, PayloadTooLarge, RPCError, RaftError, ReplicationClosed, StreamingError,
+        Unreachable,
     },
     network::{Backoff, RPCOption},
     raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
@@ -102,7 +103,11 @@ impl RaftNetwork<TypeConfig> for Peer {
         decode(&answer.into_inner().body).map_err(call_error)
     }
 
-    async fn vote(&mut self, rpc: VoteRequest<u64>, option: RPCOption) -> Result<VoteResponse<u64>, CallError> {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<u64>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<u64>, CallError> {
         let mut request = Request::new(self.message(encode(&rpc).map_err(call_error)?));
         request.set_timeout(option.hard_ttl());
         let answer = self.client().map_err(call_error)?.vote(request).await.map_err(call_error)?;
@@ -177,6 +182,10 @@ impl Groups {
         self.groups.write().insert(group.name(), group);
     }
 
+    pub(crate) fn clear(&self) {
+        self.groups.write().clear();
+    }
+
     pub(crate) fn all(&self) -> Vec<Group> {
         self.groups.read().values().cloned().collect()
     }
@@ -236,7 +245,8 @@ impl raft_server::Raft for Service {
         let first = parts.message().await?.and_then(|part| part.head);
         let head = first.ok_or_else(|| Status::invalid_argument("a snapshot begins with its head"))?;
         self.links.check(&head.cluster)?;
-        let group = self.groups.get(&head.group).ok_or_else(|| Status::unavailable("this node has no such group"))?;
+        let group =
+            self.groups.get(&head.group).ok_or_else(|| Status::unavailable("this node has no such group"))?;
         let core = group.core();
         is_for(&core, &head)?;
         let (vote, meta): (Vote, Meta) = decode(&head.body)?;
@@ -267,7 +277,8 @@ impl raft_server::Raft for Service {
         let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
         match core.propose_here(request.payloads, deadline).await {
             Ok(results) => {
-                let results = results.into_iter().map(|p| Proposed { index: p.index, reply: p.reply }).collect();
+                let results =
+                    results.into_iter().map(|p| Proposed { index: p.index, reply: p.reply }).collect();
                 Ok(Response::new(ProposeReply { results, not_leader: false }))
             }
             Err(Attempt::Again(reason)) => {
@@ -278,7 +289,10 @@ impl raft_server::Raft for Service {
         }
     }
 
-    async fn read_index(&self, request: Request<ReadIndexRequest>) -> Result<Response<ReadIndexReply>, Status> {
+    async fn read_index(
+        &self,
+        request: Request<ReadIndexRequest>,
+    ) -> Result<Response<ReadIndexReply>, Status> {
         let core = self.core(&request, &request.get_ref().cluster, &request.get_ref().group)?;
         let deadline = Instant::now() + Duration::from_millis(request.get_ref().timeout_ms);
         match core.read_index_here(deadline).await {

@@ -87,7 +87,9 @@ impl State {
         let file = match body {
             SnapshotBody::File(file) => file,
             SnapshotBody::Fresh(thread) => written_out(&thread, &self.dir).await?.1,
-            SnapshotBody::Empty => return Err(io::Error::new(io::ErrorKind::InvalidInput, "the snapshot is empty")),
+            SnapshotBody::Empty => {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "the snapshot is empty"));
+            }
         };
         let mark = mark_of(meta);
         self.thread.install(mark.clone(), file.clone()).await?;
@@ -250,7 +252,9 @@ impl RaftSnapshotBuilder<TypeConfig> for State {
 impl RaftStateMachine<TypeConfig> for State {
     type SnapshotBuilder = State;
 
-    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership<u64, BasicNode>), DiskError> {
+    async fn applied_state(
+        &mut self,
+    ) -> Result<(Option<LogId>, StoredMembership<u64, BasicNode>), DiskError> {
         let mark = self.restored.lock().clone();
         Ok((mark.log_id, mark.membership))
     }

@@ -160,7 +160,10 @@ pub(crate) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8
     file.read_exact_at(&mut bytes, offset)?;
     match record_at(&bytes, 0) {
         Some((Kind::Entry, payload, _)) => Ok(payload.to_vec()),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("a log record at byte {offset} is damaged"))),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a log record at byte {offset} is damaged"),
+        )),
     }
 }
 

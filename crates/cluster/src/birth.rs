@@ -1,0 +1,151 @@
+//! What a node knows of itself across restarts: its key, its member id, its cluster and the cluster's founders.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use parking_lot::Mutex;
+
+use crate::role::{ClusterId, MemberId, random_bits};
+
+/// First line of the file.
+const HEAD: &str = "rookery-node 1";
+
+/// What is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Born {
+    /// Names this data directory.
+    pub(crate) key: u128,
+    /// Names this node in the Raft groups.
+    pub(crate) member: MemberId,
+    /// The cluster that this node belongs to.
+    pub(crate) cluster: Option<ClusterId>,
+    /// The founders, if this node is one of them.
+    pub(crate) founders: Vec<(MemberId, String)>,
+}
+
+/// The file, and what it says.
+pub(crate) struct Certificate {
+    path: PathBuf,
+    born: Mutex<Born>,
+}
+
+impl Certificate {
+    /// Reads the file of a folder, or draws a new key and member id.
+    pub(crate) fn open(dir: &Path) -> io::Result<Certificate> {
+        fs::create_dir_all(dir)?;
+        let path = dir.join("node");
+        let born = match fs::read_to_string(&path) {
+            Ok(text) => parse(&text).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("`{}` is damaged", path.display()))
+            })?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                // Zero stands for "no member" in messages.
+                let member = MemberId((random_bits() as u64).max(1));
+                let born = Born { key: random_bits(), member, cluster: None, founders: Vec::new() };
+                write(&path, &born)?;
+                born
+            }
+            Err(e) => return Err(e),
+        };
+        Ok(Certificate { path, born: Mutex::new(born) })
+    }
+
+    pub(crate) fn born(&self) -> Born {
+        self.born.lock().clone()
+    }
+
+    /// Keeps the cluster for good; an error if the node belongs to another one.
+    pub(crate) fn belong(&self, cluster: ClusterId, founders: &[(MemberId, String)]) -> io::Result<()> {
+        let mut born = self.born.lock();
+        if born.cluster.is_some_and(|ours| ours != cluster) {
+            return Err(io::Error::other("this node belongs to another cluster"));
+        }
+        let founds = founders.iter().any(|(member, _)| *member == born.member);
+        let founders = if founds { founders.to_vec() } else { Vec::new() };
+        let next = Born { cluster: Some(cluster), founders, ..born.clone() };
+        if *born != next {
+            write(&self.path, &next)?;
+            *born = next;
+        }
+        Ok(())
+    }
+}
+
+fn write(path: &Path, born: &Born) -> io::Result<()> {
+    let mut text = format!("{HEAD}\nkey {:032x}\nmember {}\n", born.key, born.member);
+    if let Some(cluster) = born.cluster {
+        text += &format!("cluster {cluster}\n");
+    }
+    for (member, address) in &born.founders {
+        text += &format!("founder {member} {address}\n");
+    }
+    text += "end\n";
+    let part = path.with_extension("part");
+    let mut file = File::create(&part)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&part, path)?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn parse(text: &str) -> Option<Born> {
+    let mut lines = text.lines();
+    if lines.next()? != HEAD {
+        return None;
+    }
+    let (mut key, mut member, mut cluster, mut founders) = (None, None, None, Vec::new());
+    for line in lines {
+        let mut words = line.split(' ');
+        match (words.next()?, words.next(), words.next()) {
+            ("key", Some(hex), None) => key = u128::from_str_radix(hex, 16).ok(),
+            ("member", Some(hex), None) => member = u64::from_str_radix(hex, 16).ok().map(MemberId),
+            ("cluster", Some(hex), None) => cluster = Some(ClusterId(u128::from_str_radix(hex, 16).ok()?)),
+            ("founder", Some(hex), Some(address)) => {
+                founders.push((MemberId(u64::from_str_radix(hex, 16).ok()?), address.to_string()));
+            }
+            ("end", None, None) => return Some(Born { key: key?, member: member?, cluster, founders }),
+            _ => return None,
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_knows_itself_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Certificate::open(dir.path()).unwrap();
+        let founders =
+            vec![(first.born().member, "127.0.0.1:1".to_string()), (MemberId(9), "b:2".to_string())];
+        first.belong(ClusterId(5), &founders).unwrap();
+        let again = Certificate::open(dir.path()).unwrap();
+        assert_eq!(again.born(), first.born());
+        assert_eq!((again.born().cluster, again.born().founders), (Some(ClusterId(5)), founders));
+    }
+
+    #[test]
+    fn a_persisted_cluster_id_forbids_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Certificate::open(dir.path()).unwrap();
+        node.belong(ClusterId(5), &[]).unwrap();
+        node.belong(ClusterId(5), &[]).unwrap();
+        assert!(node.belong(ClusterId(6), &[]).is_err());
+        assert_eq!(node.born().cluster, Some(ClusterId(5)));
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Certificate::open(dir.path()).unwrap());
+        let path = dir.path().join("node");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, &text[..text.len() - 5]).unwrap();
+        assert!(Certificate::open(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,82 @@
+//! A frontend's copy of the route table: it follows any backend, and another one when that dies.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::membership::FollowRequest;
+use tokio::time::{sleep, timeout};
+use tonic::{Request, Status};
+
+use crate::{
+    routes::Routes,
+    shared::{PAUSE, Shared},
+};
+
+/// A backend that says nothing for this long is left.
+const SILENCE: Duration = Duration::from_secs(3);
+/// No snapshot of the table is larger.
+const SNAPSHOT_MAX: usize = 4 << 30;
+
+/// Follows for as long as the node runs.
+pub(crate) async fn follow(shared: Arc<Shared>) {
+    let mut nth = 0;
+    loop {
+        let backends = shared.backends();
+        if let Some(address) = backends.get(nth % backends.len().max(1)) {
+            let left = follow_one(&shared, address).await;
+            tracing::info!(backend = %address, reason = left.message(), "left the feed of the route table");
+        }
+        nth += 1;
+        sleep(PAUSE).await;
+    }
+}
+
+async fn follow_one(shared: &Arc<Shared>, address: &str) -> Status {
+    match run(shared, address).await {
+        Ok(()) => Status::unavailable("the backend ended the feed"),
+        Err(status) => status,
+    }
+}
+
+async fn run(shared: &Arc<Shared>, address: &str) -> Result<(), Status> {
+    let cluster = shared.links.cluster_bytes();
+    let request = Request::new(FollowRequest { cluster, from: shared.view.index() });
+    let silent = |_| Status::deadline_exceeded("the backend is silent");
+    let mut client = shared.membership(address)?;
+    let mut items = timeout(SILENCE, client.follow(request)).await.map_err(silent)??.into_inner();
+    let mut snapshot = Vec::new();
+    while let Some(item) = timeout(SILENCE, items.message()).await.map_err(silent)?? {
+        if item.index == 0 && item.snapshot.is_empty() {
+            continue;
+        }
+        snapshot.extend_from_slice(&item.snapshot);
+        if snapshot.len() > SNAPSHOT_MAX {
+            return Err(Status::resource_exhausted("the snapshot is too large"));
+        }
+        let hub = shared.hub.clone();
+        let applied = if item.snapshot_ends {
+            let whole = std::mem::take(&mut snapshot);
+            let install = move || match Routes::decode(&whole) {
+                // A backend that is behind must not take back what this node has seen.
+                Some(routes) if routes.index() < *hub.index().borrow() => Ok(()),
+                Some(routes) => {
+                    hub.install(routes);
+                    Ok(())
+                }
+                None => Err(Status::data_loss("the snapshot cannot be read")),
+            };
+            tokio::task::spawn_blocking(install).await
+        } else if !item.snapshot.is_empty() {
+            continue;
+        } else {
+            let apply = move || {
+                if item.index > *hub.index().borrow() {
+                    hub.apply(item.index, &item.commands);
+                }
+                Ok(())
+            };
+            tokio::task::spawn_blocking(apply).await
+        };
+        applied.map_err(|e| Status::internal(e.to_string()))??;
+    }
+    Ok(())
+}

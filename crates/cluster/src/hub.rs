@@ -1,0 +1,298 @@
+//! Applies agreed entries to this node's table, and tells who must hear of it: subscribers and followers.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io::{self, Read},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    changes::{Change, LostSession},
+    links::Links,
+    raft::machine::{Committed, Machine, SnapshotWriter},
+    role::{Incarnation, NodeId, Roles},
+    routes::{Command, Effect, Loss, NodeState, Outcome, Routes, Row},
+    table::TableView,
+};
+
+/// How many changes a subscriber may be behind.
+const CHANGES: usize = 65_536;
+/// How many entries are kept for followers that come back, and how many bytes.
+const RECENT: usize = 20_000;
+const RECENT_BYTES: usize = 16 << 20;
+/// How many hidden rows are swept under one lock.
+const SLICE: usize = 1024;
+
+/// The way from the log, or from a feed, into the table.
+pub(crate) struct Hub {
+    view: Arc<TableView>,
+    links: Arc<Links>,
+    me: Mutex<(NodeId, Incarnation)>,
+    start: Mutex<u128>,
+    /// Old entries that are applied again after a start concern nobody.
+    live: AtomicBool,
+    subscribers: Mutex<Vec<mpsc::Sender<Change>>>,
+    index: watch::Sender<u64>,
+    recent: Mutex<Recent>,
+}
+
+#[derive(Default)]
+struct Recent {
+    entries: VecDeque<(u64, Vec<Bytes>)>,
+    bytes: usize,
+    /// The index before the oldest entry kept.
+    base: u64,
+}
+
+impl Hub {
+    pub(crate) fn new(view: Arc<TableView>, links: Arc<Links>) -> Hub {
+        Hub {
+            view,
+            links,
+            me: Mutex::default(),
+            start: Mutex::default(),
+            live: AtomicBool::new(false),
+            subscribers: Mutex::default(),
+            index: watch::Sender::new(0),
+            recent: Mutex::default(),
+        }
+    }
+
+    /// The node and incarnation under which this process was last admitted.
+    pub(crate) fn me(&self) -> (NodeId, Incarnation) {
+        *self.me.lock()
+    }
+
+    /// Draws the mark of a new life: the `NodeUp` that carries it says who this node is.
+    pub(crate) fn begin_life(&self, start: u128) {
+        *self.start.lock() = start;
+    }
+
+    pub(crate) fn index(&self) -> watch::Receiver<u64> {
+        self.index.subscribe()
+    }
+
+    pub(crate) fn subscribe(&self) -> mpsc::Receiver<Change> {
+        let (changes, queue) = mpsc::channel(CHANGES);
+        self.subscribers.lock().push(changes);
+        queue
+    }
+
+    /// Tells subscribers; from a thread that may block.
+    fn publish(&self, change: &Change) {
+        let subscribers = self.subscribers.lock().clone();
+        for subscriber in subscribers {
+            // One who went away is removed below.
+            let _ = subscriber.blocking_send(change.clone());
+        }
+        self.subscribers.lock().retain(|subscriber| !subscriber.is_closed());
+    }
+
+    /// Tells subscribers; from a task.
+    pub(crate) async fn announce(&self, change: Change) {
+        let subscribers = self.subscribers.lock().clone();
+        for subscriber in subscribers {
+            let _ = subscriber.send(change.clone()).await;
+        }
+    }
+
+    /// Applies one entry; from a thread that may block. The answer has one outcome per payload.
+    pub(crate) fn apply(&self, index: u64, payloads: &[Bytes]) -> Vec<Bytes> {
+        let commands: Vec<Option<Command>> = payloads.iter().map(|p| Command::decode(p)).collect();
+        let mut effects = Vec::new();
+        let mut outcomes = Vec::with_capacity(commands.len());
+        {
+            let mut routes = self.view.routes.write();
+            routes.advance(index);
+            for command in commands {
+                let outcome = match command {
+                    Some(command) => routes.apply(index, command, &mut effects),
+                    None => Outcome::Unreadable,
+                };
+                outcomes.push(Bytes::from(outcome.encode()));
+            }
+        }
+        self.recent.lock().push(index, payloads);
+        for effect in &effects {
+            self.settle(effect);
+        }
+        self.index.send_replace(index);
+        outcomes
+    }
+
+    /// Replaces the table, and tells what that changed.
+    pub(crate) fn install(&self, new: Routes) {
+        let index = new.index();
+        let changes = {
+            let mut routes = self.view.routes.write();
+            let changes = differences(&routes, &new, self.me());
+            *routes = new;
+            changes
+        };
+        *self.recent.lock() = Recent { base: index, ..Recent::default() };
+        let rows = self.view.nodes();
+        for row in rows {
+            self.noticed(row.node);
+        }
+        if self.live.load(Ordering::Acquire) {
+            changes.iter().for_each(|change| self.publish(change));
+        }
+        self.index.send_replace(index);
+    }
+
+    fn settle(&self, effect: &Effect) {
+        let live = || self.live.load(Ordering::Acquire);
+        match effect {
+            Effect::Displaced { node, jid, sid, loss, .. } => {
+                if live() && *node == self.me().0 {
+                    self.publish(&Change::Displaced { jid: jid.clone(), sid: *sid, loss: *loss });
+                }
+            }
+            Effect::NodeGone { node, incarnation } => {
+                let rows = self.view.routes.read().rows_of(*node, *incarnation);
+                // This node's own start ends its former life, which it must hear of like everybody else.
+                self.noticed(*node);
+                if live() {
+                    let lost = rows.iter().map(lost).collect();
+                    self.publish(&Change::NodeGone { node: *node, incarnation: *incarnation, lost });
+                }
+                for slice in rows.chunks(SLICE) {
+                    let mut routes = self.view.routes.write();
+                    slice.iter().for_each(|row| routes.sweep(row));
+                }
+            }
+            Effect::NodeUp { node, incarnation } => {
+                self.noticed(*node);
+                if live() {
+                    self.publish(&Change::NodeUp { node: *node, incarnation: *incarnation });
+                }
+            }
+            Effect::NodeDraining { node } => {
+                if live() {
+                    self.publish(&Change::NodeDraining { node: *node });
+                }
+            }
+        }
+    }
+
+    /// Learns where a node is, and whether it is this one in its present life.
+    fn noticed(&self, node: NodeId) {
+        let Some(row) = self.view.node(node) else { return };
+        if let Some(member) = row.member {
+            self.links.learn(member, &row.address);
+        }
+        let start = *self.start.lock();
+        if start != 0 && row.start == start {
+            *self.me.lock() = (row.node, row.incarnation);
+            self.live.store(true, Ordering::Release);
+        }
+    }
+
+    /// A snapshot for a follower.
+    pub(crate) fn snapshot(&self) -> (u64, Bytes) {
+        let routes = self.view.routes.read().clone();
+        (routes.index(), routes.encode().into())
+    }
+
+    /// The entries after `from`; `None` if they are no longer kept.
+    pub(crate) fn since(&self, from: u64) -> Option<Vec<(u64, Vec<Bytes>)>> {
+        let recent = self.recent.lock();
+        if from < recent.base {
+            return None;
+        }
+        let skip = recent.entries.partition_point(|(index, _)| *index <= from);
+        Some(recent.entries.iter().skip(skip).take(SLICE).cloned().collect())
+    }
+}
+
+impl Recent {
+    fn push(&mut self, index: u64, payloads: &[Bytes]) {
+        if self.entries.is_empty() && self.base == 0 {
+            self.base = index.saturating_sub(1);
+        }
+        self.bytes += payloads.iter().map(Bytes::len).sum::<usize>();
+        self.entries.push_back((index, payloads.to_vec()));
+        while self.entries.len() > RECENT || (self.bytes > RECENT_BYTES && self.entries.len() > 1) {
+            if let Some((oldest, payloads)) = self.entries.pop_front() {
+                self.base = oldest;
+                self.bytes -= payloads.iter().map(Bytes::len).sum::<usize>();
+            }
+        }
+    }
+}
+
+fn lost(row: &Row) -> LostSession {
+    LostSession { jid: row.jid.clone(), sid: row.sid, priority: row.priority }
+}
+
+/// What a follower missed when it gets a snapshot in place of entries.
+fn differences(old: &Routes, new: &Routes, me: (NodeId, Incarnation)) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let mut gone: HashMap<NodeId, Incarnation> = HashMap::new();
+    for node in old.nodes().filter(|node| node.state != NodeState::Gone) {
+        let still = new.node(node.node);
+        if still.is_none_or(|now| now.incarnation != node.incarnation || now.state == NodeState::Gone) {
+            gone.insert(node.node, node.incarnation);
+            let rows = old.rows_of(node.node, node.incarnation);
+            let lost = rows.iter().map(lost).collect();
+            changes.push(Change::NodeGone { node: node.node, incarnation: node.incarnation, lost });
+        }
+    }
+    for node in new.nodes().filter(|node| node.state != NodeState::Gone) {
+        if old.node(node.node).is_none_or(|then| then.incarnation != node.incarnation) {
+            changes.push(Change::NodeUp { node: node.node, incarnation: node.incarnation });
+        } else if node.state == NodeState::Draining
+            && old.node(node.node).is_some_and(|then| then.state == NodeState::Up)
+        {
+            changes.push(Change::NodeDraining { node: node.node });
+        }
+    }
+    if !gone.contains_key(&me.0) {
+        for row in old.rows_of(me.0, me.1) {
+            if new.full(&row.jid).is_none_or(|now| now.sid != row.sid) {
+                changes.push(Change::Displaced { jid: row.jid, sid: row.sid, loss: Loss::Conflict });
+            }
+        }
+    }
+    changes
+}
+
+/// The route table as a Raft group runs it: in memory only, since nothing in it outlives its nodes.
+pub(crate) struct RoutesMachine(pub(crate) Arc<Hub>);
+
+impl Machine for RoutesMachine {
+    fn apply(&mut self, entries: &[Committed]) -> io::Result<Vec<Vec<Bytes>>> {
+        Ok(entries.iter().map(|entry| self.0.apply(entry.index, &entry.payloads)).collect())
+    }
+
+    fn snapshot(&mut self) -> io::Result<SnapshotWriter> {
+        let routes = self.0.view.routes.read().clone();
+        Ok(Box::new(move |out| out.write_all(&routes.encode())))
+    }
+
+    fn install(&mut self, _mark: Bytes, snapshot: &mut dyn Read) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        snapshot.read_to_end(&mut bytes)?;
+        let damaged =
+            || io::Error::new(io::ErrorKind::InvalidData, "a snapshot of the route table is damaged");
+        self.0.install(Routes::decode(&bytes).ok_or_else(damaged)?);
+        Ok(())
+    }
+}
+
+impl TableView {
+    /// The node that takes care of something alone, the same on every node with this table: rendezvous hashing
+    /// of `key` over the nodes that are up and have the role.
+    pub fn elect(&self, key: &str, role: impl Fn(Roles) -> bool) -> Option<NodeId> {
+        let routes = self.routes.read();
+        let up = routes.nodes().filter(|node| node.state == NodeState::Up && role(node.roles));
+        crate::placement::elect(key, up.map(|node| node.node))
+    }
+}

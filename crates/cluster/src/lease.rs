@@ -1,0 +1,177 @@
+//! The lease that every node renews: who may serve, and who is gone. Clocks are monotonic and passed in.
+
+use std::{collections::HashMap, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::role::{Incarnation, NodeId};
+
+/// A node's own side: it counts from the sending of the last renewal that was acknowledged, so that it is
+/// fenced before the leader, which counts from the receipt, can expire it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Holding {
+    fence: Duration,
+    sent: Option<Instant>,
+}
+
+impl Holding {
+    pub(crate) fn new(fence: Duration) -> Holding {
+        Holding { fence, sent: None }
+    }
+
+    /// Notes an acknowledged renewal; false if the lease had run out before the acknowledgement came.
+    pub(crate) fn acknowledged(&mut self, sent: Instant, now: Instant) -> bool {
+        if self.sent.is_some() && !self.is_held(now) {
+            return false;
+        }
+        self.sent = self.sent.max(Some(sent));
+        self.is_held(now)
+    }
+
+    pub(crate) fn is_held(&self, now: Instant) -> bool {
+        self.until().is_some_and(|until| now < until)
+    }
+
+    /// When the node must stop serving.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.sent.map(|sent| sent + self.fence)
+    }
+
+    /// How old the lease is.
+    pub(crate) fn age(&self, now: Instant) -> Option<Duration> {
+        self.sent.map(|sent| now.saturating_duration_since(sent))
+    }
+
+    /// Gives it up: the next one is for a new incarnation.
+    pub(crate) fn drop_it(&mut self) {
+        self.sent = None;
+    }
+}
+
+/// The leader's side: when each node was last heard.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    expire: Duration,
+    /// The term led, and since when this node counts.
+    leading: Option<(u64, Instant)>,
+    last: HashMap<(NodeId, Incarnation), Instant>,
+    checked: Option<Instant>,
+}
+
+impl Heard {
+    pub(crate) fn new(expire: Duration) -> Heard {
+        Heard { expire, leading: None, last: HashMap::new(), checked: None }
+    }
+
+    /// Notes a renewal that this node received as leader.
+    pub(crate) fn renewed(&mut self, node: NodeId, incarnation: Incarnation, now: Instant) {
+        self.last.insert((node, incarnation), now);
+    }
+
+    /// Who has not renewed for the whole time. A new leader counts from its first moment, and so does one that
+    /// was itself not running: it could not hear.
+    pub(crate) fn expired(
+        &mut self,
+        leading: Option<(u64, Instant)>,
+        here: impl Iterator<Item = (NodeId, Incarnation)>,
+        now: Instant,
+    ) -> Vec<(NodeId, Incarnation)> {
+        let gap = self.checked.replace(now).map(|then| now.saturating_duration_since(then));
+        let Some((term, since)) = leading else {
+            self.leading = None;
+            return Vec::new();
+        };
+        let paused = gap.is_some_and(|gap| gap > self.expire / 4);
+        let since = match self.leading {
+            Some((known, since)) if known == term && !paused => since,
+            Some((known, _)) if known == term => now,
+            _ => since,
+        };
+        self.leading = Some((term, since));
+        let here: Vec<_> = here.collect();
+        self.last.retain(|node, _| here.contains(node));
+        let silent = |node: &(NodeId, Incarnation)| {
+            let heard = self.last.get(node).map_or(since, |at| since.max(*at));
+            now.saturating_duration_since(heard) > self.expire
+        };
+        here.into_iter().filter(silent).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FENCE: Duration = Duration::from_secs(3);
+    const EXPIRE: Duration = Duration::from_secs(5);
+
+    fn ms(base: Instant, ms: u64) -> Instant {
+        base + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_node_counts_from_the_sending() {
+        let base = Instant::now();
+        let mut lease = Holding::new(FENCE);
+        assert!(!lease.is_held(base));
+        assert!(lease.acknowledged(ms(base, 0), ms(base, 900)));
+        assert!(lease.is_held(ms(base, 2_999)));
+        assert!(!lease.is_held(ms(base, 3_000)));
+    }
+
+    #[test]
+    fn an_acknowledgement_that_comes_after_the_fence_does_not_bring_the_lease_back() {
+        let base = Instant::now();
+        let mut lease = Holding::new(FENCE);
+        assert!(lease.acknowledged(ms(base, 0), ms(base, 10)));
+        assert!(!lease.acknowledged(ms(base, 2_500), ms(base, 3_100)));
+        lease.drop_it();
+        assert!(lease.acknowledged(ms(base, 3_200), ms(base, 3_300)));
+    }
+
+    /// Hears at these times, and looks each 250 ms as the leader does.
+    fn first_expiry(heard_at: &[u64], leading: &dyn Fn(u64) -> Option<(u64, u64)>) -> Option<u64> {
+        let base = Instant::now();
+        let node = (NodeId(1), Incarnation(1));
+        let mut book = Heard::new(EXPIRE);
+        for now in (0..30_000).step_by(250) {
+            if heard_at.contains(&now) {
+                book.renewed(node.0, node.1, ms(base, now));
+            }
+            let leading = leading(now).map(|(term, since)| (term, ms(base, since)));
+            if !book.expired(leading, [node].into_iter(), ms(base, now)).is_empty() {
+                return Some(now);
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn the_leader_counts_from_the_receipt() {
+        assert_eq!(first_expiry(&[0, 500, 1_000], &|_| Some((1, 0))), Some(6_250));
+    }
+
+    #[test]
+    fn a_new_leader_waits_a_full_lease() {
+        assert_eq!(first_expiry(&[0], &|now| (now >= 4_000).then_some((2, 4_000))), Some(9_250));
+    }
+
+    #[test]
+    fn whoever_does_not_lead_expires_nobody() {
+        assert_eq!(first_expiry(&[0], &|_| None), None);
+    }
+
+    #[test]
+    fn a_leader_that_stood_still_waits_again() {
+        let base = Instant::now();
+        let node = (NodeId(1), Incarnation(1));
+        let mut book = Heard::new(EXPIRE);
+        let leading = Some((1, base));
+        assert!(book.expired(leading, [node].into_iter(), base).is_empty());
+        assert!(book.expired(leading, [node].into_iter(), ms(base, 20_000)).is_empty());
+        for now in (20_250..=25_000).step_by(250) {
+            assert!(book.expired(leading, [node].into_iter(), ms(base, now)).is_empty());
+        }
+        assert_eq!(book.expired(leading, [node].into_iter(), ms(base, 25_250)), [node]);
+    }
+}

@@ -1,0 +1,193 @@
+//! Answers other nodes: introductions, births, commands, barriers, leases and followers of the table.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{Stream, future::join_all};
+use proto::membership::{
+    BarrierReply, BarrierRequest, FollowItem, FollowRequest, FoundReply, FoundRequest, Founder, HelloReply,
+    HelloRequest, Outcome, Peer, RenewReply, RenewRequest, SubmitReply, SubmitRequest, membership_server,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    identity,
+    links::read_cluster,
+    raft::group::Group,
+    role::{Incarnation, MemberId, NodeId, Roles},
+    shared::Shared,
+};
+
+/// Bytes of a snapshot per message.
+const PART: usize = 256 << 10;
+/// A follower hears from its backend at least this often, as long as the backend knows a leader.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// How many items may be on their way to a follower.
+const AHEAD: usize = 64;
+
+/// The service of one node.
+pub(crate) struct Service(pub(crate) Arc<Shared>);
+
+impl Service {
+    fn check<T>(&self, request: &Request<T>, cluster: &[u8]) -> Result<Group, Status> {
+        identity::may_join(request, Roles { frontend: false, backend: false })?;
+        self.0.links.check(cluster)?;
+        self.0.routes_group().ok_or_else(|| Status::unimplemented("this node is no backend"))
+    }
+}
+
+pub(crate) fn founders_out(founders: &[(MemberId, String)]) -> Vec<Founder> {
+    founders.iter().map(|(member, address)| Founder { member: member.0, address: address.clone() }).collect()
+}
+
+pub(crate) fn founders_in(founders: &[Founder]) -> Vec<(MemberId, String)> {
+    founders.iter().map(|founder| (MemberId(founder.member), founder.address.clone())).collect()
+}
+
+#[tonic::async_trait]
+impl membership_server::Membership for Service {
+    async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        let peer = request.get_ref().peer.clone().unwrap_or_default();
+        identity::may_join(&request, Roles { frontend: peer.frontend, backend: peer.backend })?;
+        let ours = self.0.links.cluster();
+        let theirs = read_cluster(&peer.cluster);
+        if ours.is_none() || theirs.is_none() || ours == theirs {
+            // Whoever knocks can be knocked at: one good seed is enough for all.
+            self.0.known.lock().note_other(&peer.address);
+            if theirs.is_some() && ours == theirs && peer.member != 0 {
+                self.0.links.learn(MemberId(peer.member), &peer.address);
+            }
+        }
+        let known = self.0.known.lock().others.iter().cloned().collect::<Vec<_>>();
+        let others = known.into_iter().map(|address| Peer { address, ..Peer::default() }).collect();
+        let founders = founders_out(&self.0.certificate.born().founders);
+        Ok(Response::new(HelloReply { peer: Some(self.0.introduction()), others, founders }))
+    }
+
+    async fn found(&self, request: Request<FoundRequest>) -> Result<Response<FoundReply>, Status> {
+        identity::may_speak_raft(&request)?;
+        let request = request.into_inner();
+        let cluster =
+            read_cluster(&request.cluster).ok_or_else(|| Status::invalid_argument("no cluster id"))?;
+        let founders = founders_in(&request.founders);
+        let included = self.0.member().is_some_and(|me| founders.iter().any(|(member, _)| *member == me));
+        let accepted = match self.0.links.cluster() {
+            Some(ours) => ours == cluster,
+            None if !included => false,
+            None if !self.0.promise.lock().give(cluster, Instant::now()) => false,
+            None if request.confirmed => {
+                // Kept before it is confirmed: from then on no other birth is possible here.
+                let kept = self.0.certificate.belong(cluster, &founders);
+                kept.map_err(|e| Status::internal(e.to_string()))?;
+                self.0.links.set_cluster(cluster);
+                true
+            }
+            None => true,
+        };
+        Ok(Response::new(FoundReply { accepted, cluster: self.0.links.cluster_bytes() }))
+    }
+
+    async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<SubmitReply>, Status> {
+        let group = self.check(&request, &request.get_ref().cluster)?;
+        let request = request.into_inner();
+        let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
+        let proposals = request.commands.into_iter().map(|command| group.propose(command, deadline));
+        let mut outcomes = Vec::new();
+        for proposed in join_all(proposals).await {
+            let proposed = proposed.map_err(|e| Status::unavailable(e.to_string()))?;
+            outcomes.push(Outcome { index: proposed.index, outcome: proposed.reply });
+        }
+        Ok(Response::new(SubmitReply { outcomes }))
+    }
+
+    async fn barrier(&self, request: Request<BarrierRequest>) -> Result<Response<BarrierReply>, Status> {
+        let group = self.check(&request, &request.get_ref().cluster)?;
+        let deadline = Instant::now() + Duration::from_millis(request.get_ref().timeout_ms);
+        let index = group.read_index(deadline).await.map_err(|e| Status::unavailable(e.to_string()))?;
+        Ok(Response::new(BarrierReply { index }))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
+        self.check(&request, &request.get_ref().cluster)?;
+        let RenewRequest { node, incarnation, .. } = *request.get_ref();
+        Ok(Response::new(self.0.grant(NodeId(node), Incarnation(incarnation))))
+    }
+
+    type FollowStream = Pin<Box<dyn Stream<Item = Result<FollowItem, Status>> + Send>>;
+
+    async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+        let group = self.check(&request, &request.get_ref().cluster)?;
+        let (items, queue) = mpsc::channel(AHEAD);
+        tokio::spawn(feed(self.0.clone(), group, request.get_ref().from, items));
+        Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+    }
+}
+
+/// Feeds one follower until it goes away or this backend has lost its leader.
+async fn feed(
+    shared: Arc<Shared>,
+    group: Group,
+    mut from: u64,
+    items: mpsc::Sender<Result<FollowItem, Status>>,
+) {
+    let mut index = shared.hub.index();
+    loop {
+        let entries = if from == 0 { None } else { shared.hub.since(from) };
+        let batch: Vec<FollowItem> = match entries {
+            Some(entries) => entries
+                .into_iter()
+                .map(|(index, commands)| FollowItem { index, commands, ..FollowItem::default() })
+                .collect(),
+            None if shared.view.index() == 0 => Vec::new(),
+            None => snapshot(&shared).await,
+        };
+        let idle = batch.is_empty();
+        for item in batch {
+            from = from.max(item.index);
+            if items.send(Ok(item)).await.is_err() {
+                return;
+            }
+        }
+        if !idle {
+            continue;
+        }
+        index.borrow_and_update();
+        if shared.view.index() > from {
+            continue;
+        }
+        match timeout(SIGN_OF_LIFE, index.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            // Without a leader this copy may be old: the follower had better ask another backend.
+            Err(_) if group.core().leader().is_none() => return,
+            Err(_) => {
+                if items.send(Ok(FollowItem::default())).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn snapshot(shared: &Arc<Shared>) -> Vec<FollowItem> {
+    let hub = shared.hub.clone();
+    let made = tokio::task::spawn_blocking(move || hub.snapshot()).await;
+    let Ok((index, bytes)) = made else { return Vec::new() };
+    let parts = bytes.len().div_ceil(PART).max(1);
+    let part = |n: usize| -> Bytes { bytes.slice(n * PART..((n + 1) * PART).min(bytes.len())) };
+    let item = |n: usize| {
+        let ends = n + 1 == parts;
+        FollowItem {
+            snapshot: part(n),
+            snapshot_ends: ends,
+            index: if ends { index } else { 0 },
+            commands: vec![],
+        }
+    };
+    (0..parts).map(item).collect()
+}

@@ -1,0 +1,101 @@
+//! Where a placed thing lives: rendezvous hashing, and who votes.
+
+use std::collections::BTreeSet;
+
+use crate::role::{MemberId, NodeId};
+
+/// Chooses a node for a key: the same on every node that sees the same candidates, and a candidate that comes
+/// or goes moves only its own share of the keys.
+pub fn elect(key: &str, candidates: impl Iterator<Item = NodeId>) -> Option<NodeId> {
+    candidates.max_by_key(|node| (weight(key, *node), node.0))
+}
+
+/// FNV-1a over the key and the node, then the finalizer of MurmurHash3: it must never change, since nodes of
+/// two versions have to agree.
+fn weight(key: &str, node: NodeId) -> u64 {
+    let bytes = key.as_bytes().iter().copied().chain(node.0.to_le_bytes());
+    let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
+}
+
+/// The voters after the next step, or `None` if they are right: a voter that was lost for good is replaced by
+/// a learner that has caught up, and a group of one or three grows to three or five when two more are there.
+pub(crate) fn next_voters(
+    voters: &BTreeSet<MemberId>,
+    lost: &BTreeSet<MemberId>,
+    ready: &BTreeSet<MemberId>,
+) -> Option<BTreeSet<MemberId>> {
+    let mut fresh = ready.difference(voters);
+    let mut next = voters.clone();
+    if let Some(gone) = voters.intersection(lost).next() {
+        next.insert(*fresh.next()?);
+        next.remove(gone);
+        return Some(next);
+    }
+    // An even number needs as many to agree as the odd one above it and bears no more losses.
+    let wanted = if voters.len() < 3 { 3 } else { 5 };
+    let missing = wanted.min(voters.len() + 2).saturating_sub(voters.len());
+    let added: Vec<MemberId> = fresh.take(missing).copied().collect();
+    if missing == 0 || added.len() < missing {
+        return None;
+    }
+    next.extend(added);
+    Some(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(members: &[u64]) -> BTreeSet<MemberId> {
+        members.iter().map(|m| MemberId(*m)).collect()
+    }
+
+    #[test]
+    fn a_node_that_leaves_moves_only_its_own_keys() {
+        let all: Vec<NodeId> = (1..=5).map(NodeId).collect();
+        let mut share = [0; 6];
+        for n in 0..10_000 {
+            let key = format!("room{n}@muc.example");
+            let home = elect(&key, all.iter().copied()).unwrap();
+            share[home.0 as usize] += 1;
+            let without = elect(&key, all.iter().copied().filter(|node| node.0 != 3)).unwrap();
+            assert!(home.0 == 3 || home == without);
+        }
+        assert!(share[1..].iter().all(|n| (1700..2300).contains(n)), "{share:?}");
+        assert_eq!(elect("x", std::iter::empty()), None);
+    }
+
+    #[test]
+    fn the_hash_is_part_of_the_protocol() {
+        assert_eq!(weight("alice@example.org", NodeId(7)), weight("alice@example.org", NodeId(7)));
+        assert_eq!(
+            elect("alice@example.org", (1..=9).map(NodeId)),
+            elect("alice@example.org", (1..=9).rev().map(NodeId))
+        );
+    }
+
+    #[test]
+    fn voters_grow_in_pairs_and_the_lost_are_replaced_one_at_a_time() {
+        // voters, lost, ready, next
+        let table: [(&[u64], &[u64], &[u64], Option<&[u64]>); 9] = [
+            (&[1], &[], &[1], None),
+            (&[1], &[], &[1, 2], None),
+            (&[1], &[], &[1, 2, 3], Some(&[1, 2, 3])),
+            (&[1, 2], &[], &[1, 2, 3], Some(&[1, 2, 3])),
+            (&[1, 2, 3], &[], &[1, 2, 3, 4], None),
+            (&[1, 2, 3], &[], &[1, 2, 3, 4, 5], Some(&[1, 2, 3, 4, 5])),
+            (&[1, 2, 3, 4, 5], &[], &[1, 2, 3, 4, 5, 6, 7], None),
+            (&[1, 2, 3], &[2], &[1, 3, 4], Some(&[1, 3, 4])),
+            (&[1, 2, 3], &[2], &[1, 3], None),
+        ];
+        for (voters, lost, ready, next) in table {
+            let found = next_voters(&set(voters), &set(lost), &set(ready));
+            assert_eq!(found, next.map(set), "{voters:?} {lost:?} {ready:?}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! What the tasks and services of one node share.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use proto::membership::{
+    BarrierRequest, Peer, RenewReply, SubmitRequest, membership_client::MembershipClient,
+    renew_reply::Verdict,
+};
+use tokio::{sync::watch, time::Instant};
+use tonic::{Request, Status, transport::Channel};
+
+use crate::{
+    batch::{Attempt, Batcher, Sink},
+    birth::Certificate,
+    config::Config,
+    discovery::Discover,
+    error::{ClusterError, Unavailable},
+    formation::Promise,
+    hub::Hub,
+    lease::{Heard, Holding},
+    links::{Links, MESSAGE_MAX, cluster_bytes},
+    raft::{
+        group::{Group, Proposed, call_timeout},
+        network::Groups,
+    },
+    role::{Incarnation, MemberId, NodeId, Roles},
+    routes::{Command, NodeState, Outcome},
+    table::TableView,
+};
+
+/// How many addresses are remembered at most.
+const KNOWN_MAX: usize = 512;
+
+/// How far the start has come.
+#[derive(Clone, Debug)]
+pub(crate) enum Phase {
+    Starting,
+    Ready,
+    Failed(ClusterError),
+}
+
+/// One node's part in the cluster.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) name: String,
+    pub(crate) roles: Roles,
+    /// Where others reach this node; empty if they cannot.
+    pub(crate) address: String,
+    pub(crate) certificate: Certificate,
+    pub(crate) links: Arc<Links>,
+    pub(crate) groups: Arc<Groups>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) view: Arc<TableView>,
+    pub(crate) discovery: Box<dyn Discover>,
+    pub(crate) lease: Mutex<Holding>,
+    pub(crate) heard: Mutex<Heard>,
+    pub(crate) promise: Mutex<Promise>,
+    /// The members that this node would found a cluster with.
+    pub(crate) sees: Mutex<Vec<MemberId>>,
+    /// Addresses that answered as backends of this cluster, and others to knock at.
+    pub(crate) known: Mutex<Known>,
+    pub(crate) phase: watch::Sender<Phase>,
+}
+
+/// Addresses heard of.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) backends: BTreeSet<String>,
+    pub(crate) others: BTreeSet<String>,
+    pub(crate) seeds: Vec<String>,
+    /// The backend that answered last.
+    pub(crate) good: Option<String>,
+    /// Where the leader was last.
+    pub(crate) leader: Option<String>,
+}
+
+impl Known {
+    pub(crate) fn note_other(&mut self, address: &str) {
+        if !address.is_empty() && self.others.len() < KNOWN_MAX {
+            self.others.insert(address.into());
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn member(&self) -> Option<MemberId> {
+        self.roles.backend.then(|| self.certificate.born().member)
+    }
+
+    pub(crate) fn routes_group(&self) -> Option<Group> {
+        self.groups.get("routes")
+    }
+
+    /// How this node introduces itself.
+    pub(crate) fn introduction(&self) -> Peer {
+        Peer {
+            cluster: cluster_bytes(self.links.cluster()),
+            member: self.member().map_or(0, |member| member.0),
+            name: self.name.clone(),
+            address: self.address.clone(),
+            frontend: self.roles.frontend,
+            backend: self.roles.backend,
+            expect: self.config.expect as u32,
+            sees: self.sees.lock().iter().map(|member| member.0).collect(),
+        }
+    }
+
+    pub(crate) fn membership(&self, address: &str) -> Result<MembershipClient<Channel>, Status> {
+        let client = MembershipClient::new(self.links.channel(address)?);
+        Ok(client.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX))
+    }
+
+    /// Other backends to ask, the likeliest first.
+    pub(crate) fn backends(&self) -> Vec<String> {
+        let known = self.known.lock();
+        let mut addresses: Vec<String> = known.good.iter().cloned().collect();
+        let up = |row: &crate::routes::NodeRow| row.roles.backend && row.state == NodeState::Up;
+        let rows = self.view.nodes();
+        addresses.extend(rows.iter().filter(|row| up(row)).map(|row| row.address.clone()));
+        addresses.extend(known.backends.iter().cloned());
+        let mut unique = BTreeSet::new();
+        addresses.retain(|address| {
+            !address.is_empty() && *address != self.address && unique.insert(address.clone())
+        });
+        addresses
+    }
+
+    /// Grants a renewal if this node leads.
+    pub(crate) fn grant(&self, node: NodeId, incarnation: Incarnation) -> RenewReply {
+        let group = self.routes_group();
+        let core = group.as_ref().map(Group::core);
+        let leads = core.as_ref().is_some_and(|core| core.leads_surely());
+        let row = self.view.node(node);
+        let verdict = match row {
+            _ if !leads => Verdict::NotLeader,
+            // This table may be behind for a moment after an election.
+            None => Verdict::NotLeader,
+            Some(row) if row.incarnation < incarnation => Verdict::NotLeader,
+            Some(row) if row.incarnation > incarnation || row.state == NodeState::Gone => Verdict::Stale,
+            Some(_) => {
+                self.heard.lock().renewed(node, incarnation, Instant::now());
+                Verdict::Granted
+            }
+        };
+        let leader = core.and_then(|core| core.leader()).and_then(|leader| self.links.address(leader));
+        RenewReply { verdict: verdict.into(), leader: leader.unwrap_or_default() }
+    }
+
+    pub(crate) fn fail(&self, error: ClusterError) {
+        tracing::error!(%error, "the cluster cannot start");
+        self.phase.send_replace(Phase::Failed(error));
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.config.times.command()
+    }
+}
+
+/// Route commands go to this node's own group if it knows a leader, else to any backend.
+pub(crate) struct RouteSink(pub(crate) Arc<Shared>);
+
+impl RouteSink {
+    fn next_backend(&self) -> Result<String, Attempt> {
+        let backends = self.0.backends();
+        backends.into_iter().next().ok_or_else(|| Attempt::Again("no backend is known".into()))
+    }
+
+    /// Notes whether a backend answered; one that did not is asked last.
+    fn note(&self, address: &str, answered: bool) {
+        let mut known = self.0.known.lock();
+        if answered {
+            known.good = Some(address.into());
+        } else if known.good.as_deref() == Some(address) || known.good.is_none() {
+            drop(known);
+            let next = self.0.backends().into_iter().find(|other| other != address);
+            self.0.known.lock().good = next;
+        }
+    }
+
+    async fn submit(&self, commands: Vec<Bytes>, deadline: Instant) -> Result<Vec<Proposed>, Attempt> {
+        let address = self.next_backend()?;
+        let again = |status: Status| Attempt::Again(format!("`{address}`: {}", status.message()));
+        let timeout = call_timeout(deadline);
+        let cluster = self.0.links.cluster_bytes();
+        let timeout_ms = timeout.as_millis() as u64;
+        let mut request = Request::new(SubmitRequest { cluster, commands, timeout_ms });
+        request.set_timeout(timeout);
+        let reply = self.0.membership(&address).map_err(again)?.submit(request).await;
+        self.note(&address, reply.is_ok());
+        let outcomes = reply.map_err(again)?.into_inner().outcomes;
+        Ok(outcomes.into_iter().map(|o| Proposed { index: o.index, reply: o.outcome }).collect())
+    }
+
+    async fn barrier(&self, deadline: Instant) -> Result<u64, Attempt> {
+        let address = self.next_backend()?;
+        let again = |status: Status| Attempt::Again(format!("`{address}`: {}", status.message()));
+        let timeout = call_timeout(deadline);
+        let (cluster, timeout_ms) = (self.0.links.cluster_bytes(), timeout.as_millis() as u64);
+        let mut request = Request::new(BarrierRequest { cluster, timeout_ms });
+        request.set_timeout(timeout);
+        let reply = self.0.membership(&address).map_err(again)?.barrier(request).await;
+        self.note(&address, reply.is_ok());
+        Ok(reply.map_err(again)?.into_inner().index)
+    }
+}
+
+impl Sink for RouteSink {
+    fn send(&self, payloads: Vec<Bytes>, deadline: Instant) -> BoxFuture<'_, Result<Vec<Proposed>, Attempt>> {
+        Box::pin(async move {
+            let core = self.0.routes_group().map(|group| group.core());
+            match core.filter(|core| core.leader().is_some()) {
+                Some(core) => core.propose_once(payloads, deadline).await,
+                None => self.submit(payloads, deadline).await,
+            }
+        })
+    }
+
+    fn read_index(&self, deadline: Instant) -> BoxFuture<'_, Result<u64, Attempt>> {
+        Box::pin(async move {
+            let core = self.0.routes_group().map(|group| group.core());
+            match core.filter(|core| core.leader().is_some()) {
+                Some(core) => core.read_index_once(deadline).await,
+                None => self.barrier(deadline).await,
+            }
+        })
+    }
+}
+
+/// Has a command agreed on, and says at which index.
+pub(crate) async fn submit(
+    batcher: &Batcher,
+    command: &Command,
+    deadline: Instant,
+) -> Result<(u64, Outcome), Unavailable> {
+    let proposed = batcher.propose(command.encode().into(), deadline).await?;
+    let outcome = Outcome::decode(&proposed.reply);
+    let outcome = outcome.ok_or_else(|| Unavailable("the answer could not be read".into()))?;
+    Ok((proposed.index, outcome))
+}
+
+/// Waits until the table here has applied `index`; whether it did in time.
+pub(crate) async fn wait_index(hub: &Hub, index: u64, deadline: Instant) -> bool {
+    let mut applied = hub.index();
+    matches!(
+        tokio::time::timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await,
+        Ok(Ok(_))
+    )
+}
+
+/// A pause between attempts of the background tasks.
+pub(crate) const PAUSE: Duration = Duration::from_millis(200);

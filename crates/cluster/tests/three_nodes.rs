@@ -1,0 +1,245 @@
+//! Three nodes that found each other: formation, agreement, and what happens when one dies.
+
+mod support;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use cluster::{Change, ClusterError, ConflictPolicy, NodeId, NodeState, Sid};
+use support::{BACKEND, BOTH, FRONTEND, Node, SOON, config, deps, full, log, write_seeds};
+use tokio::time::{Instant, timeout};
+
+async fn three(dir: &std::path::Path) -> Vec<Node> {
+    let seeds = dir.join("seeds");
+    let mut nodes = Vec::new();
+    for name in ["a", "b", "c"] {
+        nodes.push(Node::start(config(&seeds, 3), deps(name, BOTH, dir)).await);
+    }
+    write_seeds(&seeds, &nodes);
+    for node in &nodes {
+        node.ready().await;
+    }
+    nodes
+}
+
+/// Waits until the nodes' tables have all that was agreed so far.
+async fn level(nodes: &[Node]) {
+    for node in nodes {
+        timeout(SOON, node.cluster.barrier()).await.unwrap().unwrap();
+    }
+}
+
+async fn leader_of(nodes: &[Node]) -> usize {
+    let id = nodes[0].cluster.status().leader.expect("there is a leader");
+    nodes.iter().position(|node| node.id() == id).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_form_one_cluster_and_see_each_others_sessions() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path()).await;
+    let ids: BTreeSet<NodeId> = nodes.iter().map(Node::id).collect();
+    assert_eq!(ids.len(), 3);
+    let clusters: BTreeSet<_> = nodes.iter().map(|node| node.cluster.status().cluster).collect();
+    assert_eq!(clusters.len(), 1);
+
+    let alice = full("alice@localhost/phone");
+    let first = nodes[0].bind("alice@localhost/phone").await;
+    level(&nodes).await;
+    for node in &nodes {
+        let row = node.cluster.routes().full(&alice).unwrap();
+        assert_eq!((row.sid, row.node), (first, nodes[0].id()));
+    }
+    // The log's order decides: exactly one of many who bind the same full JID at once has it in the end.
+    let tries = nodes.iter().flat_map(|node| std::iter::repeat_n(node.cluster.clone(), 5)).map(|cluster| {
+        let alice = alice.clone();
+        tokio::spawn(
+            async move { cluster.bind(&alice, Sid::random(), ConflictPolicy::Replace).await.unwrap() },
+        )
+    });
+    for tried in tries.collect::<Vec<_>>() {
+        tried.await.unwrap();
+    }
+    level(&nodes).await;
+    let owners: BTreeSet<Sid> =
+        nodes.iter().map(|node| node.cluster.routes().full(&alice).unwrap().sid).collect();
+    assert_eq!(owners.len(), 1);
+    assert!(!owners.contains(&first));
+    // The first owner was told by its own node.
+    let told = |change| match change {
+        Change::Displaced { sid, .. } => Some(sid),
+        _ => None,
+    };
+    assert_eq!(nodes[0].change("the displaced session is told", told).await, first);
+    for node in nodes {
+        node.kill().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_form_in_any_order_and_late() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let seeds = dir.path().join("seeds");
+    let mut nodes = vec![Node::start(config(&seeds, 3), deps("a", BACKEND, dir.path())).await];
+    // A frontend may be there before the backends are.
+    let frontend = Node::start(config(&seeds, 3), deps("f", FRONTEND, dir.path())).await;
+    write_seeds(&seeds, &nodes);
+    nodes.push(Node::start(config(&seeds, 3), deps("b", BACKEND, dir.path())).await);
+    let early = timeout(Duration::from_secs(2), nodes[0].cluster.ready()).await;
+    assert!(early.is_err(), "two of three must not found a cluster");
+    nodes.push(Node::start(config(&seeds, 3), deps("c", BACKEND, dir.path())).await);
+    for node in nodes.iter().chain([&frontend]) {
+        node.ready().await;
+    }
+    assert_eq!(frontend.cluster.status().cluster, nodes[0].cluster.status().cluster);
+    // One more backend comes later: it learns, and then serves like the others.
+    let late = Node::start(config(&seeds, 3), deps("d", BACKEND, dir.path())).await;
+    late.ready().await;
+    let sid = frontend.bind("bob@localhost/desk").await;
+    late.cluster.barrier().await.unwrap();
+    assert_eq!(late.cluster.routes().full(&full("bob@localhost/desk")).unwrap().sid, sid);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_is_replaced_and_its_sessions_are_gone_everywhere() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path()).await;
+    let at = leader_of(&nodes).await;
+    let leader = nodes.remove(at);
+    let (gone, gone_incarnation) = leader.cluster.me();
+    let sid = leader.bind("alice@localhost/phone").await;
+    leader.cluster.set_priority(&full("alice@localhost/phone"), sid, Some(3)).await.unwrap();
+    nodes[0].bind("bob@localhost/desk").await;
+    level(&nodes).await;
+    let killed = Instant::now();
+    leader.kill().await;
+
+    // Binds go on as soon as the others have a leader.
+    let jid = full("carol@localhost/x");
+    let bound = timeout(SOON, nodes[1].cluster.bind(&jid, Sid::random(), ConflictPolicy::Replace)).await;
+    bound.unwrap().unwrap();
+    let stalled = killed.elapsed();
+    assert!(stalled < Duration::from_secs(6), "{stalled:?}");
+
+    for node in &mut nodes {
+        let lost = node
+            .change("the death is told", |change| match change {
+                Change::NodeGone { node, incarnation, lost } => Some((node, incarnation, lost)),
+                _ => None,
+            })
+            .await;
+        assert_eq!((lost.0, lost.1), (gone, gone_incarnation));
+        let sessions: Vec<_> = lost.2.iter().map(|s| (s.jid.to_string(), s.sid, s.priority)).collect();
+        assert_eq!(sessions, [("alice@localhost/phone".to_string(), sid, Some(3))]);
+    }
+    println!("stalled {stalled:?}, consistent after {:?}", killed.elapsed());
+    for node in &nodes {
+        let routes = node.cluster.routes();
+        assert!(routes.full(&full("alice@localhost/phone")).is_none());
+        assert!(routes.full(&full("bob@localhost/desk")).is_some());
+        assert_eq!(routes.node(gone).unwrap().state, NodeState::Gone);
+        assert!(node.cluster.is_serving());
+    }
+    // Alice logs in elsewhere.
+    nodes[0].bind("alice@localhost/phone").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frontend_follows_another_backend_when_its_own_dies() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let seeds = dir.path().join("seeds");
+    let mut nodes = Vec::new();
+    for (name, roles) in [("a", BACKEND), ("b", BACKEND), ("c", BACKEND), ("f", FRONTEND), ("g", FRONTEND)] {
+        nodes.push(Node::start(config(&seeds, 3), deps(name, roles, dir.path())).await);
+    }
+    write_seeds(&seeds, &nodes);
+    for node in &nodes {
+        node.ready().await;
+    }
+    let frontends = nodes.split_off(3);
+    let sid = frontends[0].bind("alice@localhost/phone").await;
+    frontends[1].cluster.barrier().await.unwrap();
+    assert_eq!(frontends[1].cluster.routes().full(&full("alice@localhost/phone")).unwrap().sid, sid);
+
+    // Whichever backend a frontend follows, it may be the one that dies.
+    let dead = nodes.remove(0);
+    let dead_id = dead.id();
+    dead.kill().await;
+    for n in 0..20 {
+        let sid = frontends[0].bind(&format!("user{n}@localhost/x")).await;
+        frontends[1].cluster.barrier().await.unwrap();
+        assert_eq!(
+            frontends[1].cluster.routes().full(&full(&format!("user{n}@localhost/x"))).unwrap().sid,
+            sid
+        );
+    }
+    let mut frontends = frontends;
+    for frontend in &mut frontends {
+        let gone = frontend
+            .change("the death is told", |change| match change {
+                Change::NodeGone { node, .. } => Some(node),
+                _ => None,
+            })
+            .await;
+        assert_eq!(gone, dead_id);
+    }
+    // A frontend that dies takes its sessions with it, and nobody else's.
+    let other = frontends[1].bind("zoe@localhost/x").await;
+    let (dying, id) = (frontends.remove(0), nodes[0].id());
+    let dead = dying.id();
+    assert_ne!(dead, id);
+    dying.kill().await;
+    let lost = nodes[0]
+        .change("the death is told", |change| match change {
+            Change::NodeGone { node, lost, .. } if node == dead => Some(lost),
+            _ => None,
+        })
+        .await;
+    assert_eq!(lost.len(), 21);
+    let routes = nodes[0].cluster.routes();
+    assert_eq!((routes.len(), routes.full(&full("zoe@localhost/x")).unwrap().sid), (1, other));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_nodes_restart_from_disk_with_new_incarnations() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = three(dir.path()).await;
+    let mut before: Vec<_> = nodes.iter().map(|node| node.cluster.me()).collect();
+    let cluster = nodes[0].cluster.status().cluster;
+    nodes[1].bind("alice@localhost/phone").await;
+    for node in nodes {
+        node.kill().await;
+    }
+    // They come back at other ports, as pods do.
+    let nodes = three(dir.path()).await;
+    assert_eq!(nodes[0].cluster.status().cluster, cluster);
+    for (node, (id, incarnation)) in nodes.iter().zip(before.drain(..)) {
+        let (same, newer) = node.cluster.me();
+        assert_eq!((same, newer.0), (id, incarnation.0 + 1));
+    }
+    level(&nodes).await;
+    assert!(nodes.iter().all(|node| node.cluster.routes().is_empty()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_another_cluster_refuses_to_start() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
+    let stranger = Node::start(config(&theirs, 1), deps("stranger", BOTH, dir.path())).await;
+    stranger.ready().await;
+    stranger.kill().await;
+
+    let node = Node::start(config(&ours, 1), deps("a", BOTH, dir.path())).await;
+    node.ready().await;
+    write_seeds(&ours, [&node]);
+    let stranger = Node::start(config(&ours, 1), deps("stranger", BOTH, dir.path())).await;
+    let error = timeout(SOON, stranger.cluster.ready()).await.unwrap().unwrap_err();
+    assert!(matches!(error, ClusterError::Foreign { .. }), "{error}");
+    assert!(error.to_string().starts_with("refused to start: this node belongs to cluster `"), "{error}");
+    assert!(node.cluster.is_serving());
+}
