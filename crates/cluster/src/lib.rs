@@ -28,8 +28,9 @@ mod lease;
 mod feed;
 mod membership;
 
-// What they agree by.
+// What they agree by, and what they keep.
 pub mod raft;
+pub mod replica;
 
 mod batch;
 pub mod identity;
