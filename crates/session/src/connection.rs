@@ -184,7 +184,7 @@ pub(crate) fn broke(error: ReadError) -> Outcome {
 pub(crate) async fn inbound(
     connection: &Connection,
     view: &Arc<SessionView>,
-    mut reader: Reader,
+    mut reader: Box<Reader>,
     mut input: BytesMut,
 ) -> Outcome {
     let world = &connection.world;

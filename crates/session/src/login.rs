@@ -26,7 +26,8 @@ use crate::outcome::Outcome;
 pub(crate) struct LoggedIn {
     pub view: Arc<SessionView>,
     pub mailbox: Mailbox,
-    pub reader: Reader,
+    /// Boxed: it would be moved, and so laid out, once for each future that it passes through.
+    pub reader: Box<Reader>,
     /// What the client sent behind its bind request.
     pub input: BytesMut,
     pub mechanism: &'static str,
@@ -40,7 +41,7 @@ const PLAIN_HASH: ScramHash = ScramHash::Sha256;
 struct Login<'a> {
     connection: &'a Rc<Connection>,
     negotiation: Negotiation,
-    reader: Reader,
+    reader: Box<Reader>,
     input: BytesMut,
     /// When the whole login must be done.
     deadline: Instant,
@@ -75,7 +76,7 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
     let mut login = Login {
         connection,
         negotiation: Negotiation::new(settings, entry),
-        reader: Reader::new(limits.before_auth()),
+        reader: Box::new(Reader::new(limits.before_auth())),
         input: BytesMut::new(),
         deadline,
         header_due: Some(Instant::now() + limits.header()),

@@ -89,7 +89,7 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn) -> (Outcome, Ve
 async fn halves(
     connection: &Connection,
     view: &Arc<SessionView>,
-    reader: stream::Reader,
+    reader: Box<stream::Reader>,
     input: bytes::BytesMut,
     post: &mut Post,
     life: &Life,

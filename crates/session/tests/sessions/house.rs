@@ -286,6 +286,14 @@ impl House {
     }
 
     pub async fn with(change: impl FnOnce(&mut Config), route: impl FnOnce(&mut router::Config)) -> House {
+        House::build(change, route, Vec::new()).await
+    }
+
+    pub async fn build(
+        change: impl FnOnce(&mut Config),
+        route: impl FnOnce(&mut router::Config),
+        more: Vec<Arc<dyn Module>>,
+    ) -> House {
         let store = Store::memory();
         let accounts = Accounts::new(store.clone());
         for name in ["alice", "bob", "watcher"] {
@@ -293,7 +301,8 @@ impl House {
         }
         let town = Town::new();
         let trouble = Arc::new(Trouble::default());
-        let modules: Vec<Arc<dyn Module>> = vec![trouble.clone()];
+        let mut modules: Vec<Arc<dyn Module>> = vec![trouble.clone()];
+        modules.extend(more);
         let registry = Arc::new(Registry::build(modules, &Switches::everywhere()).unwrap());
         let mut routing = router::Config::default();
         route(&mut routing);

@@ -4,3 +4,4 @@ mod house;
 mod client;
 mod login;
 mod life;
+mod memory;
