@@ -280,6 +280,22 @@ impl Mailbox {
         Poll::Pending
     }
 
+    /// Returns when the mailbox has ended, whatever waits in it: for a session that is held up by a client that
+    /// does not read. Takes the place of [`Mailbox::ready`] as who is woken.
+    pub async fn ended(&self) -> End {
+        poll_fn(|context| {
+            let mut queue = self.slot.queue.lock();
+            match queue.end {
+                Some(end) => Poll::Ready(end),
+                None => {
+                    queue.waker = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
     /// Takes deliveries in their order until `bytes_max` is reached; at least one, if one waits.
     pub fn drain(&mut self, bytes_max: usize) -> Vec<Delivery> {
         let mut queue = self.slot.queue.lock();

@@ -5,7 +5,6 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -106,7 +105,9 @@ impl Connection {
     /// Waits until answers take less than their bound: meanwhile the client is not read.
     async fn room(&self) {
         poll_fn(|cx| {
-            if self.replies.borrow().len() < self.world.config.limits.reply_bytes {
+            let full = self.replies.borrow().len() >= self.world.config.limits.reply_bytes;
+            // Where the session ends nobody makes room any more.
+            if !full || self.pace.get() != Pace::Read {
                 return Poll::Ready(());
             }
             self.reader.set(Some(cx.waker().clone()));
@@ -342,12 +343,11 @@ async fn other(connection: &Connection, view: &Arc<SessionView>, event: StreamEv
 pub(crate) struct Post {
     mailbox: Mailbox,
     taken: Vec<Delivery>,
-    queued: Arc<AtomicUsize>,
 }
 
 impl Post {
-    pub(crate) fn new(mailbox: Mailbox, queued: Arc<AtomicUsize>) -> Post {
-        Post { mailbox, taken: Vec::new(), queued }
+    pub(crate) fn new(mailbox: Mailbox) -> Post {
+        Post { mailbox, taken: Vec::new() }
     }
 
     /// What was taken and not written.
@@ -392,12 +392,16 @@ pub(crate) async fn flush(connection: &Connection, view: &SessionView, post: &mu
 async fn write_once(connection: &Connection, view: &SessionView, post: &mut Post) -> Result<(), Outcome> {
     let limits = &connection.world.config.limits;
     post.taken.extend(post.mailbox.drain(limits.write_bytes));
-    post.queued.store(post.taken.len() + post.mailbox.len(), Ordering::Relaxed);
     let mut out = connection.take_replies();
     out.reserve(post.taken.iter().map(Delivery::cost).sum());
     let written = compose(connection, view, post, &mut out);
     if !out.is_empty() {
-        connection.write(&out).await?;
+        tokio::select! {
+            biased;
+            written = connection.write(&out) => written?,
+            // Held up by a client that does not read, until more waits for it than may.
+            _ = post.mailbox.ended() => return Err(Outcome::Overflowed),
+        }
     }
     connection.world.counters.stanzas_out.add(written as u64);
     if written < post.taken.len() {
@@ -411,7 +415,6 @@ async fn write_once(connection: &Connection, view: &SessionView, post: &mut Post
     }
     // Dropped: written is all that a client without acknowledgements lets us know.
     post.taken = Vec::new();
-    post.queued.store(0, Ordering::Relaxed);
     Ok(())
 }
 

@@ -237,7 +237,8 @@ impl Listeners {
 
     /// Facts about every bound session of this node.
     pub fn sessions(&self) -> Vec<SessionFacts> {
-        self.world.table.facts(self.world.claims.me().0)
+        let node = self.world.claims.me();
+        self.world.table.facts(node.0, |jid| self.world.router.queue_depth(jid))
     }
 
     /// How many sessions are bound on this node.

@@ -5,7 +5,6 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -62,7 +61,6 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn) -> (Outcome, Ve
     let world = &connection.world;
     let life = Rc::new(Life::default());
     let actor = Session::start(life.clone());
-    let queued = Arc::new(AtomicUsize::new(0));
     world.table.add(Entry {
         view: view.clone(),
         actor: actor.clone(),
@@ -70,10 +68,9 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn) -> (Outcome, Ve
         since: SystemTime::now(),
         tls: connection.wire.tls(login::tls_version),
         mechanism,
-        queued: queued.clone(),
     });
     world.counters.bound.add(1);
-    let mut post = Post::new(mailbox, queued);
+    let mut post = Post::new(mailbox);
     let outcome = halves(connection, &view, reader, input, &mut post, &life).await;
     if outcome.may_flush() {
         let flush = connection::flush(connection, &view, &mut post, world.config.limits.linger());

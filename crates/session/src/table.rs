@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use actix::Addr;
@@ -44,8 +43,6 @@ pub(crate) struct Entry {
     pub since: SystemTime,
     pub tls: Option<&'static str>,
     pub mechanism: &'static str,
-    /// Kept by the outbound half, so that nobody asks an actor.
-    pub queued: Arc<AtomicUsize>,
 }
 
 /// Every bound session of this node.
@@ -90,7 +87,8 @@ impl Table {
         self.0.lock().sessions.len()
     }
 
-    pub(crate) fn facts(&self, node: u64) -> Vec<SessionFacts> {
+    /// Facts about all of them; `queued` tells how much waits for one.
+    pub(crate) fn facts(&self, node: u64, queued: impl Fn(&FullJid) -> usize) -> Vec<SessionFacts> {
         let facts = |entry: &Entry| SessionFacts {
             jid: entry.view.jid().clone(),
             sid: entry.view.sid().0,
@@ -100,9 +98,12 @@ impl Table {
             tls: entry.tls,
             mechanism: entry.mechanism,
             priority: entry.view.priority(),
-            queued: entry.queued.load(Ordering::Relaxed),
+            queued: 0,
         };
-        self.0.lock().sessions.values().map(facts).collect()
+        let mut all: Vec<_> = self.0.lock().sessions.values().map(facts).collect();
+        // Not under the lock: the mailboxes have locks of their own.
+        all.iter_mut().for_each(|facts| facts.queued = queued(&facts.jid));
+        all
     }
 
     pub(crate) fn views(&self) -> Vec<Arc<SessionView>> {
