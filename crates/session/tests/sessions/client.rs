@@ -147,6 +147,19 @@ impl Client {
         assert!(self.event().await.is_none(), "the socket is closed");
     }
 
+    /// As [`Client::is_told`], after whatever else it is sent.
+    pub async fn is_told_at_last(&mut self, condition: &str) {
+        loop {
+            match self.event().await {
+                Some(StreamEvent::Element(element)) if element.is("error", stanza::ns::STREAM) => {
+                    return assert_eq!(element.children().next().unwrap().name(), condition);
+                }
+                Some(_) => {}
+                None => panic!("closed without `{condition}`"),
+            }
+        }
+    }
+
     /// Everything that is sent until the socket is closed.
     pub async fn all(&mut self) -> String {
         let mut all = self.input.to_vec();

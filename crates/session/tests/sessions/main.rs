@@ -5,3 +5,4 @@ mod client;
 mod login;
 mod life;
 mod memory;
+mod modules;
