@@ -163,6 +163,9 @@ mod tests {
     use MessageType as M;
     use PresenceType as P;
 
+    /// Exists, priorities, address; then what becomes of normal, chat, groupchat and headline.
+    type Row = (bool, &'static [Option<i8>], Address, [&'static str; 4]);
+
     const KEEP: &str = "O";
     const BOUNCE: &str = "E";
     const IGNORE: &str = "S";
@@ -189,7 +192,7 @@ mod tests {
         let (bare, gone) = (Address::Bare, Address::Full(None));
         let full = Address::Full(Some(0));
         #[rustfmt::skip]
-        let rows: &[(bool, &[Option<i8>], Address, [&str; 4])] = &[
+        let rows: &[Row] = &[
             // exists, priorities, address                        normal  chat    groupchat headline
             (false, &[],                              bare, [IGNORE, IGNORE, BOUNCE, IGNORE]),
             (false, &[],                              gone, [BOUNCE, IGNORE, BOUNCE, BOUNCE]),

@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use cluster::{Change, LostSession, NodeId, NodeState};
 use futures::{FutureExt, StreamExt, stream};
@@ -13,39 +14,68 @@ use crate::metrics::one;
 use crate::peer::key;
 use crate::router::Router;
 
+/// How long the losses of a node are remembered, in case that the node that was to tell of them dies as well.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// The sessions of a lost node, and the nodes among which they were shared out.
+struct Loss {
+    at: Instant,
+    lost: Arc<[LostSession]>,
+    heirs: Vec<NodeId>,
+}
+
 /// Follows the changes of the cluster. Never waits for the table: the table waits for whoever is slow here.
 pub(crate) async fn follow(router: Weak<Router>, mut changes: Receiver<Change>) {
+    let mut losses: Vec<Loss> = Vec::new();
     while let Some(change) = changes.recv().await {
         let Some(router) = router.upgrade() else { return };
-        if let Change::NodeGone { node, incarnation, lost } = change {
-            router.peers.expire(&router, node, incarnation);
-            if !lost.is_empty() {
-                tokio::spawn(tell(router, node, lost));
-            }
+        let Change::NodeGone { node, incarnation, lost } = change else { continue };
+        router.peers.expire(&router, node, incarnation);
+        let (me, _) = router.whereabouts.me();
+        let heirs = heirs(&router, node);
+        losses.retain(|loss| loss.at.elapsed() < REMEMBERED);
+        // What fell to the node that is gone now falls to another: told twice is better than never.
+        for loss in losses.iter_mut().filter(|loss| loss.heirs.contains(&node)) {
+            let before = std::mem::replace(&mut loss.heirs, heirs.clone());
+            let again =
+                |account: &BareJid| heir(account, &before) == Some(node) && heir(account, &heirs) == Some(me);
+            begin_to_tell(&router, &loss.lost, again);
+        }
+        if !lost.is_empty() {
+            tracing::info!(%node, %incarnation, sessions = lost.len(), "a node is gone with its sessions");
+            begin_to_tell(&router, &lost, |account| heir(account, &heirs) == Some(me));
+            losses.push(Loss { at: Instant::now(), lost, heirs });
         }
     }
 }
 
-/// Tells the contacts of the lost sessions that fall to this node.
-async fn tell(router: Arc<Router>, node: NodeId, lost: Arc<[LostSession]>) {
-    let (me, _) = router.whereabouts.me();
-    let heirs: Vec<NodeId> = {
-        let nodes = router.whereabouts.nodes();
-        let up = |node: &&cluster::NodeRow| node.state == NodeState::Up;
-        let frontends: Vec<NodeId> =
-            nodes.iter().filter(up).filter(|node| node.roles.frontend).map(|node| node.node).collect();
-        // Only a node with sessions is sure to run handlers; without any, every backend does.
-        if frontends.is_empty() { nodes.iter().filter(up).map(|node| node.node).collect() } else { frontends }
-    };
-    let mine: Vec<&LostSession> = lost
+/// The nodes among which the sessions of a lost node are shared out.
+fn heirs(router: &Arc<Router>, gone: NodeId) -> Vec<NodeId> {
+    let nodes = router.whereabouts.nodes();
+    let up = || nodes.iter().filter(|row| row.state == NodeState::Up && row.node != gone);
+    let frontends: Vec<NodeId> = up().filter(|row| row.roles.frontend).map(|row| row.node).collect();
+    // Only a node with sessions is sure to run handlers; without any, every backend does.
+    if frontends.is_empty() { up().map(|row| row.node).collect() } else { frontends }
+}
+
+/// Tells the contacts of those lost sessions whose account is `mine`, some at a time.
+fn begin_to_tell(router: &Arc<Router>, lost: &[LostSession], mine: impl Fn(&BareJid) -> bool) {
+    let mine: Vec<LostSession> = lost
         .iter()
         // A session that never was available told nobody (RFC 6121, 4.5.2).
-        .filter(|session| session.priority.is_some())
-        .filter(|session| heir(&session.jid.to_bare(), &heirs) == Some(me))
+        .filter(|session| session.priority.is_some() && mine(&session.jid.to_bare()))
+        .cloned()
         .collect();
-    tracing::info!(%node, lost = lost.len(), mine = mine.len(), "a node is gone with its sessions");
+    if mine.is_empty() {
+        return;
+    }
+    let router = router.clone();
     let at_once = router.config.lost_sessions_at_once.max(1);
-    stream::iter(mine).for_each_concurrent(at_once, |session| tell_one(&router, session)).await;
+    tokio::spawn(async move {
+        let router = &router;
+        let tell = |session: LostSession| async move { tell_one(router, &session).await };
+        stream::iter(mine).for_each_concurrent(at_once, tell).await;
+    });
 }
 
 async fn tell_one(router: &Arc<Router>, session: &LostSession) {

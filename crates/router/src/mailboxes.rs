@@ -167,10 +167,10 @@ impl Mailboxes {
     /// twice is no error.
     pub(crate) fn close(&self, view: &SessionView, unwritten: Vec<Delivery>) {
         let mut found = None;
-        if let Some(mut slots) = self.slots.get_mut(view.account()) {
-            if let Some(at) = slots.iter().position(|slot| slot.view.sid() == view.sid()) {
-                found = Some(slots.remove(at));
-            }
+        if let Some(mut slots) = self.slots.get_mut(view.account())
+            && let Some(at) = slots.iter().position(|slot| slot.view.sid() == view.sid())
+        {
+            found = Some(slots.remove(at));
         }
         self.slots.remove_if(view.account(), |_, slots| slots.is_empty());
         let Some(slot) = found else {

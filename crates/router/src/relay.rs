@@ -37,7 +37,9 @@ pub(crate) struct LanesIn(Mutex<HashMap<(u64, u32), Arc<LaneIn>>>);
 
 /// What this node knows of one lane of one node.
 pub(crate) struct LaneIn {
-    incarnation: u64,
+    /// Incarnations of the sender, under which it numbers, and of this node, to which it does: another of
+    /// either begins anew at 1.
+    numbering: (u64, u64),
     /// Held while a batch is worked on and while a stream is opened, so that an old stream and a new one never
     /// work on the same parcel.
     working: Mutex<()>,
@@ -161,21 +163,21 @@ enum Collected {
 impl LanesIn {
     fn get(&self, open: &Open) -> Result<Arc<LaneIn>, Status> {
         let mut lanes = self.0.lock();
-        let lane =
-            lanes.entry((open.node, open.lane)).or_insert_with(|| Arc::new(LaneIn::new(open.incarnation)));
-        if lane.incarnation > open.incarnation {
-            return Err(Status::failed_precondition("a later incarnation of this node has spoken"));
+        let numbering = (open.incarnation, open.to_incarnation);
+        let lane = lanes.entry((open.node, open.lane)).or_insert_with(|| Arc::new(LaneIn::new(numbering)));
+        if lane.numbering.0 > numbering.0 || lane.numbering.1 > numbering.1 {
+            return Err(Status::failed_precondition("a later incarnation has spoken"));
         }
-        if lane.incarnation < open.incarnation {
-            *lane = Arc::new(LaneIn::new(open.incarnation));
+        if lane.numbering != numbering {
+            *lane = Arc::new(LaneIn::new(numbering));
         }
         Ok(lane.clone())
     }
 }
 
 impl LaneIn {
-    fn new(incarnation: u64) -> LaneIn {
-        LaneIn { incarnation, working: Mutex::new(()), state: Mutex::new(InState::default()) }
+    fn new(numbering: (u64, u64)) -> LaneIn {
+        LaneIn { numbering, working: Mutex::new(()), state: Mutex::new(InState::default()) }
     }
 
     /// A new stream takes over: its number, what was received before it, and what wakes its answers.

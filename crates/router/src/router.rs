@@ -379,6 +379,7 @@ impl Place {
     fn node(&self) -> Option<NodeId> {
         match self {
             Place::Peer { node, .. } => Some(*node),
+            Place::Each { here: false, others } if others.len() == 1 => Some(others[0].0),
             _ => None,
         }
     }

@@ -1,13 +1,16 @@
 //! What modules may ask of the server, answered by the router.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use hooks::{About, Card, How, Resource, Services, SessionEvent, SessionView, Store, StoreError};
 use jid::{BareJid, Jid};
 use stanza::Stanza;
 
+use crate::metrics::one;
 use crate::router::Router;
 use crate::transit::{Stage, Transit};
 
@@ -73,7 +76,11 @@ impl Services for Router {
     fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let services = self.services();
-            self.registry.follow(&event, &services).await;
+            let told = AssertUnwindSafe(self.registry.follow(&event, &services)).catch_unwind().await;
+            if told.is_err() {
+                // The registry named the module; the session goes on.
+                one(&self.counters.panics);
+            }
         })
     }
 

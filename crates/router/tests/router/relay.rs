@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cluster::NodeId;
+use cluster::{Incarnation, NodeId};
 use hooks::bench::parse;
 use hooks::{Accounts, Credentials, ScramKeys, Services, Store};
 use jid::{FullJid, Jid};
@@ -273,6 +273,27 @@ async fn contacts_of_a_lost_session_are_told_by_one_survivor() {
     assert_eq!((names.len(), count), (180, 180), "each once");
     assert!(all.keepers[0].lost.lock().len() > 30 && all.keepers[1].lost.lock().len() > 30);
     assert!(all.keepers[2].lost.lock().is_empty());
+    // The second node dies too, and nobody knows how far it came: the first tells what fell to it.
+    all.world.expire(NodeId(2)).await;
+    until("the last survivor has told all", || all.keepers[0].lost.lock().len() == 180).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_comes_back_under_a_new_incarnation_is_reached_anew() {
+    let all = cluster(2, Config::default()).await;
+    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    let mut bob = all.nodes[1].login("bob@localhost/b", Some(0));
+    alice.chats("bob@localhost", 0).await;
+    assert_eq!(bob.hears_ids(1).await, [0]);
+    until("it is settled", || all.nodes[0].unsettled() == 0).await;
+    // The second node loses its lease and gets it back: same process, same session, new incarnation.
+    all.world.expire(NodeId(2)).await;
+    alice.chats("bob@localhost", 1).await;
+    until("it is kept", || all.keepers[0].ids() == [1]).await;
+    all.nodes[1].come_back(Incarnation(2), &[&bob]);
+    alice.chats("bob@localhost", 2).await;
+    assert_eq!(bob.hears_ids(1).await, [2]);
+    until("it is settled", || all.nodes[0].unsettled() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -40,6 +40,7 @@ pub struct Here {
     pub world: Arc<World>,
     pub me: NodeId,
     pub serving: AtomicBool,
+    incarnation: AtomicU64,
     /// The table as it was when it was frozen.
     frozen: Mutex<Option<(u64, Vec<Row>)>>,
 }
@@ -67,6 +68,11 @@ impl World {
     fn step(&self) {
         self.index.fetch_add(1, Ordering::SeqCst);
         self.moved.notify_waiters();
+    }
+
+    /// Where a node listens.
+    pub fn reach(&self, node: NodeId, address: SocketAddr) {
+        self.addresses.lock().insert(node, address);
     }
 
     pub fn bind(&self, node: NodeId, jid: &FullJid, priority: Option<i8>) -> Sid {
@@ -126,7 +132,7 @@ impl Here {
 
 impl Whereabouts for Here {
     fn me(&self) -> (NodeId, Incarnation) {
-        (self.me, Incarnation(1))
+        (self.me, Incarnation(self.incarnation.load(Ordering::SeqCst)))
     }
 
     fn is_serving(&self) -> bool {
@@ -209,7 +215,6 @@ impl Whereabouts for Here {
 pub struct Node {
     pub router: Arc<Router>,
     pub here: Arc<Here>,
-    pub store: Store,
 }
 
 /// A node without a listener.
@@ -224,6 +229,7 @@ pub fn node(
         world: world.clone(),
         me: NodeId(number),
         serving: AtomicBool::new(true),
+        incarnation: AtomicU64::new(1),
         frozen: Mutex::default(),
     });
     let deps = Deps {
@@ -235,7 +241,7 @@ pub fn node(
         clock: || SystemTime::UNIX_EPOCH,
         random: |buffer| buffer.fill(7),
     };
-    Node { router: Router::start(deps, config), here, store: store.clone() }
+    Node { router: Router::start(deps, config), here }
 }
 
 impl Node {
@@ -247,7 +253,7 @@ impl Node {
         let service = self.router.relay_service();
         tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
         let link = Link::to(behind).await;
-        self.here.world.addresses.lock().insert(self.here.me, link.address);
+        self.here.world.reach(self.here.me, link.address);
         link
     }
 
@@ -259,6 +265,25 @@ impl Node {
         view.set_priority(priority);
         let mailbox = self.router.open(view.clone());
         Client { view, mailbox, router: self.router.clone(), sid, heard: Vec::new() }
+    }
+
+    /// The node serves again, under a new incarnation, and brings its sessions back.
+    pub fn come_back(&self, incarnation: Incarnation, clients: &[&Client]) {
+        let world = &self.here.world;
+        self.here.incarnation.store(incarnation.0, Ordering::SeqCst);
+        for row in world.nodes.lock().iter_mut().filter(|row| row.node == self.here.me) {
+            (row.incarnation, row.state) = (incarnation, NodeState::Up);
+        }
+        let rows = clients.iter().map(|client| Row {
+            jid: client.view.jid().clone(),
+            node: self.here.me,
+            incarnation,
+            sid: client.sid,
+            priority: client.view.priority(),
+            detached: false,
+        });
+        world.rows.lock().extend(rows);
+        world.step();
     }
 
     /// Sends what nobody's session said.
