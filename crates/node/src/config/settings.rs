@@ -104,10 +104,6 @@ impl Settings {
 struct Typed<'a>(&'a Values);
 
 impl Typed<'_> {
-    fn flag(&self, path: &str) -> Option<bool> {
-        self.0.value(path)?.as_bool()
-    }
-
     fn count(&self, path: &str) -> usize {
         let value = self.0.value(path).and_then(|v| v.as_integer());
         // the table of keys gives each bound a default and a range above 0
@@ -130,10 +126,6 @@ impl Typed<'_> {
 
     fn address(&self, path: &str) -> Option<SocketAddr> {
         read::address(&self.text(path)?).ok()
-    }
-
-    fn addresses(&self, path: &str) -> Vec<SocketAddr> {
-        self.texts(path).iter().filter_map(|t| read::address(t).ok()).collect()
     }
 
     fn node(&self) -> Node {

@@ -81,3 +81,40 @@ fn each(
 ) -> fmt::Result {
     write(family.encode_family(labels)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::{collector::Collector, encoding::text::encode, registry::Registry};
+    use store::Facts;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Two;
+
+    impl Collector for Two {
+        fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+            let mut page = Writer(encoder);
+            page.counters("stanzas", "Stanzas.", [(vec![("kind", "iq".to_owned())], 7)])?;
+            page.gauge("sessions", "Sessions.", 3)?;
+            page.latencies("store_seconds", "Calls.", [(Labels::new(), Facts::default().snapshot().get)])
+        }
+    }
+
+    #[test]
+    fn the_page_is_what_prometheus_reads() {
+        let mut registry = Registry::with_prefix("rookery");
+        registry.register_collector(Box::new(Two));
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        for line in [
+            "# TYPE rookery_stanzas counter",
+            "rookery_stanzas_total{kind=\"iq\"} 7",
+            "rookery_sessions 3",
+            "rookery_store_seconds_bucket{le=\"+Inf\"} 0",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no `{line}` in:\n{text}");
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::DirBuilderExt,
+    os::{fd::AsRawFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
 };
 
@@ -27,10 +27,13 @@ impl Lock {
         let at = |source| FolderError::Make { path: folder.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at)?;
         let file = File::create(folder.join("lock")).map_err(at)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Lock { _file: file }),
-            Err(fs::TryLockError::WouldBlock) => Err(FolderError::Taken(folder.to_owned())),
-            Err(fs::TryLockError::Error(source)) => Err(at(source)),
+        // SAFETY: a system call on a descriptor that is open, without pointers.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(Lock { _file: file });
+        }
+        match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::WouldBlock => Err(FolderError::Taken(folder.to_owned())),
+            e => Err(at(e)),
         }
     }
 }

@@ -3,10 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use cluster::Cluster;
-use store::{
-    Store,
-    engines::sled::{self, Sled},
-};
+use store::{Store, engines::sled as disk};
 use tonic::service::Routes;
 
 use super::Failure;
@@ -21,13 +18,13 @@ pub struct Storage {
 
 enum Below {
     Memory,
-    Sled(Arc<Sled>),
+    Sled(Arc<disk::Sled>),
     Replicated(cluster::replica::Opened),
 }
 
 /// Opens the store of a node.
 pub async fn open(settings: &Settings, cluster: &Arc<Cluster>) -> Result<Storage, Failure> {
-    let config = sled::Config {
+    let config = disk::Config {
         path: settings.node.data_dir.join("store"),
         cache_bytes: settings.store.cache_bytes,
         readers: settings.store.readers,
@@ -38,7 +35,7 @@ pub async fn open(settings: &Settings, cluster: &Arc<Cluster>) -> Result<Storage
         Engine::Memory => Ok(Storage { store: Store::memory(), below: Below::Memory }),
         Engine::Sled => {
             // recovery reads the disk: not for a thread that others wait for
-            let opened = tokio::task::spawn_blocking(move || Sled::open(&config)).await??;
+            let opened = tokio::task::spawn_blocking(move || disk::Sled::open(&config)).await??;
             let sled = Arc::new(opened);
             Ok(Storage { store: Store::new(sled.clone()), below: Below::Sled(sled) })
         }
