@@ -24,7 +24,7 @@ impl Writer<'_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in lines {
-            each(&mut family, &labels, |mut m| m.encode_counter::<Labels, u64, f64>(&value, None))?;
+            each(&mut family, &labels, |m| m.encode_counter::<Labels, u64, f64>(&value, None))?;
         }
         Ok(())
     }
@@ -45,7 +45,7 @@ impl Writer<'_> {
         for (labels, value) in lines {
             // a gauge is signed in the format; nothing here comes near the bound
             let value = i64::try_from(value).unwrap_or(i64::MAX);
-            each(&mut family, &labels, |mut m| m.encode_gauge(&value))?;
+            each(&mut family, &labels, |m| m.encode_gauge(&value))?;
         }
         Ok(())
     }
@@ -66,7 +66,7 @@ impl Writer<'_> {
         for (labels, seen) in lines {
             let bounds = store::facts::BUCKETS_S.into_iter().chain([f64::MAX]);
             let buckets: Vec<(f64, u64)> = bounds.zip(seen.buckets).collect();
-            each(&mut family, &labels, |mut m| {
+            each(&mut family, &labels, |m| {
                 m.encode_histogram::<Labels>(seen.sum_s, seen.count, &buckets, None)
             })?;
         }
@@ -77,9 +77,12 @@ impl Writer<'_> {
 fn each(
     family: &mut MetricEncoder<'_>,
     labels: &Labels,
-    write: impl FnOnce(MetricEncoder<'_>) -> fmt::Result,
+    write: impl FnOnce(&mut MetricEncoder<'_>) -> fmt::Result,
 ) -> fmt::Result {
-    write(family.encode_family(labels)?)
+    match labels.is_empty() {
+        true => write(family),
+        false => write(&mut family.encode_family(labels)?),
+    }
 }
 
 #[cfg(test)]
