@@ -172,7 +172,9 @@ pub async fn sessions(
 pub fn status_table(state: &admin::GetClusterResponse) -> String {
     let mut table =
         Table::new(&["NODE", "ID", "INCARNATION", "ROLES", "STATE", "LEADER", "SESSIONS", "ADDRESS"]);
-    for node in &state.nodes {
+    let mut nodes: Vec<_> = state.nodes.iter().collect();
+    nodes.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+    for node in nodes {
         table.row(&[
             &node.name,
             &node.id,
@@ -225,7 +227,7 @@ pub fn status_json(state: &admin::GetClusterResponse) -> serde_json::Value {
 /// Sessions for people.
 pub fn session_table(sessions: &[admin::Session]) -> String {
     let mut table = Table::new(&["SESSION", "NODE", "PRIORITY", "FROM", "TLS", "MECHANISM", "AGE", "QUEUED"]);
-    for session in sessions {
+    for session in by_jid(sessions) {
         let priority = session.priority.map_or_else(|| "-".to_owned(), |p| p.to_string());
         let c = session.connection.clone().unwrap_or_default();
         let known = session.connection.is_some();
@@ -247,11 +249,17 @@ pub fn session_table(sessions: &[admin::Session]) -> String {
 /// Sessions and where they are, in short.
 pub fn where_table(sessions: &[admin::Session]) -> String {
     let mut table = Table::new(&["SESSION", "NODE", "PRIORITY"]);
-    for session in sessions {
+    for session in by_jid(sessions) {
         let priority = session.priority.map_or_else(|| "-".to_owned(), |p| p.to_string());
         table.row(&[&session.jid, &session.node_name, &priority]);
     }
     table.to_string()
+}
+
+fn by_jid(sessions: &[admin::Session]) -> Vec<&admin::Session> {
+    let mut sorted: Vec<_> = sessions.iter().collect();
+    sorted.sort_by(|a, b| a.jid.cmp(&b.jid));
+    sorted
 }
 
 fn session_json(session: &admin::Session) -> serde_json::Value {

@@ -84,6 +84,8 @@ impl Play<'_> {
         self.show().await?;
         if demo.once {
             println!("all of it worked");
+            alice.client.close().await;
+            bob.client.close().await;
             return Ok(());
         }
         self.explain(processes);
@@ -186,13 +188,13 @@ impl Play<'_> {
     }
 
     async fn login(&self, name: &str, node: &Node, way: Way, cert: &Path) -> Result<Person, Failure> {
-        let (address, told) = match way {
-            Way::StartTls => (node.c2s(), "STARTTLS"),
-            Way::DirectTls => (node.direct_tls(), "direct TLS"),
+        let (address, told, resource) = match way {
+            Way::StartTls => (node.c2s(), "STARTTLS", "phone"),
+            Way::DirectTls => (node.direct_tls(), "direct TLS", "laptop"),
         };
         let account = BareJid::new(&format!("{name}@localhost"))?;
         let tls = client::trust(cert, way)?;
-        let (client, jid) = Client::login(&account, PASSWORD, address, way, &tls).await?;
+        let (client, jid) = Client::login(&account, PASSWORD, resource, address, way, &tls).await?;
         self.say(format_args!("{name} logged in at {} with {told}, as {jid}", node.name));
         Ok(Person { client, jid })
     }

@@ -20,6 +20,8 @@ use tokio_rustls::TlsConnector;
 
 /// How long the client waits for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the client waits for the end of a stream that it ended.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// Pause before a node that does not listen yet is tried again.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Stanzas kept that nobody has waited for so far; the oldest go first.
@@ -82,6 +84,7 @@ impl Client {
     pub async fn login(
         account: &BareJid,
         password: &str,
+        resource: &str,
         address: SocketAddr,
         way: Way,
         tls: &TlsConnector,
@@ -102,7 +105,7 @@ impl Client {
         let login = Login {
             account: account.clone(),
             password: password.to_owned(),
-            resource: None,
+            resource: jid::ResourcePart::new(resource).ok().map(|r| r.into_owned()),
             mechanism: None,
             tls: true,
         };
@@ -180,6 +183,19 @@ impl Client {
             if let Some(answer) = answer
                 && self.send(&answer).await.is_err()
             {
+                return;
+            }
+        }
+    }
+
+    /// Ends the stream and waits for the node to end its side (RFC 6120, 4.4).
+    pub async fn close(mut self) {
+        if self.write(b"</stream:stream>").await.is_err() {
+            return;
+        }
+        let until = Instant::now() + GOODBYE;
+        while let Ok(event) = self.event(until, "the end of the stream").await {
+            if matches!(event, StreamEvent::Close) {
                 return;
             }
         }
