@@ -276,7 +276,7 @@ pub const KEYS: &[Key] = &[
         Is("\"text\""),
         "How log lines look: for people or for programs.",
     ),
-    key("log.filter", Text, Is("\"info\""), "What is logged, as in \"info,router=debug\"."),
+    key("log.filter", Text, Is("\"info,openraft=warn\""), "What is logged, as in \"info,router=debug\"."),
     key(
         "metrics.listen",
         Address,
