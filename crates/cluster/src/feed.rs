@@ -13,6 +13,8 @@ use crate::{
 
 /// A backend that says nothing for this long is left.
 const SILENCE: Duration = Duration::from_secs(3);
+/// One that says nothing for this long while somebody here waits for news is left too.
+const IMPATIENCE: Duration = Duration::from_secs(1);
 /// No snapshot of the table is larger.
 const SNAPSHOT_MAX: usize = 4 << 30;
 
@@ -44,8 +46,22 @@ async fn run(shared: &Arc<Shared>, address: &str) -> Result<(), Status> {
     let mut client = shared.membership(address)?;
     let mut items = timeout(SILENCE, client.follow(request)).await.map_err(silent)??.into_inner();
     let mut snapshot = Vec::new();
-    while let Some(item) = timeout(SILENCE, items.message()).await.map_err(silent)?? {
+    loop {
+        let next = async {
+            let next = items.message();
+            tokio::pin!(next);
+            match timeout(IMPATIENCE, &mut next).await {
+                Ok(item) => Ok(item),
+                Err(late) if shared.hub.is_behind() => Err(late),
+                Err(_) => timeout(SILENCE - IMPATIENCE, next).await,
+            }
+        };
+        let Some(item) = next.await.map_err(silent)?? else { return Ok(()) };
         if item.index == 0 && item.snapshot.is_empty() {
+            if shared.hub.is_behind() {
+                // The backend lives, but has not what was agreed.
+                return Err(Status::unavailable("the backend is behind"));
+            }
             continue;
         }
         snapshot.extend_from_slice(&item.snapshot);
@@ -78,5 +94,4 @@ async fn run(shared: &Arc<Shared>, address: &str) -> Result<(), Status> {
         };
         applied.map_err(|e| Status::internal(e.to_string()))??;
     }
-    Ok(())
 }

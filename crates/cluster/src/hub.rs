@@ -5,7 +5,7 @@ use std::{
     io::{self, Read},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -40,6 +40,8 @@ pub(crate) struct Hub {
     live: AtomicBool,
     subscribers: Mutex<Vec<mpsc::Sender<Change>>>,
     index: watch::Sender<u64>,
+    /// The newest index that somebody here waits for.
+    wanted: AtomicU64,
     recent: Mutex<Recent>,
 }
 
@@ -61,6 +63,7 @@ impl Hub {
             live: AtomicBool::new(false),
             subscribers: Mutex::default(),
             index: watch::Sender::new(0),
+            wanted: AtomicU64::new(0),
             recent: Mutex::default(),
         }
     }
@@ -77,6 +80,16 @@ impl Hub {
 
     pub(crate) fn index(&self) -> watch::Receiver<u64> {
         self.index.subscribe()
+    }
+
+    /// Notes that somebody waits for an index.
+    pub(crate) fn want(&self, index: u64) {
+        self.wanted.fetch_max(index, Ordering::Relaxed);
+    }
+
+    /// Whether somebody waits for an index that is not applied here yet.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) > *self.index.borrow()
     }
 
     pub(crate) fn subscribe(&self) -> mpsc::Receiver<Change> {

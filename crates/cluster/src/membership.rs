@@ -25,7 +25,7 @@ use crate::{
 
 /// Bytes of a snapshot per message.
 const PART: usize = 256 << 10;
-/// A follower hears from its backend at least this often, as long as the backend knows a leader.
+/// A follower hears from its backend at least this often, as long as the backend holds its lease.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// How many items may be on their way to a follower.
 const AHEAD: usize = 64;
@@ -121,20 +121,15 @@ impl membership_server::Membership for Service {
     type FollowStream = Pin<Box<dyn Stream<Item = Result<FollowItem, Status>> + Send>>;
 
     async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
-        let group = self.check(&request, &request.get_ref().cluster)?;
+        self.check(&request, &request.get_ref().cluster)?;
         let (items, queue) = mpsc::channel(AHEAD);
-        tokio::spawn(feed(self.0.clone(), group, request.get_ref().from, items));
+        tokio::spawn(feed(self.0.clone(), request.get_ref().from, items));
         Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
     }
 }
 
-/// Feeds one follower until it goes away or this backend has lost its leader.
-async fn feed(
-    shared: Arc<Shared>,
-    group: Group,
-    mut from: u64,
-    items: mpsc::Sender<Result<FollowItem, Status>>,
-) {
+/// Feeds one follower until it goes away or this backend has lost its lease.
+async fn feed(shared: Arc<Shared>, mut from: u64, items: mpsc::Sender<Result<FollowItem, Status>>) {
     let mut index = shared.hub.index();
     loop {
         let entries = if from == 0 { None } else { shared.hub.since(from) };
@@ -163,8 +158,8 @@ async fn feed(
         match timeout(SIGN_OF_LIFE, index.changed()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return,
-            // Without a leader this copy may be old: the follower had better ask another backend.
-            Err(_) if group.core().leader().is_none() => return,
+            // Without a lease this copy may be old: the follower had better ask another backend.
+            Err(_) if !shared.lease.lock().is_held(Instant::now()) => return,
             Err(_) => {
                 if items.send(Ok(FollowItem::default())).await.is_err() {
                     return;

@@ -511,3 +511,223 @@ fn renamed(jid: &FullJid, sid: Sid) -> Option<FullJid> {
     let resource = ResourcePart::new(&resource).ok()?;
     Some(jid.to_bare().with_resource(&resource))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jid(jid: &str) -> FullJid {
+        FullJid::new(jid).unwrap()
+    }
+
+    fn up(key: u128, start: u128) -> Command {
+        let roles = Roles { frontend: true, backend: true };
+        Command::NodeUp { key, start, name: "n".into(), address: "h:1".into(), roles, member: None }
+    }
+
+    fn bind(at: &str, node: u64, incarnation: u64, sid: u128, policy: ConflictPolicy) -> Command {
+        let (node, incarnation) = (NodeId(node), Incarnation(incarnation));
+        Command::Bind { jid: jid(at), node, incarnation, sid: Sid(sid), policy }
+    }
+
+    use ConflictPolicy::{Refuse, Rename, Replace};
+
+    /// Nodes 1 and 2, and a session `a@x/r` of life 10 at node 1.
+    fn table() -> Routes {
+        let mut routes = Routes::new();
+        let mut effects = Vec::new();
+        assert_eq!(routes.apply(1, up(1, 1), &mut effects), up_as(1, 1));
+        assert_eq!(routes.apply(2, up(2, 1), &mut effects), up_as(2, 1));
+        assert_eq!(routes.apply(3, bind("a@x/r", 1, 1, 10, Replace), &mut effects), bound("a@x/r"));
+        routes
+    }
+
+    fn up_as(node: u64, incarnation: u64) -> Outcome {
+        Outcome::Up { node: NodeId(node), incarnation: Incarnation(incarnation) }
+    }
+
+    fn bound(at: &str) -> Outcome {
+        Outcome::Bound { jid: jid(at) }
+    }
+
+    fn displaced_from(node: u64, at: &str, sid: u128, loss: Loss) -> Effect {
+        let (node, incarnation) = (NodeId(node), Incarnation(1));
+        Effect::Displaced { node, incarnation, jid: jid(at), sid: Sid(sid), loss }
+    }
+
+    fn sessions(routes: &Routes) -> Vec<(String, u128, Option<i8>)> {
+        let mut rows: Vec<_> = routes.each().map(|r| (r.jid.to_string(), r.sid.0, r.priority)).collect();
+        rows.sort();
+        rows
+    }
+
+    #[test]
+    fn each_command_changes_what_it_says_and_nothing_else() {
+        let a = || jid("a@x/r");
+        let (one, two, first) = (NodeId(1), NodeId(2), Incarnation(1));
+        let gone = Effect::NodeGone { node: one, incarnation: first };
+        let priority = |sid, priority| Command::SetPriority { jid: a(), sid: Sid(sid), priority };
+        let unbind = |sid| Command::Unbind { jid: a(), sid: Sid(sid) };
+        let attach = |sid, node, incarnation, new_sid| Command::Attach {
+            jid: a(),
+            sid: Sid(sid),
+            node,
+            incarnation: Incarnation(incarnation),
+            new_sid: Sid(new_sid),
+        };
+        let expire = |incarnation| Command::ExpireNode { node: one, incarnation: Incarnation(incarnation) };
+        let living = |sid| Living { jid: a(), sid: Sid(sid), priority: Some(1), detached: false };
+        let resync = |living| Command::Resync { node: two, incarnation: first, living };
+        const RENAMED: &str = "a@x/r-0000000b";
+        // command, outcome, effects, sessions afterwards
+        type Sessions<'a> = &'a [(&'a str, u128, Option<i8>)];
+        let same: Sessions = &[("a@x/r", 10, None)];
+        let rows: Vec<(Command, Outcome, Vec<Effect>, Sessions)> = vec![
+            (bind("a@x/r", 1, 1, 10, Replace), bound("a@x/r"), vec![], same),
+            (
+                bind("a@x/r", 2, 1, 11, Replace),
+                bound("a@x/r"),
+                vec![displaced_from(1, "a@x/r", 10, Loss::Conflict)],
+                &[("a@x/r", 11, None)],
+            ),
+            (bind("a@x/r", 2, 1, 11, Refuse), Outcome::Conflict, vec![], same),
+            (
+                bind("a@x/r", 2, 1, 11, Rename),
+                bound(RENAMED),
+                vec![],
+                &[("a@x/r", 10, None), (RENAMED, 11, None)],
+            ),
+            (
+                bind("a@x/s", 2, 1, 11, Refuse),
+                bound("a@x/s"),
+                vec![],
+                &[("a@x/r", 10, None), ("a@x/s", 11, None)],
+            ),
+            (bind("b@x/r", 1, 0, 12, Replace), Outcome::Stale, vec![], same),
+            (bind("b@x/r", 9, 1, 12, Replace), Outcome::Stale, vec![], same),
+            (unbind(10), Outcome::Done, vec![], &[]),
+            // A late teardown must not remove a successor.
+            (unbind(9), Outcome::Stale, vec![], same),
+            (priority(10, Some(-3)), Outcome::Done, vec![], &[("a@x/r", 10, Some(-3))]),
+            (priority(9, Some(5)), Outcome::Stale, vec![], same),
+            (Command::Detach { jid: a(), sid: Sid(10) }, Outcome::Done, vec![], same),
+            (Command::Detach { jid: a(), sid: Sid(9) }, Outcome::Stale, vec![], same),
+            (
+                attach(10, two, 1, 11),
+                bound("a@x/r"),
+                vec![displaced_from(1, "a@x/r", 10, Loss::Conflict)],
+                &[("a@x/r", 11, None)],
+            ),
+            (attach(9, two, 1, 11), Outcome::Stale, vec![], same),
+            (attach(10, two, 7, 11), Outcome::Stale, vec![], same),
+            (expire(1), Outcome::Done, vec![gone], &[]),
+            (expire(2), Outcome::Stale, vec![], same),
+            (Command::Forget { node: one }, Outcome::Stale, vec![], same),
+            (
+                Command::Kick { jid: a() },
+                Outcome::Done,
+                vec![displaced_from(1, "a@x/r", 10, Loss::Kicked)],
+                &[],
+            ),
+            (Command::Kick { jid: jid("a@x/s") }, Outcome::Stale, vec![], same),
+            (resync(vec![living(11)]), Outcome::Resynced { refused: vec![Sid(11)] }, vec![], same),
+            (
+                resync(vec![living(10)]),
+                Outcome::Resynced { refused: vec![] },
+                vec![],
+                &[("a@x/r", 10, Some(1))],
+            ),
+        ];
+        for (command, outcome, effects, after) in rows {
+            let mut routes = table();
+            let mut found = Vec::new();
+            assert_eq!(routes.apply(4, command.clone(), &mut found), outcome, "{command:?}");
+            assert_eq!(found, effects, "{command:?}");
+            let after: Vec<_> = after.iter().map(|(jid, sid, p)| (jid.to_string(), *sid, *p)).collect();
+            assert_eq!(sessions(&routes), after, "{command:?}");
+            assert_eq!(routes.index(), 4);
+            // A retried command leaves the same table.
+            let once = sessions(&routes);
+            routes.apply(5, command.clone(), &mut Vec::new());
+            assert_eq!(sessions(&routes), once, "again: {command:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_id_is_the_index_that_admitted_it_and_an_entry_admits_one_node() {
+        let mut routes = Routes::new();
+        let mut effects = Vec::new();
+        assert_eq!(routes.apply(7, up(1, 1), &mut effects), up_as(7, 1));
+        assert_eq!(routes.apply(7, up(2, 1), &mut effects), Outcome::TryAgain);
+        assert_eq!(routes.apply(8, up(2, 1), &mut effects), up_as(8, 1));
+        // The same start again, and then a new one.
+        assert_eq!(routes.apply(9, up(1, 1), &mut effects), up_as(7, 1));
+        assert_eq!(routes.apply(10, up(1, 2), &mut effects), up_as(7, 2));
+    }
+
+    #[test]
+    fn a_restart_hides_the_rows_of_the_former_life_at_once() {
+        let mut routes = table();
+        let mut effects = Vec::new();
+        routes.apply(4, up(1, 2), &mut effects);
+        let (node, old, new) = (NodeId(1), Incarnation(1), Incarnation(2));
+        assert_eq!(
+            effects,
+            [Effect::NodeGone { node, incarnation: old }, Effect::NodeUp { node, incarnation: new }]
+        );
+        assert!(sessions(&routes).is_empty());
+        let hidden = routes.rows_of(node, old);
+        assert_eq!(hidden.len(), 1);
+        // A late teardown or priority of the former life finds nothing; the full JID is free at once.
+        let late = Command::SetPriority { jid: jid("a@x/r"), sid: Sid(10), priority: Some(1) };
+        assert_eq!(routes.apply(5, late, &mut effects), Outcome::Stale);
+        routes.apply(6, bind("a@x/r", 2, 1, 11, Refuse), &mut effects);
+        // The sweep that comes later does not touch the successor.
+        hidden.iter().for_each(|row| routes.sweep(row));
+        assert_eq!(sessions(&routes), [("a@x/r".to_string(), 11, None)]);
+    }
+
+    #[test]
+    fn a_snapshot_keeps_all_that_is_visible() {
+        let mut routes = table();
+        routes.apply(4, bind("b@x/r", 2, 1, 20, Replace), &mut Vec::new());
+        let expire = Command::ExpireNode { node: NodeId(1), incarnation: Incarnation(1) };
+        routes.apply(5, expire, &mut Vec::new());
+        let copy = Routes::decode(&routes.encode()).unwrap();
+        assert_eq!(sessions(&copy), sessions(&routes));
+        assert_eq!(copy.index(), 5);
+        assert_eq!(copy.nodes().collect::<Vec<_>>(), routes.nodes().collect::<Vec<_>>());
+        assert!(copy.rows_of(NodeId(1), Incarnation(1)).is_empty());
+        assert!(Routes::decode(b"").is_none());
+        assert!(Routes::decode(&[9, 1, 2]).is_none());
+    }
+
+    #[test]
+    fn commands_read_back_and_damage_is_no_panic() {
+        let commands =
+            [up(1, 2), bind("a@x/r", 1, 1, u128::MAX, Rename), Command::Kick { jid: jid("a@x/r") }];
+        for command in commands {
+            let bytes = command.encode();
+            assert_eq!(Command::decode(&bytes), Some(command));
+            for cut in 0..bytes.len() {
+                assert_eq!(Command::decode(&bytes[..cut]), None);
+            }
+            for at in 0..bytes.len() {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 0x55;
+                // Whatever it reads as, applying it must not panic.
+                if let Some(command) = Command::decode(&damaged) {
+                    table().apply(4, command, &mut Vec::new());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_renamed_resource_stays_within_its_length() {
+        let long = jid(&format!("a@x/{}", "\u{e4}".repeat(511)));
+        let other = renamed(&long, Sid(7)).unwrap();
+        assert!(other.resource().as_str().len() <= 1023);
+        assert!(other.resource().as_str().ends_with("-00000007"));
+    }
+}

@@ -244,6 +244,7 @@ pub(crate) async fn submit(
 /// Waits until the table here has applied `index`; whether it did in time.
 pub(crate) async fn wait_index(hub: &Hub, index: u64, deadline: Instant) -> bool {
     let mut applied = hub.index();
+    hub.want(index);
     matches!(
         tokio::time::timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await,
         Ok(Ok(_))
