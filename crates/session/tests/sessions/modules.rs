@@ -1,7 +1,5 @@
 //! Sessions with the real modules: what contacts see of a session that ends.
 
-use std::sync::Arc;
-
 use xeps::ModulesConfig;
 
 use crate::client::Client;
