@@ -99,6 +99,16 @@ pub fn may_speak_raft<T>(request: &Request<T>) -> Result<(), Status> {
     }
 }
 
+/// Refuses whoever is no node of the cluster, whatever it does: every node uses the store.
+pub fn may_use_store<T>(request: &Request<T>) -> Result<(), Status> {
+    match roles_of(request) {
+        Roles { frontend: false, backend: false } => {
+            Err(Status::permission_denied("only a node's certificate may use the store"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses whoever is no node of the cluster.
 pub fn may_join<T>(request: &Request<T>, claimed: Roles) -> Result<(), Status> {
     let granted = roles_of(request);

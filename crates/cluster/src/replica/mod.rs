@@ -17,6 +17,8 @@ mod service;
 mod wire;
 
 #[cfg(test)]
+mod group_tests;
+#[cfg(test)]
 mod tests;
 
 pub use engine::Replica;

@@ -16,7 +16,11 @@ use store::{
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{
+    Request,
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint, Server},
+};
 
 use super::{
     backend::Backend,
@@ -28,6 +32,7 @@ use super::{
 };
 use crate::{
     error::ProposeError,
+    identity::PlainLink,
     raft::{
         group::Proposed,
         machine::{Committed as Entry, Machine},
@@ -127,7 +132,10 @@ fn cluster(count: usize) -> Cluster {
 async fn serve(replica: &Arc<Replica>) -> (Channel, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let service = service::server(replica.clone());
+    let service = InterceptedService::new(service::server(replica.clone()), |mut request: Request<()>| {
+        request.extensions_mut().insert(PlainLink);
+        Ok(request)
+    });
     let run = async move {
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
         Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
@@ -218,6 +226,19 @@ async fn a_backend_whose_replica_failed_asks_the_others() {
     let alone = Backend::new(failed, Remote::new(Vec::new));
     let refused = alone.commit(vec![put("k", "v")], soon()).await;
     assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn whoever_has_no_certificate_of_the_cluster_gets_nothing() {
+    use proto::store::store_server::Store;
+    let cluster = cluster(1);
+    let service = service::Service { replica: cluster.replicas[0].clone() };
+    let codes = [
+        service.get(Request::new(Default::default())).await.unwrap_err().code(),
+        service.scan(Request::new(Default::default())).await.unwrap_err().code(),
+        service.commit(Request::new(Default::default())).await.unwrap_err().code(),
+    ];
+    assert_eq!(codes, [tonic::Code::PermissionDenied; 3]);
 }
 
 #[tokio::test]
