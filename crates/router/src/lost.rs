@@ -4,6 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use cluster::placement::elect;
 use cluster::{Change, LostSession, NodeId, NodeState};
 use futures::{FutureExt, StreamExt, stream};
 use hooks::{Services, SessionEvent};
@@ -11,7 +12,6 @@ use jid::BareJid;
 use tokio::sync::mpsc::Receiver;
 
 use crate::metrics::one;
-use crate::peer::key;
 use crate::router::Router;
 
 /// How long the losses of a node are remembered, in case that the node that was to tell of them dies as well.
@@ -93,19 +93,10 @@ async fn tell_one(router: &Arc<Router>, session: &LostSession) {
     }
 }
 
-/// The node that acts for an account: the highest of the hashes of both (rendezvous hashing), so that every
-/// node comes to the same answer and the accounts of a lost node spread over the others.
-pub(crate) fn heir(account: &BareJid, nodes: &[NodeId]) -> Option<NodeId> {
-    let account = key(account.as_str());
-    nodes.iter().copied().max_by_key(|node| (mix(account ^ mix(node.0)), *node))
-}
-
-/// Spreads every bit over all others (the finalizer of SplitMix64).
-fn mix(mut bits: u64) -> u64 {
-    bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
+/// The node that acts for an account: every node comes to the same answer, and the accounts of a lost node
+/// spread over the others.
+fn heir(account: &BareJid, nodes: &[NodeId]) -> Option<NodeId> {
+    elect(account.as_str(), nodes.iter().copied())
 }
 
 #[cfg(test)]

@@ -2,5 +2,6 @@
 
 mod modules;
 mod one_node;
+mod real_cluster;
 mod relay;
 mod world;
