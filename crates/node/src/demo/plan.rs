@@ -57,10 +57,9 @@ impl Node {
 
     /// What listens, with the purpose of each.
     fn listeners(&self) -> Vec<(&'static str, SocketAddr)> {
-        let mut all = vec![("cluster", self.cluster()), ("admin", self.admin()), ("metrics", self.metrics())];
-        if self.frontend {
-            all.extend([("clients", self.c2s()), ("clients, direct TLS", self.direct_tls())]);
-        }
+        let clients = [("clients", self.c2s()), ("clients with direct TLS", self.direct_tls())];
+        let mut all: Vec<_> = clients.into_iter().filter(|_| self.frontend).collect();
+        all.extend([("cluster", self.cluster()), ("admin", self.admin()), ("metrics", self.metrics())]);
         all
     }
 }

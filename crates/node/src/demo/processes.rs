@@ -71,14 +71,22 @@ impl Processes {
         self.0.iter().map(|p| (&p.node, p.child.id()))
     }
 
-    /// Asks all nodes to stop, and kills those that do not within the bound; names those that were killed.
+    /// Asks the nodes to stop, one after the other, and kills those that do not within the bound; names those
+    /// that were killed.
+    ///
+    /// One after the other, frontends first, since a node that ends wants to take its routes back, and needs a
+    /// quorum for that.
     pub fn stop(&mut self) -> Vec<String> {
-        for process in &self.0 {
-            signal(&process.child, libc::SIGTERM);
-        }
+        self.0.sort_by_key(|process| process.node.backend);
         let until = Instant::now() + STOP;
-        while Instant::now() < until && self.0.iter_mut().any(Process::runs) {
-            std::thread::sleep(Duration::from_millis(20));
+        for process in &mut self.0 {
+            if !process.runs() {
+                continue;
+            }
+            signal(&process.child, libc::SIGTERM);
+            while Instant::now() < until && process.runs() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         let late = self.0.iter_mut().filter_map(|p| p.runs().then(|| p.node.name.clone())).collect();
         self.kill();
