@@ -196,6 +196,11 @@ impl Cluster {
         Ok(group)
     }
 
+    #[cfg(test)]
+    pub(crate) fn groups_for_test(&self) -> Vec<Group> {
+        self.shared.groups.all()
+    }
+
     /// This node and its incarnation; zero before it is admitted.
     pub fn me(&self) -> (NodeId, Incarnation) {
         self.shared.hub.me()

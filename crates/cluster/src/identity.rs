@@ -112,9 +112,8 @@ pub fn may_use_store<T>(request: &Request<T>) -> Result<(), Status> {
 /// Refuses whoever is no node of the cluster.
 pub fn may_join<T>(request: &Request<T>, claimed: Roles) -> Result<(), Status> {
     let granted = roles_of(request);
-    let allowed = (granted.frontend || granted.backend)
-        && (granted.frontend || !claimed.frontend)
-        && (granted.backend || !claimed.backend);
+    let exceeds = (claimed.frontend && !granted.frontend) || (claimed.backend && !granted.backend);
+    let allowed = (granted.frontend || granted.backend) && !exceeds;
     if allowed {
         Ok(())
     } else {
@@ -161,6 +160,14 @@ mod tests {
         assert!(security(&config(Some("[::1]:7400"), true)).is_ok());
         assert!(security(&config(Some("127.0.0.1:7400"), false)).is_err());
         assert!(security(&config(Some("0.0.0.0:7400"), true)).is_err());
+    }
+
+    #[test]
+    fn a_certificate_lets_a_node_claim_no_more_than_it_grants() {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(PlainLink);
+        assert!(may_join(&request, Roles::default()).is_ok());
+        assert!(may_join(&Request::new(()), Roles { frontend: false, backend: false }).is_err());
     }
 
     #[test]

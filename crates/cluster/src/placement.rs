@@ -82,7 +82,8 @@ mod tests {
     #[test]
     fn voters_grow_in_pairs_and_the_lost_are_replaced_one_at_a_time() {
         // voters, lost, ready, next
-        let table: [(&[u64], &[u64], &[u64], Option<&[u64]>); 9] = [
+        type Ids = &'static [u64];
+        let table: [(Ids, Ids, Ids, Option<Ids>); 9] = [
             (&[1], &[], &[1], None),
             (&[1], &[], &[1, 2], None),
             (&[1], &[], &[1, 2, 3], Some(&[1, 2, 3])),

@@ -62,8 +62,8 @@ impl TableView {
     }
 
     /// Shows every visible session, for operators: it reads the whole table, so keep `look` small.
-    pub fn each(&self, mut look: impl FnMut(&Row)) {
-        self.routes.read().each().for_each(|row| look(row));
+    pub fn each(&self, look: impl FnMut(&Row)) {
+        self.routes.read().each().for_each(look);
     }
 
     /// How many sessions are visible.

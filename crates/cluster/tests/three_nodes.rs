@@ -243,3 +243,49 @@ async fn a_node_of_another_cluster_refuses_to_start() {
     assert!(error.to_string().starts_with("refused to start: this node belongs to cluster `"), "{error}");
     assert!(node.cluster.is_serving());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_quorum_fences_itself_and_comes_back_under_a_new_incarnation() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path()).await;
+    let mut left = nodes.remove(0);
+    let (id, incarnation) = left.cluster.me();
+    left.bind("alice@localhost/phone").await;
+    for node in nodes {
+        node.kill().await;
+    }
+    let killed = Instant::now();
+    left.change("the fence", |change| (change == Change::LeaseLost).then_some(())).await;
+    let fenced = killed.elapsed();
+    assert!(!left.cluster.is_serving());
+    assert!(fenced < Duration::from_secs(5), "{fenced:?}");
+    let jid = full("bob@localhost/x");
+    assert!(left.cluster.bind(&jid, Sid::random(), ConflictPolicy::Replace).await.is_err());
+
+    let seeds = dir.path().join("seeds");
+    let mut back = Vec::new();
+    for name in ["b", "c"] {
+        back.push(Node::start(config(&seeds, 3), deps(name, BOTH, dir.path())).await);
+    }
+    write_seeds(&seeds, back.iter().chain([&left]));
+    let newer = left
+        .change("the lease is back", |change| match change {
+            Change::LeaseBack { incarnation } => Some(incarnation),
+            _ => None,
+        })
+        .await;
+    assert_eq!((left.id(), newer.0), (id, incarnation.0 + 1));
+    for node in &back {
+        node.ready().await;
+    }
+    // The living sessions are brought back, if their full JIDs are still free.
+    let living = |at: &str, sid| cluster::Living { jid: full(at), sid, priority: Some(1), detached: false };
+    back[0].bind("taken@localhost/x").await;
+    let (one, two) = (Sid::random(), Sid::random());
+    let refused =
+        left.cluster.resync(vec![living("alice@localhost/phone", one), living("taken@localhost/x", two)]);
+    assert_eq!(refused.await.unwrap(), [two]);
+    back[1].cluster.barrier().await.unwrap();
+    assert_eq!(back[1].cluster.routes().full(&full("alice@localhost/phone")).unwrap().sid, one);
+}

@@ -464,3 +464,127 @@ async fn keep_log_short(core: Arc<Core>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{self, Read},
+        path::Path,
+    };
+
+    use jid::FullJid;
+
+    use super::*;
+    use crate::{
+        cluster::{Cluster, Deps},
+        config::{Config, Discovery},
+        raft::machine::{Committed, SnapshotWriter},
+        role::{Roles, Sid},
+        routes::ConflictPolicy,
+    };
+
+    /// Adds up numbers, and says that it keeps the sum.
+    struct Sum(Arc<Mutex<u64>>);
+
+    impl Machine for Sum {
+        fn is_durable(&self) -> bool {
+            true
+        }
+
+        fn apply(&mut self, entries: &[Committed]) -> io::Result<Vec<Vec<Bytes>>> {
+            let mut sum = self.0.lock();
+            let mut add = |payload: &Bytes| {
+                *sum += u64::from(payload[0]);
+                Bytes::copy_from_slice(&sum.to_le_bytes())
+            };
+            Ok(entries.iter().map(|entry| entry.payloads.iter().map(&mut add).collect()).collect())
+        }
+
+        fn snapshot(&mut self) -> io::Result<SnapshotWriter> {
+            let sum = *self.0.lock();
+            Ok(Box::new(move |out| out.write_all(&sum.to_le_bytes())))
+        }
+
+        fn install(&mut self, _mark: Bytes, snapshot: &mut dyn Read) -> io::Result<()> {
+            let mut bytes = [0; 8];
+            snapshot.read_exact(&mut bytes)?;
+            *self.0.lock() = u64::from_le_bytes(bytes);
+            Ok(())
+        }
+    }
+
+    async fn node(dir: &Path, name: &str) -> (Arc<Cluster>, Group, Arc<Mutex<u64>>) {
+        let config = Config {
+            listen: Some("127.0.0.1:0".parse().unwrap()),
+            plain: true,
+            discovery: Discovery::File(dir.join("seeds")),
+            ..Config::default()
+        };
+        let roles = Roles { frontend: false, backend: true };
+        let cluster = Cluster::start(config, Deps { name: name.into(), roles, data_dir: dir.join(name) })
+            .await
+            .unwrap();
+        let sum = Arc::new(Mutex::new(0));
+        let group = cluster.open_group("data", Box::new(Sum(sum.clone()))).await.unwrap();
+        let server = cluster.clone();
+        tokio::spawn(async move { server.serve(server.grpc_services()).await });
+        (cluster, group, sum)
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_late_backend_is_brought_up_by_snapshots_when_the_log_is_purged() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, data, sum) = node(dir.path(), "first").await;
+        first.ready().await.unwrap();
+        let jid = FullJid::new("alice@localhost/phone").unwrap();
+        let sid = Sid::random();
+        first.bind(&jid, sid, ConflictPolicy::Replace).await.unwrap();
+        let mut index = 0;
+        for _ in 0..50 {
+            index = data.propose(Bytes::from_static(&[2]), soon()).await.unwrap().index;
+        }
+        assert_eq!(*sum.lock(), 100);
+        for group in first.groups_for_test() {
+            let core = group.core();
+            let applied = group.status().applied;
+            core.raft.trigger().snapshot().await.unwrap();
+            core.raft
+                .wait(None)
+                .metrics(|m| m.snapshot.is_some_and(|id| id.index >= applied), "snapshot")
+                .await
+                .unwrap();
+            core.raft.trigger().purge_log(applied).await.unwrap();
+            core.raft
+                .wait(None)
+                .metrics(|m| m.purged.is_some_and(|id| id.index >= applied), "purged")
+                .await
+                .unwrap();
+        }
+        // More after the snapshot: what is sent may be newer than what was frozen.
+        data.propose(Bytes::from_static(&[1]), soon()).await.unwrap();
+
+        std::fs::write(dir.path().join("seeds"), first.address()).unwrap();
+        let (late, late_data, late_sum) = node(dir.path(), "late").await;
+        tokio::time::timeout_at(soon(), late.ready()).await.unwrap().unwrap();
+        assert_eq!(late.routes().full(&jid).unwrap().sid, sid);
+        let read = tokio::time::timeout_at(soon(), async {
+            loop {
+                // The group adds its learner a moment later than the table's.
+                if let Ok(read) = late_data.read_index(Instant::now() + Duration::from_secs(1)).await {
+                    return read;
+                }
+            }
+        });
+        let read = read.await.unwrap();
+        assert!(read > index);
+        late_data.wait_applied(read, soon()).await.unwrap();
+        assert_eq!(*late_sum.lock(), 101);
+        // It forwards what it is asked to the leader.
+        let reply = late_data.propose(Bytes::from_static(&[9]), soon()).await.unwrap();
+        assert_eq!(reply.reply, Bytes::copy_from_slice(&110_u64.to_le_bytes()));
+    }
+}
