@@ -104,14 +104,14 @@ async fn a_frontend_keeps_every_promise_and_outlives_any_backend() {
     }
     conformance::all(&[nodes[3].engine.clone(), nodes[0].engine.clone()]).await;
     write(&nodes[3], "before").await;
-    for number in 0..3 {
+    for (number, home) in homes.iter().enumerate().take(3) {
         // Without a word to the others, as a process that is killed.
         let lost = nodes.remove(number);
         lost.runtime.shutdown_background();
         drop((lost.cluster, lost.engine));
         let key = format!("without {number}");
         write(nodes.last().unwrap(), &key).await;
-        let back = homes[number].start().await;
+        let back = home.start().await;
         has(&back, "before").await;
         has(&back, &key).await;
         nodes.insert(number, back);

@@ -141,7 +141,8 @@ async fn a_group_of_one_keeps_every_promise_and_its_data() {
     let home = homes(root.path(), 1).remove(0);
     let member = home.start().await;
     member.group.initialize(&home.founders()).await.unwrap();
-    conformance::all(&[member.replica.clone()]).await;
+    let handle: Arc<dyn Engine> = member.replica.clone();
+    conformance::all(&[handle]).await;
     write(&member, "kept").await;
     member.stop().await;
     let member = home.start().await;
