@@ -7,26 +7,27 @@
 //! - [`queues`]: what waits while a handler of an account awaits the store.
 //! - [`mailboxes`], [`receipt`]: what waits to be written to each session, and who wants to know when it was.
 //! - [`services`]: what modules may ask of the server.
-//! - [`envelope`], [`peer`], [`link`], [`relay`]: acknowledged streams to and from other nodes.
+//! - [`envelope`], [`peer`], [`lane`], [`link`], [`relay`]: acknowledged streams to and from other nodes.
 //! - [`lost`]: what is done for the sessions of a node that is gone.
 //! - [`whereabouts`], [`config`], [`metrics`]: what it is told, its bounds and its counters.
 
-mod arrival;
-pub mod config;
-pub mod decision;
-mod envelope;
-mod link;
-mod lost;
-pub mod mailboxes;
-pub mod metrics;
-mod peer;
-mod queues;
-pub mod receipt;
-pub mod relay;
 pub mod router;
-pub mod services;
 mod transit;
+pub mod decision;
+mod arrival;
+mod queues;
+pub mod mailboxes;
+pub mod receipt;
+pub mod services;
+mod envelope;
+mod peer;
+mod lane;
+mod link;
+pub mod relay;
+mod lost;
 pub mod whereabouts;
+pub mod config;
+pub mod metrics;
 
 pub use config::Config;
 pub use mailboxes::{Delivery, End, Mailbox, Waiting};

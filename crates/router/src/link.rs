@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::envelope;
-use crate::peer::Lane;
+use crate::lane::Lane;
 use crate::router::Router;
 
 /// How long the other node may take to say that it is ready.

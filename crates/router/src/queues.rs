@@ -12,7 +12,8 @@ use jid::BareJid;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use crate::peer::{InFlight, key};
+use crate::lane::InFlight;
+use crate::peer::key;
 use crate::router::Router;
 use crate::transit::Transit;
 
