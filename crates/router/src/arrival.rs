@@ -43,6 +43,21 @@ pub(crate) fn address(to: &Jid, rows: &[Row]) -> Address {
     }
 }
 
+/// Whether a stanza is for a session that this node does not know. Whoever writes to a session has heard of it,
+/// so another node may have bound it a moment ago: without a barrier the answer to the first question of a new
+/// session would be lost.
+fn names_an_unknown_session(transit: &Transit, subject: Subject, rows: &[Row]) -> bool {
+    let matters = match subject {
+        Subject::Iq(_) => true,
+        Subject::Message(kind) => matches!(kind, MessageType::Normal | MessageType::Chat),
+        Subject::Presence(kind) => matches!(kind, PresenceType::Available),
+    };
+    let here_only = transit.stage == Stage::Here;
+    let to = transit.stanza.head.to.as_ref();
+    let found_gone = transit.sought || !transit.avoid.is_empty();
+    matters && !here_only && !found_gone && to.is_some_and(|to| address(to, rows) == Address::Full(None))
+}
+
 impl Router {
     /// Whether arrivals are nested too deeply on this stack to begin one more.
     pub(crate) fn is_deep(&self) -> bool {
@@ -58,7 +73,7 @@ impl Router {
         transit: Transit,
         rows: Vec<Row>,
     ) {
-        if transit.stage == Stage::Past {
+        if transit.stage == Stage::Past && !names_an_unknown_session(&transit, subject, &rows) {
             match self.decide(subject, account, &transit, &rows, true) {
                 Decision::Deliver(chosen) => return self.hand_over(account, transit, rows, chosen),
                 Decision::Bounce(condition) => return self.bounce(transit, StanzaError::new(condition)),
@@ -92,7 +107,7 @@ impl Router {
         transit: Transit,
         rows: Vec<Row>,
     ) {
-        if transit.stage == Stage::Past {
+        if transit.stage == Stage::Past && !names_an_unknown_session(&transit, subject, &rows) {
             let decision = self.decide(subject, account, &transit, &rows, true);
             if !matches!(decision, Decision::Keep | Decision::Answer) {
                 return self.begin(account, subject, transit, rows);
@@ -127,8 +142,20 @@ impl Router {
         account: BareJid,
         subject: Subject,
         mut transit: Transit,
-        rows: Vec<Row>,
+        mut rows: Vec<Row>,
     ) {
+        if names_an_unknown_session(&transit, subject, &rows) {
+            match self.whereabouts.barrier().await {
+                Ok(_) => rows = self.rows(&account, &transit),
+                Err(error) => {
+                    tracing::debug!(%account, %error, "looking for a session without a read barrier")
+                }
+            }
+            transit.sought = true;
+            if transit.stage == Stage::Past {
+                return Box::pin(self.arrive_now(&account, subject, transit, rows)).await;
+            }
+        }
         let nobody = rows.is_empty();
         if nobody && matches!(subject, Subject::Presence(PresenceType::Available | PresenceType::Unavailable))
         {

@@ -183,6 +183,20 @@ async fn a_receiver_that_moved_gets_all_in_order_from_a_sender_with_an_old_table
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_names_a_session_that_was_just_bound_elsewhere_waits_for_the_table() {
+    let all = cluster(2, Config::default()).await;
+    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    all.nodes[0].here.freeze();
+    let mut bob = all.nodes[1].login("bob@localhost/b", None);
+    alice.says("<iq to='bob@localhost/b' type='get' id='1'><question xmlns='urn:example'/></iq>").await;
+    alice.says("<iq to='bob@localhost/b' type='result' id='2'/>").await;
+    alice.says("<presence to='bob@localhost/b' id='3'/>").await;
+    alice.says("<message to='bob@localhost/b' type='chat' id='4'/>").await;
+    all.nodes[0].here.thaw();
+    assert_eq!(bob.hears_ids(4).await, [1, 2, 3, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_whose_table_stays_old_stores_after_a_bounded_wait() {
     let config = Config { refused_wait_ms: 50, ..Config::default() };
     let all = cluster(2, config).await;

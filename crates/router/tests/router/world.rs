@@ -181,7 +181,11 @@ impl Whereabouts for Here {
     }
 
     fn barrier(&self) -> BoxFuture<'_, Result<u64, Unavailable>> {
-        Box::pin(ready(Ok(self.index())))
+        Box::pin(async move {
+            let index = self.world.index.load(Ordering::SeqCst);
+            let newest = self.wait_index(index, Duration::from_millis(500)).await;
+            if newest { Ok(index) } else { Err(Unavailable("the table here stays old".into())) }
+        })
     }
 
     fn set_priority<'a>(
