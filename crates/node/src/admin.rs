@@ -1,9 +1,11 @@
 //! The admin service: what operators ask of a node, answered for the whole cluster.
 
 mod answers;
+mod peers;
 mod service;
 
-pub use service::{Admin, LocalSessions};
+pub use peers::{LocalSessions, Peers};
+pub use service::Admin;
 
 use std::{future::Future, sync::Arc, time::Duration};
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 /// Where the admin service of a node listens when nothing else is said.
 pub const ADMIN_URL: &str = "http://127.0.0.1:5280";
@@ -13,6 +13,36 @@ pub const ADMIN_URL: &str = "http://127.0.0.1:5280";
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    /// Admin service of a node, for `user`, `cluster` and `session` [default: http://127.0.0.1:5280]
+    #[arg(long, value_name = "URL", global = true)]
+    pub admin: Option<String>,
+}
+
+impl Cli {
+    /// The command line of this process; a line that cannot be meant ends it with an explanation.
+    pub fn of_process() -> Cli {
+        let cli = Cli::parse();
+        if let Err(error) = cli.check() {
+            error.exit();
+        }
+        cli
+    }
+
+    /// Refuses what clap lets through, since an argument of all commands is one of those that ask nobody, too.
+    fn check(&self) -> Result<(), clap::Error> {
+        let asks =
+            matches!(self.command, Command::User { .. } | Command::Cluster { .. } | Command::Session { .. });
+        if self.admin.is_some() && !asks {
+            let text = "`--admin` is for the commands that ask a running node: `user`, `cluster`, `session`";
+            return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));
+        }
+        Ok(())
+    }
+
+    /// Where the admin service is sought.
+    pub fn admin_url(&self) -> &str {
+        self.admin.as_deref().unwrap_or(ADMIN_URL)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -21,22 +51,16 @@ pub enum Command {
     Serve(Serve),
     /// Accounts: add, remove, passwd, list
     User {
-        #[command(flatten)]
-        admin: Admin,
         #[command(subcommand)]
         what: User,
     },
     /// The cluster: status
     Cluster {
-        #[command(flatten)]
-        admin: Admin,
         #[command(subcommand)]
         what: Cluster,
     },
     /// Sessions: list, kick
     Session {
-        #[command(flatten)]
-        admin: Admin,
         #[command(subcommand)]
         what: Session,
     },
@@ -60,13 +84,6 @@ pub struct Serve {
     /// End when the process that started this one ends
     #[arg(long, hide = true)]
     pub with_parent: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct Admin {
-    /// Admin service of a node
-    #[arg(long, value_name = "URL", default_value = ADMIN_URL, global = true)]
-    pub admin: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -180,12 +197,11 @@ pub enum Format {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
-    fn parse(line: &str) -> Result<Command, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace()).map(|c| c.command)
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        let cli = Cli::try_parse_from(line.split_whitespace())?;
+        cli.check().map(|()| cli)
     }
 
     #[test]
@@ -205,6 +221,7 @@ mod tests {
             "rookery user list --host localhost",
             "rookery user list --admin http://127.0.0.1:1",
             "rookery user --admin http://127.0.0.1:1 list",
+            "rookery --admin http://127.0.0.1:1 user list",
             "rookery cluster status",
             "rookery cluster status --format json",
             "rookery cluster status --format table --admin http://127.0.0.1:1",
@@ -227,6 +244,8 @@ mod tests {
             "rookery user add",
             "rookery cluster status --format xml",
             "rookery demo --base-port 99999",
+            "rookery serve --admin http://127.0.0.1:1",
+            "rookery --admin http://127.0.0.1:1 demo",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
@@ -234,8 +253,10 @@ mod tests {
 
     #[test]
     fn the_admin_service_is_sought_on_loopback_unless_told_otherwise() {
-        let Ok(Command::Cluster { admin, .. }) = parse("rookery cluster status") else { panic!("no status") };
-        assert_eq!(admin.admin, "http://127.0.0.1:5280");
+        assert_eq!(parse("rookery cluster status").unwrap().admin_url(), "http://127.0.0.1:5280");
+        for line in ["rookery --admin URL session list", "rookery session list --admin URL"] {
+            assert_eq!(parse(line).unwrap().admin_url(), "URL", "{line}");
+        }
     }
 
     #[test]

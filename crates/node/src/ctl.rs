@@ -1,6 +1,7 @@
 //! The commands that talk to the admin service of a running node.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     io::{self, BufRead, IsTerminal, Write},
     time::Duration,
@@ -11,7 +12,7 @@ use serde_json::json;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
-    cli::{Admin, Cluster, Format, Password, Session, User},
+    cli::{Cluster, Format, Password, Session, User},
     parts::Failure,
     table::Table,
 };
@@ -69,30 +70,30 @@ fn refused(attempt: impl Into<String>) -> impl FnOnce(tonic::Status) -> CtlError
 }
 
 /// `rookery user ...`
-pub async fn user(admin: &Admin, what: User) -> Result<(), CtlError> {
+pub async fn user(admin: &str, what: User) -> Result<(), CtlError> {
     match what {
         User::Add { jid, password } => {
             let password = ask(password, &jid)?;
-            let mut client = connect(&admin.admin).await?;
+            let mut client = connect(admin).await?;
             let request = admin::CreateAccountRequest { jid: jid.clone(), password };
             let done = client.create_account(request).await.map_err(refused(format!("add `{jid}`")))?;
             println!("added {}", done.into_inner().jid);
         }
         User::Remove { jid } => {
-            let mut client = connect(&admin.admin).await?;
+            let mut client = connect(admin).await?;
             let request = admin::RemoveAccountRequest { jid: jid.clone() };
             let done = client.remove_account(request).await.map_err(refused(format!("remove `{jid}`")))?;
             println!("removed {jid} ({} sessions ended)", done.into_inner().kicked);
         }
         User::Passwd { jid, password } => {
             let password = ask(password, &jid)?;
-            let mut client = connect(&admin.admin).await?;
+            let mut client = connect(admin).await?;
             let request = admin::SetPasswordRequest { jid: jid.clone(), password };
             client.set_password(request).await.map_err(refused(format!("set the password of `{jid}`")))?;
             println!("password of {jid} set");
         }
         User::List { host, format } => {
-            let mut client = connect(&admin.admin).await?;
+            let mut client = connect(admin).await?;
             let request = admin::ListAccountsRequest { host: host.unwrap_or_default() };
             let mut list =
                 client.list_accounts(request).await.map_err(refused("list the accounts"))?.into_inner();
@@ -112,9 +113,9 @@ pub async fn user(admin: &Admin, what: User) -> Result<(), CtlError> {
 }
 
 /// `rookery cluster ...`
-pub async fn cluster(admin: &Admin, what: Cluster) -> Result<(), CtlError> {
+pub async fn cluster(admin: &str, what: Cluster) -> Result<(), CtlError> {
     let Cluster::Status { format } = what;
-    let mut client = connect(&admin.admin).await?;
+    let mut client = connect(admin).await?;
     let state = state(&mut client).await?;
     match format {
         Format::Table => print!("{}", status_table(&state)),
@@ -124,8 +125,8 @@ pub async fn cluster(admin: &Admin, what: Cluster) -> Result<(), CtlError> {
 }
 
 /// `rookery session ...`
-pub async fn session(admin: &Admin, what: Session) -> Result<(), CtlError> {
-    let mut client = connect(&admin.admin).await?;
+pub async fn session(admin: &str, what: Session) -> Result<(), CtlError> {
+    let mut client = connect(admin).await?;
     match what {
         Session::List { format, account } => {
             let sessions = sessions(&mut client, account.unwrap_or_default()).await?;
@@ -243,7 +244,14 @@ pub fn session_table(sessions: &[admin::Session]) -> String {
             &number(c.queued, ""),
         ]);
     }
-    table.to_string()
+    let silent: BTreeMap<&str, &str> = sessions
+        .iter()
+        .filter(|s| !s.unanswered.is_empty())
+        .map(|s| (s.node_name.as_str(), s.unanswered.as_str()))
+        .collect();
+    let notes =
+        silent.iter().map(|(node, why)| format!("{node} did not say more about its sessions: {why}\n"));
+    table.to_string() + &notes.collect::<String>()
 }
 
 /// Sessions and where they are, in short.
@@ -277,6 +285,7 @@ fn session_json(session: &admin::Session) -> serde_json::Value {
             "mechanism": c.mechanism,
             "queued": c.queued,
         })),
+        "unanswered": session.unanswered,
     })
 }
 

@@ -1,6 +1,11 @@
 //! Log lines, as text for people or as JSON for programs, on stderr.
 
-use std::io::{self, IsTerminal};
+use std::{
+    any::Any,
+    backtrace::Backtrace,
+    io::{self, IsTerminal},
+    panic,
+};
 
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -18,5 +23,18 @@ pub fn start(log: &Log) -> Result<(), String> {
         let colours = io::stderr().is_terminal();
         registry.with(fmt::layer().with_ansi(colours).with_writer(io::stderr)).try_init()
     };
-    started.map_err(|e| format!("failed to start logging: {e}"))
+    started.map_err(|e| format!("failed to start logging: {e}"))?;
+    if log.json {
+        // the usual words of a panic are several lines of plain text, which no reader of JSON takes
+        panic::set_hook(Box::new(|panic| {
+            let at = panic.location().map(ToString::to_string).unwrap_or_default();
+            tracing::error!(at, backtrace = %Backtrace::capture(), "{}", words(panic.payload()));
+        }));
+    }
+    Ok(())
+}
+
+fn words(payload: &dyn Any) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without words")
 }

@@ -15,12 +15,11 @@ mod table;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use cli::{Cli, Command};
 use parts::Failure;
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    match run(Cli::of_process()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("rookery: {error}");
@@ -29,15 +28,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
-    match command {
+fn run(cli: Cli) -> Result<(), Failure> {
+    let admin = cli.admin_url().to_owned();
+    match cli.command {
         Command::Serve(serve) => {
             let settings = config::load(serve.config.as_deref(), &serve.set)?;
             parts::run(settings, serve.with_parent)
         }
-        Command::User { admin, what } => ctl::run(ctl::user(&admin, what)),
-        Command::Cluster { admin, what } => ctl::run(ctl::cluster(&admin, what)),
-        Command::Session { admin, what } => ctl::run(ctl::session(&admin, what)),
+        Command::User { what } => ctl::run(ctl::user(&admin, what)),
+        Command::Cluster { what } => ctl::run(ctl::cluster(&admin, what)),
+        Command::Session { what } => ctl::run(ctl::session(&admin, what)),
         Command::Config { what: cli::Config::Check { file, set } } => config::check(&file, &set),
         Command::Config { what: cli::Config::PrintDefault } => config::print::run(),
         Command::Demo(demo) => demo::run(&demo),

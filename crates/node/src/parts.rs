@@ -15,6 +15,7 @@ use std::{
 
 use cluster::{Cluster, Roles};
 use hooks::Registry;
+use proto::sessions::sessions_server::SessionsServer;
 use router::Router;
 use session::{Listeners, TlsStore};
 use store::Accounts;
@@ -29,8 +30,8 @@ use crate::{
     http, logs, metrics,
 };
 
-/// How often the certificate files are looked at.
-const CERTIFICATE: Duration = Duration::from_secs(10);
+/// How often the certificate files are looked at: two questions to the file system.
+const CERTIFICATE: Duration = Duration::from_secs(2);
 /// How long the cluster may take to end, and then the store, after the sessions have.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a node waits for others before it says so, and between saying so again.
@@ -101,6 +102,7 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
     let Modules { list, switches } = settings.modules();
     let registry = Arc::new(Registry::build(list, &switches)?);
 
+    told::links(&settings);
     let roles = Roles { frontend, backend: settings.node.backend };
     let (name, data_dir) = (settings.node.name.clone(), settings.node.data_dir.clone());
     let cluster = Cluster::start(settings.cluster.clone(), cluster::Deps { name, roles, data_dir }).await?;
@@ -111,18 +113,21 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
 
     let (failed, failures) = mpsc::channel(4);
     let (stopping, stop) = watch::channel(false);
-    let links = storage.mount(cluster.grpc_services().add_service(router.relay_service()));
+    let listeners: SharedListeners = Arc::new(OnceLock::new());
+    let local = told::local_sessions(listeners.clone());
+    let peers = admin::Peers { cluster: cluster.clone(), local: local.clone() };
+    let links = cluster.grpc_services().add_service(router.relay_service());
+    let links = storage.mount(links.add_service(SessionsServer::new(peers)));
     let serving = cluster.clone();
     part(&failed, "links between nodes", async move { serving.serve(links).await });
 
-    let listeners: SharedListeners = Arc::new(OnceLock::new());
     let service = admin::Admin {
         cluster: cluster.clone(),
         accounts: accounts.clone(),
         hosts: settings.hosts.clone(),
         registry: registry.clone(),
         services: router.services(),
-        local: told::local_sessions(listeners.clone()),
+        local,
     };
     // before the cluster is ready: an operator wants to see what it waits for
     part(&failed, "admin service", admin::serve(service, cluster.clone(), ports.admin, until(stop.clone())));

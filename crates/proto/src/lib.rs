@@ -23,6 +23,11 @@ pub mod membership {
     tonic::include_proto!("rookery.membership.v1");
 }
 
+/// What nodes ask each other about their sessions.
+pub mod sessions {
+    tonic::include_proto!("rookery.sessions.v1");
+}
+
 /// What backends keep for the other nodes, and the commands of the replicated store.
 pub mod store {
     tonic::include_proto!("rookery.store.v1");

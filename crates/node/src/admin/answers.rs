@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use cluster::{ClusterStatus, MemberId, NodeId, NodeRow, NodeState, Row};
 use proto::admin;
 
+use super::peers::Connections;
+
 /// The state of the cluster; `sessions` counts the sessions of each node.
 pub fn state(
     status: &ClusterStatus,
@@ -56,8 +58,8 @@ fn node(row: &NodeRow, leader: u64, sessions: &HashMap<NodeId, u64>) -> admin::N
     }
 }
 
-/// One session of the route table.
-pub fn session(row: &Row, nodes: &[NodeRow], connection: Option<admin::Connection>) -> admin::Session {
+/// One session of the route table, with what its node says of it.
+pub fn session(row: &Row, nodes: &[NodeRow], found: &mut Connections) -> admin::Session {
     let name = nodes.iter().find(|n| n.node == row.node).map(|n| n.name.clone());
     admin::Session {
         jid: row.jid.to_string(),
@@ -66,7 +68,8 @@ pub fn session(row: &Row, nodes: &[NodeRow], connection: Option<admin::Connectio
         sid: row.sid.to_string(),
         priority: row.priority.map(i32::from),
         detached: row.detached,
-        connection,
+        connection: found.known.remove(&row.sid),
+        unanswered: found.silent.get(&row.node).cloned().unwrap_or_default(),
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::answers;
+use super::{answers, peers, peers::LocalSessions};
 use crate::password;
 
 /// Messages of a streamed answer that wait for a slow reader.
@@ -21,9 +21,6 @@ const WAITING: usize = 64;
 const PAGE: usize = 500;
 /// How long a list waits for the newest route table before it shows what is here.
 const FRESH: Duration = Duration::from_secs(1);
-
-/// What this node knows about the connections of its own sessions, by session id in hexadecimal.
-pub type LocalSessions = Arc<dyn Fn() -> HashMap<String, admin::Connection> + Send + Sync>;
 
 /// Answers operators.
 pub struct Admin {
@@ -66,19 +63,21 @@ impl admin::admin_server::Admin for Admin {
         let routes = self.cluster.routes();
         let nodes = routes.nodes();
         let mut rows: Vec<Row> = Vec::new();
+        let mut account = String::new();
         if request.account.is_empty() {
             routes.each(|row| rows.push(row.clone()));
         } else {
-            rows = routes.users(&bare(&request.account)?);
+            let jid = bare(&request.account)?;
+            rows = routes.users(&jid);
+            account = jid.to_string();
         }
         rows.retain(|row| request.node == 0 || row.node.0 == request.node);
-        let mut local = (self.local)();
+        let mut found = peers::connections(&self.cluster, &self.local, &rows, &account).await;
         let (sender, receiver) = mpsc::channel(WAITING);
         tokio::spawn(async move {
             for row in rows {
-                let connection = local.remove(&row.sid.to_string());
                 // the reader has gone: nobody wants the rest
-                if sender.send(Ok(answers::session(&row, &nodes, connection))).await.is_err() {
+                if sender.send(Ok(answers::session(&row, &nodes, &mut found))).await.is_err() {
                     break;
                 }
             }

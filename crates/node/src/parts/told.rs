@@ -21,7 +21,7 @@ pub type SharedListeners = Arc<OnceLock<Arc<Listeners>>>;
 
 /// Connections of this node's sessions, by session id.
 pub fn local_sessions(listeners: SharedListeners) -> LocalSessions {
-    Arc::new(move || {
+    Arc::new(move |account| {
         let Some(listeners) = listeners.get() else { return HashMap::new() };
         let now = SystemTime::now();
         let line = |facts: session::SessionFacts| {
@@ -32,16 +32,28 @@ pub fn local_sessions(listeners: SharedListeners) -> LocalSessions {
                 mechanism: facts.mechanism.to_string(),
                 queued: facts.queued as u64,
             };
-            (cluster::Sid(facts.sid).to_string(), connection)
+            (cluster::Sid(facts.sid), connection)
         };
-        listeners.sessions().into_iter().map(line).collect()
+        let mut sessions = listeners.sessions();
+        sessions.retain(|facts| account.is_empty() || facts.jid.to_bare().as_str() == account);
+        sessions.into_iter().map(line).collect()
     })
 }
 
-/// Prints what listens where, and the next command to type.
+/// Says in the log that the node serves, and prints what listens where and the next command to type.
 pub async fn announce(settings: &Settings, made: Option<&Path>, accounts: &Accounts) {
     let list =
         |all: &[std::net::SocketAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        hosts = settings.hosts.join(","),
+        name = settings.node.name,
+        "serving"
+    );
+    if settings.log.json {
+        // whoever reads JSON often reads stdout together with stderr, and has no use for a table
+        return;
+    }
     println!("rookery {} serves {}", env!("CARGO_PKG_VERSION"), settings.hosts.join(", "));
     let line = |what: &str, value: String| {
         if !value.is_empty() {
@@ -52,13 +64,25 @@ pub async fn announce(settings: &Settings, made: Option<&Path>, accounts: &Accou
         line("clients, STARTTLS", list(&settings.session.c2s.listen));
         line("clients, direct TLS", list(&settings.session.c2s.direct_tls_listen));
     }
-    line("other nodes", settings.cluster.listen.map(|a| a.to_string()).unwrap_or_default());
+    let plain = if settings.cluster.plain { " (plain links, loopback only)" } else { " (mutual TLS)" };
+    line("other nodes", settings.cluster.listen.map(|a| format!("{a}{plain}")).unwrap_or_default());
     line("admin (gRPC)", settings.admin_listen.to_string());
     let metrics = settings.metrics_listen.map(|a| format!("http://{a}/metrics"));
     line("metrics", metrics.unwrap_or_default());
     line("data", settings.node.data_dir.display().to_string());
     line("certificate", made.map(|p| format!("{} (self-signed)", p.display())).unwrap_or_default());
     println!("next: {}", next(settings, accounts).await);
+}
+
+/// Says in the log how this node's links to others are secured.
+pub fn links(settings: &Settings) {
+    let Some(listen) = settings.cluster.listen else { return };
+    match settings.cluster.plain {
+        true => {
+            tracing::warn!(%listen, "links to other nodes are plain: whoever reaches this loopback port is taken for a node")
+        }
+        false => tracing::info!(%listen, "links to other nodes are secured by mutual TLS"),
+    }
 }
 
 /// The command that a newcomer needs next.

@@ -1,0 +1,156 @@
+//! Sessions of other nodes: asks the nodes where they live, and answers nodes that ask for ours.
+
+use std::{
+    collections::{HashMap, HashSet},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use cluster::{Cluster, NodeId, Roles, Row, Sid, identity};
+use futures::{Stream, future::join_all, stream};
+use proto::{
+    admin,
+    sessions::{
+        Connection, ConnectionsPart, ConnectionsRequest, sessions_client::SessionsClient, sessions_server,
+    },
+};
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+
+/// How long all other nodes together have for their answers.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// Connections in one part of an answer.
+const PART: usize = 1000;
+
+/// What this node knows about the connections of its own sessions: all, or those of one account (bare JID).
+pub type LocalSessions = Arc<dyn Fn(&str) -> HashMap<Sid, admin::Connection> + Send + Sync>;
+
+/// Connections by session, and why those of some nodes are missing.
+#[derive(Default)]
+pub struct Connections {
+    /// Every session that was told of.
+    pub known: HashMap<Sid, admin::Connection>,
+    /// Nodes without an answer, each with the reason.
+    pub silent: HashMap<NodeId, String>,
+}
+
+/// Collects the connections of these rows from the nodes that they are on, all nodes at a time.
+pub async fn connections(
+    cluster: &Cluster,
+    local: &LocalSessions,
+    rows: &[Row],
+    account: &str,
+) -> Connections {
+    let me = cluster.me().0;
+    let mut wanted: HashMap<NodeId, HashSet<Sid>> = HashMap::new();
+    for row in rows {
+        wanted.entry(row.node).or_default().insert(row.sid);
+    }
+    let mut found = Connections::default();
+    if wanted.remove(&me).is_some() {
+        found.known = local(account);
+    }
+    let asked = wanted.into_iter().map(|(node, sids)| async move {
+        let answer = timeout(DEADLINE, ask(cluster, node, &sids, account)).await;
+        (node, answer.unwrap_or_else(|_| Err(format!("no answer within {} s", DEADLINE.as_secs()))))
+    });
+    for (node, answer) in join_all(asked).await {
+        match answer {
+            Ok(connections) => found.known.extend(connections),
+            Err(reason) => {
+                found.silent.insert(node, reason);
+            }
+        }
+    }
+    found
+}
+
+/// What one node says of the wanted sessions; whatever else it says is dropped.
+async fn ask(
+    cluster: &Cluster,
+    node: NodeId,
+    wanted: &HashSet<Sid>,
+    account: &str,
+) -> Result<Vec<(Sid, admin::Connection)>, String> {
+    let channel = cluster.peer_channel(node).ok_or("the node has no address")?;
+    let mut request =
+        Request::new(ConnectionsRequest { cluster: cluster_id(cluster), account: account.to_owned() });
+    request.set_timeout(DEADLINE);
+    let said = |status: Status| status.message().to_owned();
+    let mut parts = SessionsClient::new(channel).connections(request).await.map_err(said)?.into_inner();
+    let mut found = Vec::new();
+    while let Some(part) = parts.message().await.map_err(said)? {
+        found.extend(part.connections.into_iter().filter_map(read).filter(|(sid, _)| wanted.contains(sid)));
+        // a node that repeats itself without end is not listened to
+        if found.len() >= wanted.len() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+fn cluster_id(cluster: &Cluster) -> bytes::Bytes {
+    let id = cluster.status().cluster;
+    id.map(|id| bytes::Bytes::copy_from_slice(&id.0.to_be_bytes())).unwrap_or_default()
+}
+
+fn read(connection: Connection) -> Option<(Sid, admin::Connection)> {
+    let sid = Sid(u128::from_be_bytes(connection.sid.as_ref().try_into().ok()?));
+    let Connection { peer_address, age_s, tls, mechanism, queued, .. } = connection;
+    Some((sid, admin::Connection { peer_address, age_s, tls, mechanism, queued }))
+}
+
+fn written((sid, connection): (Sid, admin::Connection)) -> Connection {
+    let admin::Connection { peer_address, age_s, tls, mechanism, queued } = connection;
+    let sid = bytes::Bytes::copy_from_slice(&sid.0.to_be_bytes());
+    Connection { sid, peer_address, age_s, tls, mechanism, queued }
+}
+
+/// Answers other nodes.
+pub struct Peers {
+    /// The cluster that they must belong to.
+    pub cluster: Arc<Cluster>,
+    /// Connections of this node's sessions.
+    pub local: LocalSessions,
+}
+
+#[tonic::async_trait]
+impl sessions_server::Sessions for Peers {
+    type ConnectionsStream = Pin<Box<dyn Stream<Item = Result<ConnectionsPart, Status>> + Send>>;
+
+    async fn connections(
+        &self,
+        request: Request<ConnectionsRequest>,
+    ) -> Result<Response<Self::ConnectionsStream>, Status> {
+        identity::may_join(&request, Roles { frontend: false, backend: false })?;
+        let request = request.into_inner();
+        let ours = cluster_id(&self.cluster);
+        if ours.is_empty() || request.cluster != ours {
+            return Err(Status::permission_denied("this node belongs to another cluster"));
+        }
+        let connections: Vec<Connection> = (self.local)(&request.account).into_iter().map(written).collect();
+        let parts = connections.chunks(PART).map(|part| Ok(ConnectionsPart { connections: part.to_vec() }));
+        let parts: Vec<_> = parts.collect();
+        Ok(Response::new(Box::pin(stream::iter(parts))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_reads_as_it_was_written_and_a_bad_name_is_dropped() {
+        let connection = admin::Connection {
+            peer_address: "127.0.0.1:9".into(),
+            age_s: 7,
+            tls: "TLS 1.3".into(),
+            mechanism: "PLAIN".into(),
+            queued: 3,
+        };
+        let sent = written((Sid(5), connection.clone()));
+        assert_eq!(read(sent.clone()), Some((Sid(5), connection)));
+        assert_eq!(read(Connection { sid: vec![1, 2].into(), ..sent }), None);
+    }
+}
