@@ -25,7 +25,7 @@ use crate::card::Card;
 use crate::module::{Module, Offer, SessionEvent, Why};
 use crate::passage::Passage;
 use crate::registry::{Registry, Switches};
-use crate::services::{About, How, Resource, Services};
+use crate::services::{About, Hold, How, Resource, Services};
 use crate::session::{SessionView, Sid};
 use crate::verdict::{Reply, Verdict};
 
@@ -53,6 +53,8 @@ struct State {
     seed: u64,
     sids: u128,
     cut_off: bool,
+    /// Accounts whose messages would wait.
+    held: Vec<BareJid>,
 }
 
 struct Row {
@@ -68,6 +70,21 @@ struct Node {
     shared: Arc<Shared>,
     peers: OnceLock<Vec<Weak<Node>>>,
     me: Weak<Node>,
+}
+
+/// Ends a hold.
+struct Held {
+    shared: Arc<Shared>,
+    account: BareJid,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let held = &mut self.shared.state.lock().held;
+        if let Some(at) = held.iter().position(|held| *held == self.account) {
+            held.remove(at);
+        }
+    }
 }
 
 /// A client of the bench: sends, and records what its session delivers.
@@ -96,6 +113,7 @@ impl Bench {
                 seed: 0x9e37_79b9_7f4a_7c15,
                 sids: 0,
                 cut_off: false,
+                held: Vec::new(),
             }),
         });
         let node = |number| {
@@ -214,6 +232,11 @@ impl Bench {
         self.nodes[0].shared.state.lock().cut_off = cut_off;
     }
 
+    /// Whether messages to the account would wait now, behind what is handed over to a session.
+    pub fn is_held(&self, account: &str) -> bool {
+        self.nodes[0].shared.state.lock().held.contains(&bare(account))
+    }
+
     /// Stream features after authentication of `account`.
     pub fn offered(&self, account: &str) -> Vec<minidom::Element> {
         let account = bare(account);
@@ -299,7 +322,7 @@ impl Node {
         }
         let account = to.to_bare();
         // As the real server does: a message that cannot be delivered straight passes the handlers after all.
-        if how == How::Direct && !(stanza.head.kind == Kind::Message && self.nobody_for(&account, &stanza)) {
+        if how != How::Normal && !(stanza.head.kind == Kind::Message && self.nobody_for(&account, &stanza)) {
             return self.deliver_to(&stanza, &account, None).await;
         }
         if stanza.head.kind == Kind::Iq && to.is_bare() {
@@ -511,6 +534,12 @@ impl Services for Node {
             Ok(())
         }
         .boxed()
+    }
+
+    /// One thing happens after the other here, so nothing has to wait; `Bench::is_held` tells that it would.
+    fn hold(&self, account: &BareJid) -> Hold {
+        self.shared.state.lock().held.push(account.clone());
+        Hold::new(Held { shared: self.shared.clone(), account: account.clone() })
     }
 
     fn read_barrier(&self) -> BoxFuture<'_, Result<(), StoreError>> {

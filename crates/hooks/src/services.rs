@@ -1,5 +1,6 @@
 //! What a handler may ask of the server; the server implements it, and so does the bench.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +20,21 @@ pub enum How {
     Normal,
     /// Straight to the sessions: no arriving handlers. Delivering handlers run in any case.
     Direct,
+    /// As `Direct`, and before all that waits for the account, held or not: for what is older than that.
+    Ahead,
+}
+
+/// While it lives, messages to one account wait at this node (see [`Services::hold`]).
+#[must_use = "a hold ends when it is dropped"]
+pub struct Hold {
+    _guard: Box<dyn Any + Send + Sync>,
+}
+
+impl Hold {
+    /// A hold that ends when `guard` is dropped.
+    pub fn new(guard: impl Any + Send + Sync) -> Hold {
+        Hold { _guard: Box::new(guard) }
+    }
 }
 
 /// A session of an account, wherever in the cluster it is.
@@ -67,6 +83,12 @@ pub trait Services: Send + Sync + 'static {
         session: &'a SessionView,
         priority: Option<i8>,
     ) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Lets messages to the account wait at this node, in their order, until the hold is dropped; what is
+    /// sent with [`How::Ahead`] passes. A session that is about to be shown to the cluster as one that takes
+    /// messages begins it before, and ends it when it has what was kept for it, so that nothing newer
+    /// overtakes that.
+    fn hold(&self, account: &BareJid) -> Hold;
 
     /// When it returns, `online` is at least as new as the cluster was at the time of the call.
     fn read_barrier(&self) -> BoxFuture<'_, Result<(), StoreError>>;

@@ -43,21 +43,6 @@ pub(crate) fn address(to: &Jid, rows: &[Row]) -> Address {
     }
 }
 
-/// Whether a stanza is for a session that this node does not know. Whoever writes to a session has heard of it,
-/// so another node may have bound it a moment ago: without a barrier the answer to the first question of a new
-/// session would be lost.
-fn names_an_unknown_session(transit: &Transit, subject: Subject, rows: &[Row]) -> bool {
-    let matters = match subject {
-        Subject::Iq(_) => true,
-        Subject::Message(kind) => matches!(kind, MessageType::Normal | MessageType::Chat),
-        Subject::Presence(kind) => matches!(kind, PresenceType::Available),
-    };
-    let here_only = transit.stage == Stage::Here;
-    let to = transit.stanza.head.to.as_ref();
-    let found_gone = transit.sought || !transit.avoid.is_empty();
-    matters && !here_only && !found_gone && to.is_some_and(|to| address(to, rows) == Address::Full(None))
-}
-
 impl Router {
     /// Whether arrivals are nested too deeply on this stack to begin one more.
     pub(crate) fn is_deep(&self) -> bool {
@@ -73,7 +58,7 @@ impl Router {
         transit: Transit,
         rows: Vec<Row>,
     ) {
-        if transit.stage == Stage::Past && !names_an_unknown_session(&transit, subject, &rows) {
+        if transit.stage == Stage::Past {
             match self.decide(subject, account, &transit, &rows, true) {
                 Decision::Deliver(chosen) => return self.hand_over(account, transit, rows, chosen),
                 Decision::Bounce(condition) => return self.bounce(transit, StanzaError::new(condition)),
@@ -107,7 +92,7 @@ impl Router {
         transit: Transit,
         rows: Vec<Row>,
     ) {
-        if transit.stage == Stage::Past && !names_an_unknown_session(&transit, subject, &rows) {
+        if transit.stage == Stage::Past {
             let decision = self.decide(subject, account, &transit, &rows, true);
             if !matches!(decision, Decision::Keep | Decision::Answer) {
                 return self.begin(account, subject, transit, rows);
@@ -137,25 +122,25 @@ impl Router {
         decide(subject, address, Receiver { exists, priorities: &priorities, keeps_offline })
     }
 
+    /// Whether the rules name a session for a stanza that the handlers have seen.
+    pub(crate) fn is_for_somebody(
+        &self,
+        subject: Subject,
+        account: &BareJid,
+        transit: &Transit,
+        rows: &[Row],
+    ) -> bool {
+        matches!(self.decide(subject, account, transit, rows, true), Decision::Deliver(_))
+    }
+
     async fn arrive(
         self: Arc<Self>,
         account: BareJid,
         subject: Subject,
         mut transit: Transit,
-        mut rows: Vec<Row>,
+        rows: Vec<Row>,
     ) {
-        if names_an_unknown_session(&transit, subject, &rows) {
-            match self.whereabouts.barrier().await {
-                Ok(_) => rows = self.rows(&account, &transit),
-                Err(error) => {
-                    tracing::debug!(%account, %error, "looking for a session without a read barrier")
-                }
-            }
-            transit.sought = true;
-            if transit.stage == Stage::Past {
-                return Box::pin(self.arrive_now(&account, subject, transit, rows)).await;
-            }
-        }
+        let index = self.whereabouts.index();
         let nobody = rows.is_empty();
         if nobody && matches!(subject, Subject::Presence(PresenceType::Available | PresenceType::Unavailable))
         {
@@ -177,7 +162,6 @@ impl Router {
                 }
             }
         }
-        let index = self.whereabouts.index();
         let decision = self.decide(subject, &account, &transit, &rows, true);
         let offline = match (subject, &decision) {
             (Subject::Message(_), Decision::Keep | Decision::Ignore) => true,
@@ -199,11 +183,16 @@ impl Router {
             Ok(Verdict::Refuse(error)) => return self.bounce(transit, *error),
             Ok(Verdict::Pass) => {}
         }
-        if self.whereabouts.index() == index {
+        // What nobody kept has somebody by now, as whoever keeps messages looked once more.
+        if self.whereabouts.index() == index && decision != Decision::Keep {
             return self.end(&account, transit, rows, decision).await;
         }
         // The table moved while the handlers looked.
-        let rows = self.rows(&account, &transit);
+        let mut rows = self.rows(&account, &transit);
+        while matches!(subject, Subject::Message(_)) && self.holds.is_held(&account) {
+            self.holds.opened(&account).await;
+            rows = self.rows(&account, &transit);
+        }
         let decision = self.decide(subject, &account, &transit, &rows, true);
         self.end(&account, transit, rows, decision).await
     }

@@ -68,6 +68,27 @@ pub fn decide_host(subject: Subject, has_resource: bool) -> Decision {
     }
 }
 
+/// Whether a session that the table does not show yet, or not as available, could have got the stanza: then
+/// a newer table is worth a question before it is bounced, kept or given to another session. Presence to an
+/// account needs none: who comes asks for it.
+pub fn is_doubtful(
+    subject: Subject,
+    address: Address,
+    priorities: &mut dyn Iterator<Item = Option<i8>>,
+) -> bool {
+    match (subject, address) {
+        (_, Address::Full(Some(_))) => false,
+        // Directed to a session that its sender has heard of (RFC 6121, 4.6).
+        (Subject::Presence(kind), Address::Full(None)) => kind == PresenceType::Available,
+        (Subject::Presence(_), Address::Bare) => false,
+        // An answer too: whoever waits for it was bound when it asked.
+        (_, Address::Full(None)) => true,
+        (Subject::Iq(_), Address::Bare) => false,
+        (Subject::Message(MessageType::Groupchat | MessageType::Error), Address::Bare) => false,
+        (Subject::Message(_), Address::Bare) => !priorities.flatten().any(|priority| priority >= 0),
+    }
+}
+
 fn message(kind: MessageType, address: Address, receiver: Receiver<'_>) -> Decision {
     if let Address::Full(Some(matched)) = address {
         return Decision::Deliver(vec![matched]);
@@ -286,6 +307,31 @@ mod tests {
             assert_eq!(run(Subject::Iq(kind), Address::Full(None), true, &[Some(1)]), IGNORE);
             assert_eq!(run(Subject::Iq(kind), Address::Full(Some(0)), true, &[None]), "0");
         }
+    }
+
+    #[test]
+    fn a_newer_table_is_asked_before_nobody_is_there_and_only_then() {
+        let doubtful = |subject, address, priorities: &[Option<i8>]| {
+            is_doubtful(subject, address, &mut priorities.iter().copied())
+        };
+        let (full, gone) = (Address::Full(Some(0)), Address::Full(None));
+        for kind in [I::Get, I::Set, I::Result, I::Error] {
+            assert!(doubtful(Subject::Iq(kind), gone, &[Some(0)]));
+            assert!(!doubtful(Subject::Iq(kind), full, &[None]));
+            assert!(!doubtful(Subject::Iq(kind), Address::Bare, &[]));
+        }
+        for kind in [M::Normal, M::Chat, M::Headline] {
+            assert!(doubtful(Subject::Message(kind), gone, &[Some(0)]));
+            assert!(doubtful(Subject::Message(kind), Address::Bare, &[None, Some(-1)]));
+            assert!(doubtful(Subject::Message(kind), Address::Bare, &[]));
+            assert!(!doubtful(Subject::Message(kind), Address::Bare, &[None, Some(0)]));
+            assert!(!doubtful(Subject::Message(kind), full, &[None]));
+        }
+        assert!(!doubtful(Subject::Message(M::Groupchat), Address::Bare, &[]), "never to an account");
+        assert!(doubtful(Subject::Presence(P::Available), gone, &[]), "directed");
+        assert!(!doubtful(Subject::Presence(P::Unavailable), gone, &[]));
+        assert!(!doubtful(Subject::Presence(P::Available), Address::Bare, &[]));
+        assert!(!doubtful(Subject::Presence(P::Subscribe), Address::Bare, &[]));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! - [`decision`]: RFC 6121, section 8, as a pure function.
 //! - [`arrival`]: arriving handlers, then the decision, then mailboxes or other nodes.
 //! - [`queues`]: what waits while a handler of an account awaits the store.
+//! - [`holds`]: what waits while kept messages are handed over.
 //! - [`mailboxes`], [`receipt`]: what waits to be written to each session, and who wants to know when it was.
 //! - [`services`]: what modules may ask of the server.
 //! - [`envelope`], [`peer`], [`lane`], [`link`], [`relay`]: acknowledged streams to and from other nodes.
@@ -16,6 +17,7 @@ mod transit;
 pub mod decision;
 mod arrival;
 mod queues;
+mod holds;
 pub mod mailboxes;
 pub mod receipt;
 pub mod services;

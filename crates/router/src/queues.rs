@@ -12,7 +12,6 @@ use jid::BareJid;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use crate::lane::InFlight;
 use crate::peer::key;
 use crate::router::Router;
 use crate::transit::Transit;
@@ -23,8 +22,6 @@ pub(crate) enum Work {
     Stanza(Box<Transit>),
     /// A stanza whose arrival has begun and awaits something.
     Begun(BoxFuture<'static, ()>),
-    /// What was sent to another node must be confirmed before anything later goes another way.
-    Confirmed(InFlight),
 }
 
 /// The queue of one account; it exists while somebody works on it.
@@ -41,7 +38,8 @@ pub(crate) struct Queues {
     /// How many there are; zero on a server whose handlers await nothing, so the common path asks no map.
     count: AtomicUsize,
     bound: usize,
-    turns: Semaphore,
+    /// One for each queue that is worked on.
+    pub turns: Semaphore,
 }
 
 /// Locks that the queues are spread over.
@@ -174,15 +172,11 @@ async fn run(router: Arc<Router>, account: BareJid) {
 
 async fn one(router: &Arc<Router>, account: &BareJid, work: Work) {
     match work {
-        // No turn is held while another node is waited for.
-        Work::Confirmed(in_flight) => in_flight.confirmed().await,
         Work::Stanza(mut transit) => {
             if let Some(index) = transit.wait_index.take() {
                 // Late or not: what the table says then is what counts.
                 router.whereabouts.wait_index(index, router.config.refused_wait()).await;
             }
-            // The semaphore is never closed; without a permit the work is done all the same.
-            let _turn = router.queues.turns.acquire().await;
             router.resume(account, *transit).await;
         }
         Work::Begun(arrival) => {

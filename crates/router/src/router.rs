@@ -7,12 +7,15 @@ use std::time::{Instant, SystemTime};
 use cluster::{Incarnation, NodeId, Row, Sid};
 use hooks::{Accounts, Card, Passage, Registry, Services, SessionView, Store};
 use jid::{BareJid, FullJid, Jid};
+use parking_lot::Mutex;
 use stanza::{Condition, Kind, PresenceType, Stanza, StanzaError};
 use tokio::runtime::Handle;
 
 use crate::arrival;
 use crate::config::Config;
-use crate::decision::{Address, Decision, Receiver, Subject, decide, decide_host};
+use crate::decision::{Address, Decision, Receiver, Subject, decide, decide_host, is_doubtful};
+use crate::holds::Holds;
+use crate::lane::InFlight;
 use crate::lost;
 use crate::mailboxes::{Delivery, Mailbox, MailboxLimits, Mailboxes, Waiting};
 use crate::metrics::{Counters, Fate, LaneFacts};
@@ -56,6 +59,9 @@ pub struct Router {
     pub(crate) config: Config,
     pub(crate) mailboxes: Mailboxes,
     pub(crate) queues: Queues,
+    pub(crate) holds: Arc<Holds>,
+    /// Until when no read barrier is tried, because the last one failed.
+    blind_until: Mutex<Option<Instant>>,
     pub(crate) peers: Peers,
     pub(crate) lanes_in: LanesIn,
     pub(crate) counters: Counters,
@@ -83,6 +89,8 @@ impl Router {
             random: deps.random,
             mailboxes: Mailboxes::new(limits),
             queues: Queues::new(config.account_queue_stanzas, config.account_queues_at_once),
+            holds: Arc::default(),
+            blind_until: Mutex::new(None),
             peers: Peers::new(),
             lanes_in: LanesIn::default(),
             counters: Counters::default(),
@@ -187,6 +195,29 @@ impl Router {
         }
     }
 
+    /// Sends what is older than all that waits for its account, past what waits.
+    pub(crate) fn dispatch_ahead(&self, transit: Transit) {
+        let Some(router) = self.myself.upgrade() else { return };
+        let Some(to) = &transit.stanza.head.to else { return router.without_address(transit) };
+        if !self.is_local_host(to.domain().as_str()) || to.node().is_none() {
+            return self.dispatch(transit);
+        }
+        let account = to.to_bare();
+        self.peers.reap(&router);
+        match router.look(&account, &transit) {
+            Some((_, _, Place::Peer { node, incarnation, sids })) => {
+                router.relay(&account, transit, node, incarnation, &sids);
+            }
+            Some((subject, rows, Place::Here))
+                if router.is_for_somebody(subject, &account, &transit, &rows) =>
+            {
+                router.begin(&account, subject, transit, rows);
+            }
+            // Nobody is there after all: it is kept again, before what waits is.
+            _ => router.queues.give_back(&router, &account, [Work::Stanza(Box::new(transit))]),
+        }
+    }
+
     /// Sends one stanza to many receivers. Presence to accounts, which is nearly all of it, crosses to each node
     /// once, with the list of its receivers there.
     pub(crate) fn dispatch_many(&self, stanza: Stanza, to: Vec<Jid>) {
@@ -284,13 +315,13 @@ impl Router {
 
     /// Sends a stanza to an account on, when nobody is before it.
     fn proceed(self: &Arc<Self>, account: &BareJid, transit: Transit) {
-        let Some((subject, rows, place)) = self.look(account, &transit) else {
+        let Some(looked) = self.look(account, &transit) else {
             return self.refuse_shape(transit);
         };
-        if let Some(in_flight) = self.peers.in_flight(account, place.node()) {
-            let work = [Work::Confirmed(in_flight), Work::Stanza(Box::new(transit))];
-            return self.queues.append(self, account, work);
+        if self.obstacle(account, &transit, &looked).is_some() {
+            return self.queues.append(self, account, [Work::Stanza(Box::new(transit))]);
         }
+        let (subject, rows, place) = looked;
         match place {
             Place::Here => self.begin(account, subject, transit, rows),
             Place::Peer { node, incarnation, sids } => self.relay(account, transit, node, incarnation, &sids),
@@ -304,14 +335,27 @@ impl Router {
     }
 
     /// As [`Router::proceed`], for the stanza at the head of its receiver's queue.
-    pub(crate) async fn resume(self: &Arc<Self>, account: &BareJid, transit: Transit) {
+    pub(crate) async fn resume(self: &Arc<Self>, account: &BareJid, mut transit: Transit) {
+        let mut turn = None;
         let (subject, rows, place) = loop {
-            let Some((subject, rows, place)) = self.look(account, &transit) else {
+            let Some(looked) = self.look(account, &transit) else {
                 return self.refuse_shape(transit);
             };
-            match self.peers.in_flight(account, place.node()) {
-                None => break (subject, rows, place),
-                Some(in_flight) => in_flight.confirmed().await,
+            let obstacle = self.obstacle(account, &transit, &looked);
+            if obstacle.is_none() && turn.is_some() {
+                break looked;
+            }
+            // No turn is held while something else is waited for.
+            turn = None;
+            match obstacle {
+                // The semaphore is never closed; without a permit the work is done all the same.
+                None => turn = Some(self.queues.turns.acquire().await),
+                Some(Obstacle::InFlight(in_flight)) => in_flight.confirmed().await,
+                Some(Obstacle::Held) => self.holds.opened(account).await,
+                Some(Obstacle::Doubt) => {
+                    self.renew_table().await;
+                    transit.looked = true;
+                }
             }
         };
         match place {
@@ -326,7 +370,43 @@ impl Router {
         }
     }
 
-    fn look(&self, account: &BareJid, transit: &Transit) -> Option<(Subject, Vec<Row>, Place)> {
+    /// What a stanza has to wait for, by what the table said of it.
+    fn obstacle(
+        &self,
+        account: &BareJid,
+        transit: &Transit,
+        (subject, rows, place): &(Subject, Vec<Row>, Place),
+    ) -> Option<Obstacle> {
+        // After the table was read: see `Holds`.
+        if matches!(subject, Subject::Message(_)) && self.holds.is_held(account) {
+            return Some(Obstacle::Held);
+        }
+        if !transit.looked && transit.stage != Stage::Here {
+            let address = transit.stanza.head.to.as_ref().map(|to| arrival::address(to, rows));
+            let mut priorities = rows.iter().map(|row| row.priority);
+            if address.is_some_and(|address| is_doubtful(*subject, address, &mut priorities)) {
+                return Some(Obstacle::Doubt);
+            }
+        }
+        self.peers.in_flight(account, place.node()).map(Obstacle::InFlight)
+    }
+
+    /// Waits until the table here is as new as the leader's is now, or it takes too long. Those who ask at the
+    /// same time share one question; where it was not answered, nobody asks for a while.
+    async fn renew_table(&self) {
+        if self.blind_until.lock().is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        let within = self.config.refused_wait();
+        let renewed = tokio::time::timeout(within, self.whereabouts.barrier()).await;
+        let failed = !matches!(renewed, Ok(Ok(_)));
+        if failed {
+            tracing::debug!("without a read barrier, the table here has to do");
+        }
+        *self.blind_until.lock() = failed.then(|| Instant::now() + within);
+    }
+
+    fn look(&self, account: &BareJid, transit: &Transit) -> Option<Looked> {
         let subject = arrival::subject(&transit.stanza).ok()?;
         let rows = self.rows(account, transit);
         let (me, _) = self.whereabouts.me();
@@ -362,6 +442,19 @@ impl Router {
     pub(crate) fn keeps_offline(&self, host: &str) -> bool {
         self.keepers.iter().any(|keeper| keeper == host)
     }
+}
+
+/// What the table says of a stanza: what it is, the sessions of its receiver, and where it goes.
+type Looked = (Subject, Vec<Row>, Place);
+
+/// What a stanza waits for, with all later ones to its receiver behind it.
+enum Obstacle {
+    /// What was sent to another node must be confirmed before anything later goes another way.
+    InFlight(InFlight),
+    /// A session here is getting what was kept for it.
+    Held,
+    /// Nobody is there for it by the table here, which may be behind.
+    Doubt,
 }
 
 /// Where a stanza goes from here.

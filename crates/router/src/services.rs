@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
-use hooks::{About, Card, How, Resource, Services, SessionEvent, SessionView, Store, StoreError};
+use hooks::{About, Card, Hold, How, Resource, Services, SessionEvent, SessionView, Store, StoreError};
 use jid::{BareJid, Jid};
 use stanza::Stanza;
 
@@ -20,12 +20,12 @@ impl Services for Router {
     }
 
     fn route(&self, stanza: Stanza, how: How) -> BoxFuture<'_, ()> {
-        let stage = match how {
-            How::Normal => Stage::Fresh,
-            How::Direct => Stage::Past,
-        };
         // At once, and not when it is awaited: the order is that of the calls.
-        self.dispatch(Transit::new(stanza, stage));
+        match how {
+            How::Normal => self.dispatch(Transit::new(stanza, Stage::Fresh)),
+            How::Direct => self.dispatch(Transit::new(stanza, Stage::Past)),
+            How::Ahead => self.dispatch_ahead(Transit::new(stanza, Stage::Past)),
+        }
         Box::pin(ready(()))
     }
 
@@ -56,6 +56,10 @@ impl Services for Router {
             session.set_priority(priority);
             Ok(())
         })
+    }
+
+    fn hold(&self, account: &BareJid) -> Hold {
+        Hold::new(self.holds.begin(account))
     }
 
     fn read_barrier(&self) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -41,8 +41,8 @@ pub(crate) struct Transit {
     pub only: Option<Sid>,
     /// The table must be at least this new before it is looked at again.
     pub wait_index: Option<u64>,
-    /// The session that it names was looked for behind a read barrier.
-    pub sought: bool,
+    /// A read barrier was awaited for it, or tried: the table is as new as it needs to be.
+    pub looked: bool,
     /// Other sessions of the account got a copy.
     pub one_of_several: bool,
 }
@@ -59,7 +59,7 @@ impl Transit {
             avoid: Vec::new(),
             only: None,
             wait_index: None,
-            sought: false,
+            looked: false,
             one_of_several: false,
         }
     }

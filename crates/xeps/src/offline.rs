@@ -2,14 +2,12 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hooks::{
-    Answer, Arriving, Card, Following, Hooks, How, Leaving, Module, Passage, Services, SessionEvent,
-    SessionView, Status, Step, Verdict, Xep,
+    Answer, Arriving, Card, Following, Hooks, How, Module, Passage, Services, SessionEvent, SessionView,
+    Status, Step, Verdict, Xep,
 };
 use jid::{BareJid, Jid};
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use stanza::{Condition, Kind, MessageType, Stanza, StanzaError};
 use store::{Batch, Committed, Expect, Range, StoreError, Stored, Table, Versioned};
@@ -79,52 +77,11 @@ struct Claim {
 #[derive(Default)]
 pub struct Offline {
     config: Config,
-    flushing: Flushing,
 }
 
 impl Offline {
     pub fn new(config: Config) -> Offline {
-        Offline { config, flushing: Flushing::default() }
-    }
-}
-
-/// Sessions of this node that are about to get what waits. What comes meanwhile waits behind it, so
-/// that a message does not overtake older ones of its sender.
-#[derive(Default)]
-struct Flushing {
-    sessions: Mutex<Vec<Arc<SessionView>>>,
-    /// How many there are: what passes while there are none asks no lock.
-    count: AtomicUsize,
-}
-
-impl Flushing {
-    fn begin(&self, session: &Arc<SessionView>) {
-        let mut sessions = self.sessions.lock();
-        if sessions.iter().all(|other| other.sid() != session.sid()) {
-            sessions.push(session.clone());
-        }
-        self.count.store(sessions.len(), Ordering::Release);
-    }
-
-    fn end(&self, session: &SessionView) {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return;
-        }
-        let mut sessions = self.sessions.lock();
-        sessions.retain(|other| other.sid() != session.sid());
-        self.count.store(sessions.len(), Ordering::Release);
-    }
-
-    /// Whether a message to `to` has to wait behind what is being handed over.
-    fn includes(&self, account: &BareJid, to: &Jid) -> bool {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return false;
-        }
-        self.sessions.lock().iter().any(|session| {
-            session.account() == account
-                && session.priority().is_some_and(|priority| priority >= 0)
-                && (to.is_bare() || session.jid().as_str() == to.as_str())
-        })
+        Offline { config }
     }
 }
 
@@ -146,7 +103,6 @@ impl Module for Offline {
     }
 
     fn plug(self: Arc<Self>, hooks: &mut Hooks) {
-        hooks.leaving(Step::Guard, self.clone());
         hooks.arriving(Step::Record, self.clone());
         hooks.following(self);
     }
@@ -183,33 +139,14 @@ fn is_chat_state_only(stanza: &Stanza) -> bool {
     states
 }
 
-impl Leaving for Offline {
-    fn leaving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
-        let head = &passage.stanza.head;
-        if head.kind == Kind::Presence
-            && head.type_.is_none()
-            && head.to.is_none()
-            && let Some(session) = &passage.sender
-            && session.priority().is_none_or(|priority| priority < 0)
-        {
-            // Before the cluster knows that the session is available, and messages come to it.
-            self.flushing.begin(session);
-        }
-        Answer::PASS
-    }
-}
-
 impl Arriving for Offline {
     fn arriving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
-        if passage.stanza.head.kind != Kind::Message {
+        if passage.stanza.head.kind != Kind::Message || !passage.offline {
             return Answer::PASS;
         }
         let (Some(account), Some(to)) = (passage.account.clone(), passage.stanza.head.to.clone()) else {
             return Answer::PASS;
         };
-        if !passage.offline && !self.flushing.includes(&account, &to) {
-            return Answer::PASS;
-        }
         match fate(&passage.stanza) {
             Fate::Leave => Answer::PASS,
             Fate::Forget => Answer::STOP,
@@ -229,30 +166,27 @@ impl Offline {
         if !services.account_exists(account).await? {
             return Ok(Verdict::Pass);
         }
-        // What this node does not know yet: a session that was just bound elsewhere.
-        if let Err(error) = services.read_barrier().await {
-            tracing::debug!(module = NAME, %error, "keeping a message without a read barrier");
-        } else if self.is_reachable(services, account, to) {
+        // A session came while the message was on its way here.
+        if is_reachable(services, account, to) {
             return Ok(Verdict::Pass);
         }
         let number = self.store(services, account, &passage.stanza).await?;
-        // A session that became available meanwhile may have looked before the message was there. If we can
-        // take it back nobody has it, so it goes on its way; else a session has claimed it.
-        let raced = services.read_barrier().await.is_ok() && self.is_reachable(services, account, to);
-        if raced && take_back(services, account, number).await? {
-            return Ok(Verdict::Pass);
+        // A session that became available meanwhile may have looked before the message was there. Who does not
+        // see it behind the barrier stored the message before the session was shown, so it will be found. Who
+        // sees it takes the message back and sends it on its way, where it waits behind what is handed over;
+        // or the session has claimed it, and hands it over before anything later.
+        if let Err(error) = services.read_barrier().await {
+            tracing::debug!(module = NAME, %error, "kept a message without a read barrier");
+        }
+        if is_reachable(services, account, to) {
+            match take_back(services, account, number).await {
+                Ok(true) => return Ok(Verdict::Pass),
+                Ok(false) => {}
+                // It is kept, whatever became of that.
+                Err(error) => drop(store_failed(NAME, &error)),
+            }
         }
         Ok(Verdict::Stop)
-    }
-
-    /// Whether a session takes the message now (RFC 6121, 8.5.2.1.1 and 8.5.3): the one that is
-    /// named, or any with a priority that is not negative.
-    fn is_reachable(&self, services: &dyn Services, account: &BareJid, to: &Jid) -> bool {
-        let takes = services.online(account).iter().any(|resource| {
-            (to.is_full() && resource.jid.as_str() == to.as_str())
-                || resource.priority.is_some_and(|priority| priority >= 0)
-        });
-        takes && !self.flushing.includes(account, to)
     }
 
     /// Adds a message to the queue; returns its number.
@@ -287,6 +221,15 @@ impl Offline {
         }
         Err(StoreError::Contended { table: Queue::TABLE.0, attempts: ATTEMPTS }.into())
     }
+}
+
+/// Whether a session takes the message now (RFC 6121, 8.5.2.1.1 and 8.5.3): the one that is named, or any with
+/// a priority that is not negative.
+fn is_reachable(services: &dyn Services, account: &BareJid, to: &Jid) -> bool {
+    services.online(account).iter().any(|resource| {
+        (to.is_full() && resource.jid.as_str() == to.as_str())
+            || resource.priority.is_some_and(|priority| priority >= 0)
+    })
 }
 
 /// Numbers as keys in the order of their value.
@@ -360,27 +303,14 @@ async fn remove(
 
 impl Following for Offline {
     fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()> {
-        let (session, before, priority) = match event {
-            SessionEvent::Available { session, before, priority } => (session, before, *priority),
-            SessionEvent::Closed { session, .. } => {
-                self.flushing.end(session);
-                return Answer::Now(());
-            }
-            _ => return Answer::Now(()),
-        };
-        if priority < 0 || before.is_some_and(|before| before >= 0) {
-            self.flushing.end(session);
+        let SessionEvent::Available { session, before, priority } = event else { return Answer::Now(()) };
+        if *priority < 0 || before.is_some_and(|before| before >= 0) {
             return Answer::Now(());
         }
+        // Once is enough: what is kept from here on was kept by somebody who sees this session, and who takes
+        // it back. Meanwhile other messages to the account are held, since before the session could be seen.
         Answer::later(async move {
-            let handed = flush(&**services, session).await;
-            // From here on messages go straight to the session; one that was kept until here is still found.
-            self.flushing.end(session);
-            let handed = match handed {
-                Ok(()) => flush(&**services, session).await,
-                failed => failed,
-            };
-            if let Err(error) = handed {
+            if let Err(error) = flush(&**services, session).await {
                 // What is left waits for the next session.
                 drop(store_failed(NAME, &error));
             }
@@ -415,9 +345,9 @@ async fn flush(services: &dyn Services, session: &SessionView) -> Result<(), Sto
                 break;
             }
             if let Some(stanza) = found.value.stanza.stanza() {
-                // Past the arriving handlers, as others wait behind it. To the account: should this session be
-                // gone by now, the message is kept again, or another session has it.
-                services.route(stanza.with_to(account.clone()), How::Direct).await;
+                // Past the others, which are held. To the account: should this session be gone by now, the
+                // message is kept again, or another session has it.
+                services.route(stanza.with_to(account.clone()), How::Ahead).await;
             }
             handed.push((number(&key), found.value.bytes, found.version));
         }

@@ -190,30 +190,6 @@ fn what_another_living_session_has_claimed_is_left_to_it() {
 }
 
 #[test]
-fn what_comes_during_the_delivery_waits_behind_what_is_delivered() {
-    block_on(async {
-        let bench = bench();
-        bench.account("bob@localhost");
-        let alice = bench.online("alice@localhost/phone").await;
-        say(&alice, "bob@localhost", "first").await;
-        let offline = Offline::default();
-        let bob = bench.login("bob@localhost/phone").await;
-        let services = bench.services();
-        offline.flushing.begin(bob.view());
-        services.set_priority(bob.view(), Some(0)).await.unwrap();
-        // The cluster knows the session; what waits was not handed over yet.
-        let second = "<message type='chat' to='bob@localhost' from='alice@localhost/phone'><body>second</body></message>";
-        let mut passage =
-            Passage::new(parse(second), services.clone()).with_account(bob.view().account().clone());
-        assert!(matches!(offline.arriving(&mut passage).await, Verdict::Stop));
-        let event = SessionEvent::Available { session: bob.view().clone(), before: None, priority: 0 };
-        offline.following(&event, &services).await;
-        assert_eq!(bodies(&bob), ["first", "second"]);
-        assert!(matches!(offline.arriving(&mut passage).await, Verdict::Pass));
-    });
-}
-
-#[test]
 fn a_login_that_races_a_message_does_not_strand_it() {
     block_on(async {
         let bench = bench();

@@ -103,6 +103,10 @@ impl Presence {
         let account = session.account();
         let roster = self.rosters.of(services, account).await?;
         let before = session.priority();
+        // From before anybody can see that this session takes messages until it has what was kept for it:
+        // later messages wait.
+        let takes_messages = priority >= 0 && before.is_none_or(|before| before < 0);
+        let hold = takes_messages.then(|| services.hold(account));
         if before != Some(priority) {
             services.set_priority(session, Some(priority)).await?;
         }
@@ -117,6 +121,7 @@ impl Presence {
         }
         let event = SessionEvent::Available { session: session.clone(), before, priority };
         services.announce(event).await;
+        drop(hold);
         Ok(())
     }
 

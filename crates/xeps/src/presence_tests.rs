@@ -274,3 +274,18 @@ fn without_a_quorum_nobody_becomes_available_and_the_client_is_told() {
         assert_eq!(short(&alice), ["available alice@localhost/phone"]);
     });
 }
+
+#[test]
+fn messages_are_not_held_longer_than_a_login_takes_however_it_ends() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.login("alice@localhost/phone").await;
+        bench.cut_off(true);
+        alice.send("<presence/>").await;
+        assert!(!bench.is_held("alice@localhost"), "refused");
+        bench.cut_off(false);
+        alice.send("<presence><priority>-1</priority></presence>").await;
+        alice.send("<presence><priority>1</priority></presence>").await;
+        assert!(!bench.is_held("alice@localhost"), "it has what was kept");
+    });
+}

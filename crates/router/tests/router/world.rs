@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use cluster::{Change, Incarnation, LostSession, NodeId, NodeRow, NodeState, Roles, Row, Sid, Unavailable};
 use futures::future::{BoxFuture, ready};
 use hooks::bench::parse;
-use hooks::{Module, Passage, Registry, SessionView, Store, Switches};
+use hooks::{Module, Passage, Registry, SessionView, Store, Switches, Verdict};
 use jid::{BareJid, FullJid};
 use parking_lot::Mutex;
 use router::{Config, Delivery, Deps, Mailbox, Router, Whereabouts};
@@ -40,6 +40,8 @@ pub struct Here {
     pub world: Arc<World>,
     pub me: NodeId,
     pub serving: AtomicBool,
+    /// Read barriers that were asked for.
+    pub barriers: AtomicU64,
     incarnation: AtomicU64,
     /// The table as it was when it was frozen.
     frozen: Mutex<Option<(u64, Vec<Row>)>>,
@@ -182,9 +184,17 @@ impl Whereabouts for Here {
 
     fn barrier(&self) -> BoxFuture<'_, Result<u64, Unavailable>> {
         Box::pin(async move {
-            let index = self.world.index.load(Ordering::SeqCst);
-            let newest = self.wait_index(index, Duration::from_millis(500)).await;
-            if newest { Ok(index) } else { Err(Unavailable("the table here stays old".into())) }
+            self.barriers.fetch_add(1, Ordering::SeqCst);
+            loop {
+                let moved = self.world.moved.notified();
+                let mut moved = std::pin::pin!(moved);
+                moved.as_mut().enable();
+                // A copy that stands still does not become newer.
+                if self.frozen.lock().is_none() {
+                    return Ok(self.index());
+                }
+                moved.await;
+            }
         })
     }
 
@@ -219,6 +229,7 @@ impl Whereabouts for Here {
 pub struct Node {
     pub router: Arc<Router>,
     pub here: Arc<Here>,
+    registry: Arc<Registry>,
 }
 
 /// A node without a listener.
@@ -233,19 +244,21 @@ pub fn node(
         world: world.clone(),
         me: NodeId(number),
         serving: AtomicBool::new(true),
+        barriers: AtomicU64::new(0),
         incarnation: AtomicU64::new(1),
         frozen: Mutex::default(),
     });
+    let registry = Arc::new(Registry::build(modules, &Switches::everywhere()).unwrap());
     let deps = Deps {
         whereabouts: here.clone(),
-        registry: Arc::new(Registry::build(modules, &Switches::everywhere()).unwrap()),
+        registry: registry.clone(),
         store: store.clone(),
         hosts: vec!["localhost".into()],
         about: ("Rookery", "test"),
         clock: || SystemTime::UNIX_EPOCH,
         random: |buffer| buffer.fill(7),
     };
-    Node { router: Router::start(deps, config), here }
+    Node { router: Router::start(deps, config), here, registry }
 }
 
 impl Node {
@@ -268,7 +281,14 @@ impl Node {
         let view = Arc::new(SessionView::new(jid, hooks::Sid(sid.0), true));
         view.set_priority(priority);
         let mailbox = self.router.open(view.clone());
-        Client { view, mailbox, router: self.router.clone(), sid, heard: Vec::new() }
+        Client {
+            view,
+            mailbox,
+            router: self.router.clone(),
+            registry: self.registry.clone(),
+            sid,
+            heard: Vec::new(),
+        }
     }
 
     /// The node serves again, under a new incarnation, and brings its sessions back.
@@ -308,6 +328,7 @@ pub struct Client {
     pub mailbox: Mailbox,
     pub sid: Sid,
     router: Arc<Router>,
+    registry: Arc<Registry>,
     heard: Vec<String>,
 }
 
@@ -317,6 +338,16 @@ impl Client {
         let stanza = parse(xml).with_from(self.view.jid().clone());
         let passage = Passage::new(stanza, self.router.services()).with_sender(self.view.clone());
         self.router.send(passage).await;
+    }
+
+    /// Sends initial presence, as its session does; done when the leaving handlers are.
+    pub async fn comes_online(&self) {
+        let presence = parse("<presence/>").with_from(self.view.jid().clone());
+        let mut passage = Passage::new(presence, self.router.services())
+            .with_account(self.view.account().clone())
+            .with_sender(self.view.clone());
+        let verdict = self.registry.leaving(&mut passage).await;
+        assert!(matches!(verdict, Verdict::Stop), "the presence module takes it");
     }
 
     /// A numbered chat message.

@@ -1,0 +1,210 @@
+//! A login that races messages: nothing is bounced for an old table, and nothing newer overtakes what was kept.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use hooks::bench::parse;
+use hooks::{Accounts, Credentials, How, ScramKeys, Services, Store, StoreError, Table};
+use router::{Config, Fate};
+use stanza::Kind;
+use store::{Batch, Committed, Engine, Key, Partition, Range, Record};
+
+use crate::modules::Keeper;
+use crate::world::{Client, Link, Node, World, id, node, until};
+
+/// A store that takes its time, now more, now less, as one that agrees with others does.
+struct Late {
+    engine: Arc<dyn Engine>,
+    seed: Arc<AtomicU64>,
+}
+
+/// Takes some hundred microseconds, or none.
+async fn dawdle(seed: &AtomicU64) {
+    let step = seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+    let mixed = (step ^ (step >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40;
+    tokio::time::sleep(Duration::from_micros(mixed % 3_000)).await;
+}
+
+impl Engine for Late {
+    fn get(
+        &self,
+        partition: &Partition,
+        table: Table,
+        key: &[u8],
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
+        let (partition, key) = (partition.clone(), key.to_vec());
+        Box::pin(async move {
+            dawdle(&self.seed).await;
+            self.engine.get(&partition, table, &key, deadline).await
+        })
+    }
+
+    fn scan(
+        &self,
+        partition: &Partition,
+        table: Table,
+        range: Range,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<(Key, Record)>, StoreError>> {
+        let partition = partition.clone();
+        Box::pin(async move {
+            dawdle(&self.seed).await;
+            self.engine.scan(&partition, table, range, deadline).await
+        })
+    }
+
+    fn commit(
+        &self,
+        batches: Vec<Batch>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Committed>, StoreError>> {
+        Box::pin(async move {
+            dawdle(&self.seed).await;
+            let committed = self.engine.commit(batches, deadline).await;
+            dawdle(&self.seed).await;
+            committed
+        })
+    }
+}
+
+async fn create(store: &Store, names: &[&str]) {
+    let keys = ScramKeys { salt: vec![], iterations: 1, stored_key: vec![], server_key: vec![] };
+    let credentials = Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, disabled: false };
+    for name in names {
+        Accounts::new(store.clone()).create(name, &credentials).await.unwrap();
+    }
+}
+
+/// Two nodes with the real modules over one late store.
+async fn pair() -> (Arc<World>, [Node; 2], [Link; 2], Arc<AtomicU64>) {
+    let seed = Arc::new(AtomicU64::new(1));
+    let engine = Arc::new(store::engines::memory::Memory::new());
+    let store = Store::new(Arc::new(Late { engine, seed: seed.clone() }));
+    create(&store, &["alice@localhost", "bob@localhost"]).await;
+    let world = World::new(2);
+    let modules = || xeps::modules(&xeps::ModulesConfig::default());
+    let nodes = [1, 2].map(|number| node(&world, number, &store, modules(), Config::default()));
+    let links = [nodes[0].listen().await, nodes[1].listen().await];
+    (world, nodes, links, seed)
+}
+
+/// The numbers of the next messages, whatever comes between them.
+async fn messages(client: &mut Client, count: usize) -> Vec<usize> {
+    let mut ids = Vec::new();
+    while ids.len() < count {
+        let heard = client.hears(1).await;
+        ids.extend(heard.iter().filter(|xml| xml.starts_with("<message")).map(|xml| id(xml)));
+    }
+    ids
+}
+
+/// Bob comes online at a node while alice sends from the first, again and again.
+async fn race(at: usize) {
+    let (world, nodes, _links, seed) = pair().await;
+    let alice = nodes[0].login("alice@localhost/a", Some(0));
+    for round in 0..40 {
+        let numbers = round * 100..round * 100 + 12;
+        let mut bob = nodes[at].login("bob@localhost/b", None);
+        let send = async {
+            for number in numbers.clone() {
+                alice.chats("bob@localhost", number).await;
+                dawdle(&seed).await;
+            }
+        };
+        let come = async {
+            dawdle(&seed).await;
+            dawdle(&seed).await;
+            bob.comes_online().await;
+        };
+        futures::join!(send, come);
+        assert_eq!(messages(&mut bob, 12).await, numbers.collect::<Vec<_>>(), "round {round}");
+        bob.close(&world, Vec::new());
+    }
+    let counters = nodes[0].router.counters();
+    assert_eq!(counters.stanzas(Kind::Message, Fate::Bounced), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_at_another_node_that_races_messages_gets_them_in_order() {
+    race(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_at_the_senders_node_that_races_messages_gets_them_in_order() {
+    race(0).await;
+}
+
+async fn two(config: Config) -> (Arc<World>, [Node; 2], [Link; 2], Arc<Keeper>) {
+    let store = Store::memory();
+    create(&store, &["alice@localhost", "bob@localhost"]).await;
+    let world = World::new(2);
+    let keeper = Arc::new(Keeper::default());
+    let nodes = [1, 2].map(|number| node(&world, number, &store, vec![keeper.clone()], config.clone()));
+    let links = [nodes[0].listen().await, nodes[1].listen().await];
+    (world, nodes, links, keeper)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_are_held_wait_in_order_and_what_is_older_passes_them() {
+    let (_world, nodes, _links, _) = two(Config::default()).await;
+    let alice = nodes[0].login("alice@localhost/a", Some(0));
+    let mut bob = nodes[1].login("bob@localhost/b", Some(0));
+    let services: Arc<dyn Services> = nodes[1].router.services();
+    let hold = services.hold(bob.view.account());
+    let also = services.hold(bob.view.account());
+    for number in 10..20 {
+        alice.chats("bob@localhost", number).await;
+    }
+    until("they wait", || nodes[1].router.account_queues() == 1).await;
+    for number in 0..10 {
+        let kept = format!("<message from='x@localhost/r' to='bob@localhost' type='chat' id='{number}'/>");
+        services.route(parse(&kept), How::Ahead).await;
+    }
+    assert_eq!(bob.hears_ids(10).await, (0..10).collect::<Vec<_>>());
+    drop(also);
+    assert!(bob.rest().is_empty(), "one session still holds them");
+    drop(hold);
+    assert_eq!(bob.hears_ids(10).await, (10..20).collect::<Vec<_>>());
+    until("nobody waits", || nodes[1].router.account_queues() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_just_bound_elsewhere_is_found_by_a_sender_whose_table_is_behind() {
+    let (_world, nodes, _links, keeper) = two(Config::default()).await;
+    let mut alice = nodes[0].login("alice@localhost/a", Some(0));
+    nodes[0].here.freeze();
+    let mut bob = nodes[1].login("bob@localhost/b", Some(0));
+    alice.says("<iq to='bob@localhost/b' type='get' id='1'><x xmlns='x'/></iq>").await;
+    alice.chats("bob@localhost/b", 2).await;
+    alice.chats("bob@localhost", 3).await;
+    alice.says("<iq to='bob@localhost/b' type='result' id='4'/>").await;
+    alice.says("<message to='bob@localhost/b' id='5'/>").await;
+    until("the table is asked for", || nodes[0].here.barriers.load(Ordering::SeqCst) == 1).await;
+    nodes[0].here.thaw();
+    assert_eq!(bob.hears_ids(5).await, [1, 2, 3, 4, 5]);
+    assert!(alice.rest().is_empty() && keeper.ids().is_empty());
+    // Nobody who is in the table costs a question.
+    let asked = nodes[0].here.barriers.load(Ordering::SeqCst);
+    alice.chats("bob@localhost", 6).await;
+    alice.says("<presence to='bob@localhost/gone' type='unavailable' id='7'/>").await;
+    assert_eq!(bob.hears_ids(1).await, [6]);
+    assert_eq!(nodes[0].here.barriers.load(Ordering::SeqCst), asked);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_stays_behind_is_waited_for_once_and_not_for_ever() {
+    let config = Config { refused_wait_ms: 50, ..Config::default() };
+    let (_world, nodes, _links, keeper) = two(config).await;
+    let mut alice = nodes[0].login("alice@localhost/a", Some(0));
+    nodes[0].here.freeze();
+    alice.says("<iq to='bob@localhost/gone' type='get' id='1'><x xmlns='x'/></iq>").await;
+    for number in 2..1_000 {
+        alice.chats("bob@localhost", number).await;
+    }
+    assert!(alice.hears(1).await[0].contains("service-unavailable"));
+    until("all are kept", || keeper.ids().len() == 998).await;
+    assert_eq!(keeper.ids(), (2..1_000).collect::<Vec<_>>());
+}
