@@ -32,8 +32,9 @@ use crate::{
 
 /// How often the certificate files are looked at: two questions to the file system.
 const CERTIFICATE: Duration = Duration::from_secs(2);
-/// How long the cluster may take to end, and then the store, after the sessions have.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long the cluster may take to end, and then the store, after the sessions have. Half of it is for telling
+/// the others, who may all be stopping too.
+const GRACE: Duration = Duration::from_secs(2);
 /// How long a node waits for others before it says so, and between saying so again.
 const PATIENCE: Duration = Duration::from_secs(5);
 

@@ -24,6 +24,11 @@ use crate::world::World;
 
 /// Longest time that the stanza at hand may still take when its session ends.
 const FINISH: Duration = Duration::from_secs(10);
+/// The same when this node stops, which is often because the whole cluster does: nothing may answer any more.
+const FINISH_STOPPING: Duration = Duration::from_secs(1);
+/// How long a session of a node that stops waits for its route to be taken back, and then for its contacts to
+/// be told. What is not done by then the other nodes do, when they see that this one has left.
+const LEAVE: Duration = Duration::from_millis(750);
 /// How often a route that could not be taken back is tried again, and with what pause.
 const UNBIND_AGAIN: (u32, Duration) = (60, Duration::from_secs(1));
 
@@ -105,7 +110,8 @@ async fn halves(
         Outcome::Gone | Outcome::Stalled | Outcome::Stopping | Outcome::Overflowed => Pace::Finish,
         _ => Pace::Stop,
     });
-    match timeout(FINISH, finish(connection, inbound)).await {
+    let bound = if ended == Outcome::Stopping { FINISH_STOPPING } else { FINISH };
+    match timeout(bound, finish(connection, inbound)).await {
         Ok(Some(Outcome::Panicked)) => Outcome::Panicked,
         _ => ended,
     }
@@ -134,9 +140,16 @@ async fn take_back(world: &Arc<World>, claims: Vec<Claim>, outcome: &Outcome, un
     let mut unwritten = Some(unwritten);
     for claim in claims {
         world.table.remove(claim.sid);
-        // A displaced session has lost its route already.
-        if *outcome != Outcome::Displaced && !unbind(world, &claim).await {
-            actix_rt::spawn(unbind_again(world.clone(), claim.clone()));
+        match outcome {
+            // Its route is gone already.
+            Outcome::Displaced => {}
+            Outcome::Stopping => {
+                let _ = timeout(LEAVE, unbind(world, &claim)).await;
+            }
+            _ if !unbind(world, &claim).await => {
+                actix_rt::spawn(unbind_again(world.clone(), claim.clone()));
+            }
+            _ => {}
         }
         let Some(view) = &claim.view else { continue };
         world.router.close(view, unwritten.take().unwrap_or_default());
@@ -146,7 +159,12 @@ async fn take_back(world: &Arc<World>, claims: Vec<Claim>, outcome: &Outcome, un
         }
         let why = if outcome.is_clean() { Why::Closed } else { Why::Lost };
         let event = SessionEvent::Closed { session: view.clone(), why };
-        if AssertUnwindSafe(world.services.announce(event)).catch_unwind().await.is_err() {
+        let announced = AssertUnwindSafe(world.services.announce(event)).catch_unwind();
+        let announced = match outcome {
+            Outcome::Stopping => timeout(LEAVE, announced).await.unwrap_or(Ok(())),
+            _ => announced.await,
+        };
+        if announced.is_err() {
             world.counters.panics.add(1);
         }
     }
