@@ -76,7 +76,8 @@ pub struct Node {
     pub door: Option<Door>,
     pub admin: SocketAddr,
     pub cluster: SocketAddr,
-    folder: PathBuf,
+    /// Its config, data and log.
+    pub folder: PathBuf,
     child: Option<Child>,
 }
 
@@ -91,6 +92,14 @@ pub struct Nodes {
 impl Nodes {
     /// Starts all nodes and waits until each serves and knows all others.
     pub async fn start(layout: Layout) -> Result<Nodes> {
+        Nodes::start_edited(layout, |_, _, config| Ok(config)).await
+    }
+
+    /// As `start`, with configs that were edited: from all nodes, one of them, and its config.
+    pub async fn start_edited(
+        layout: Layout,
+        edit: impl Fn(&[Node], &Node, String) -> Result<String>,
+    ) -> Result<Nodes> {
         let folder = target_dir()?.join("tests").join(unique(&layout.to_string().replace(' ', "-")));
         fs::create_dir_all(&folder)?;
         let mut nodes = Vec::new();
@@ -110,7 +119,7 @@ impl Nodes {
             });
         }
         let mut cluster = Nodes { layout, nodes, folder, keep: AtomicBool::new(false) };
-        cluster.write_configs()?;
+        cluster.write_configs(edit)?;
         for at in 0..cluster.nodes.len() {
             cluster.spawn(at)?;
         }
@@ -165,6 +174,23 @@ impl Nodes {
         Ok(())
     }
 
+    /// Asks all nodes at once to stop, as an operator does by SIGTERM, and waits until each has ended well.
+    pub async fn stop_all(&mut self, within: Duration) -> Result<()> {
+        let ids = self.nodes.iter().filter_map(|n| n.child.as_ref()?.id()).map(|id| id.to_string());
+        let asked = Command::new("kill").arg("-TERM").args(ids).status().await?;
+        ensure!(asked.success(), "not all nodes run");
+        let end = Instant::now() + within;
+        for node in &mut self.nodes {
+            let Some(mut child) = node.child.take() else { continue };
+            let ended = tokio::time::timeout_at(end, child.wait()).await;
+            let ended = ended.with_context(|| {
+                format!("`{}` runs after {within:?}: {}", node.name, last_lines(&node.folder.join("log")))
+            })??;
+            ensure!(ended.success(), "`{}` ended with {ended}", node.name);
+        }
+        Ok(())
+    }
+
     /// Starts a killed node again, with its old folder and addresses.
     pub async fn start_again(&mut self, at: usize) -> Result<()> {
         self.spawn(at)?;
@@ -192,13 +218,27 @@ impl Nodes {
         }
     }
 
+    /// Waits until a node has written a text to its log; gives all of the log.
+    pub async fn until_logged(&self, at: usize, text: &str, bound: Duration) -> Result<String> {
+        let end = Instant::now() + bound;
+        let mut look = interval(LOOK_AGAIN);
+        loop {
+            look.tick().await;
+            let log = fs::read_to_string(self.nodes[at].folder.join("log"))?;
+            if log.contains(text) {
+                return Ok(log);
+            }
+            ensure!(Instant::now() < end, "`{text}` is not logged within {bound:?}:\n{log}");
+        }
+    }
+
     /// Leaves logs and data where they are when this value ends.
     pub fn keep(&self) -> &Path {
         self.keep.store(true, Ordering::Relaxed);
         &self.folder
     }
 
-    fn write_configs(&self) -> Result<()> {
+    fn write_configs(&self, edit: impl Fn(&[Node], &Node, String) -> Result<String>) -> Result<()> {
         let seeds: Vec<String> = self
             .nodes
             .iter()
@@ -225,7 +265,7 @@ impl Nodes {
                     &format!("\n[cluster]\nlisten = \"{}\"\nexpect = {expect}\nplain = true\n", node.cluster);
                 text += &format!("discovery = {{ static = {seeds:?} }}\n");
             }
-            fs::write(node.folder.join("rookery.toml"), text)?;
+            fs::write(node.folder.join("rookery.toml"), edit(&self.nodes, node, text)?)?;
         }
         Ok(())
     }
@@ -318,7 +358,7 @@ pub fn target_dir() -> Result<PathBuf> {
 }
 
 /// A loopback address that nobody listens on, below the ports that the system gives to outgoing connections.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     const FIRST: u16 = 18_000;
     const COUNT: u16 = 12_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);

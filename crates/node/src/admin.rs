@@ -39,8 +39,8 @@ pub async fn serve(
                 true => tonic_health::ServingStatus::Serving,
                 false => tonic_health::ServingStatus::NotServing,
             };
-            health.set_service_status("", status).await;
             health.set_service_status("rookery.admin.v1.Admin", status).await;
+            health.set_service_status("", status).await;
         }
     });
     let reflection = tonic_reflection::server::Builder::configure()

@@ -1,0 +1,98 @@
+//! The command line: where `--admin` may stand, passwords from stdin, and what is said when it fails.
+
+use std::process::{Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use tests::{
+    client::unique,
+    nodes::{Layout, Nodes, binary, free_address},
+    people::Person,
+};
+use tokio::{io::AsyncWriteExt, process::Command};
+
+/// Runs the binary with these words, and with a text on stdin.
+async fn rookery(words: &[&str], stdin: &str) -> Result<Output> {
+    let mut child = Command::new(binary()?)
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut input = child.stdin.take().context("no stdin")?;
+    // a command that wants none may have ended before
+    let _ = input.write_all(stdin.as_bytes()).await;
+    drop(input);
+    let output = tokio::time::timeout(std::time::Duration::from_secs(30), child.wait_with_output());
+    Ok(output.await.with_context(|| format!("`{words:?}` does not end"))??)
+}
+
+fn said(output: &Output) -> (bool, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.success(), text(&output.stdout), text(&output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_admin_service_is_named_before_or_after_the_command() -> Result<()> {
+    let nodes = Nodes::start(Layout::One).await?;
+    let url = format!("http://{}", nodes.nodes[0].admin);
+    for words in [
+        ["--admin", &url, "cluster", "status"],
+        ["cluster", "--admin", &url, "status"],
+        ["cluster", "status", "--admin", &url],
+    ] {
+        let (ok, out, err) = said(&rookery(&words, "").await?);
+        ensure!(ok && out.contains(&nodes.nodes[0].name), "{words:?}: {out}{err}");
+    }
+    let (ok, out, err) = said(&rookery(&["--admin", &url, "config", "print-default"], "").await?);
+    ensure!(!ok && out.is_empty() && err.contains("`--admin` is for the commands"), "{out}{err}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_is_read_from_stdin() -> Result<()> {
+    let nodes = Nodes::start(Layout::One).await?;
+    let url = format!("http://{}", nodes.nodes[0].admin);
+    let mut person =
+        Person {
+            user: unique("alice"), host: "localhost".into(), password: " with spaces: ünïcode ".into()
+        };
+    let jid = person.bare();
+    let input = format!("{}\nand a second line\n", person.password);
+    let (ok, out, err) = said(&rookery(&["--admin", &url, "user", "add", &jid], &input).await?);
+    ensure!(ok && out == format!("added {jid}\n"), "{out}{err}");
+    person.log_in(nodes.door(0), "phone").await?.close().await?;
+
+    person.password = "another".into();
+    let (ok, out, err) = said(&rookery(&["user", "passwd", &jid, "--admin", &url], "another").await?);
+    ensure!(ok, "{out}{err}");
+    person.log_in(nodes.door(0), "phone").await?.close().await?;
+
+    for (words, input, expected) in [
+        (["user", "add", &jid], "again\n", "failed to add"),
+        (["user", "add", "bob@localhost"], "", "failed to read the password: it is empty"),
+        (["user", "add", "bob@elsewhere.example"], "secret\n", "`elsewhere.example` is not one of the hosts"),
+        (["user", "remove", "nobody@localhost"], "", "failed to remove `nobody@localhost`: no such account"),
+        (["session", "kick", "nobody@localhost"], "", "failed to kick `nobody@localhost`: no such session"),
+    ] {
+        let (ok, out, err) = said(&rookery(&[&["--admin", &url], &words[..]].concat(), input).await?);
+        ensure!(!ok && out.is_empty(), "{words:?}: {out}");
+        ensure!(err.starts_with("rookery: ") && err.contains(expected), "{words:?}: {err}");
+        ensure!(err.lines().count() == 1 && !err.contains("secret"), "{err}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_not_there_is_named_with_what_to_do() -> Result<()> {
+    let url = format!("http://{}", free_address());
+    let (ok, out, err) = said(&rookery(&["cluster", "status", "--admin", &url], "").await?);
+    ensure!(!ok && out.is_empty(), "{out}");
+    ensure!(err.contains(&format!("failed to reach the admin service at `{url}`")), "{err}");
+    ensure!(err.contains("refused") && err.contains("is the node running?"), "{err}");
+    for bad in ["nonsense", "ftp://x", "http://"] {
+        let (ok, _, err) = said(&rookery(&["session", "list", "--admin", bad], "").await?);
+        ensure!(!ok && err.contains(&format!("`{bad}`")) && err.contains("`--admin URL`"), "{err}");
+    }
+    Ok(())
+}

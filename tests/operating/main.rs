@@ -1,0 +1,11 @@
+//! What operators use, over real processes: commands, the admin service, metrics, logs, certificates, links.
+
+mod certificates;
+mod commands;
+mod discovery;
+mod links;
+mod logs;
+mod metrics;
+mod services;
+mod sessions;
+mod stopping;
