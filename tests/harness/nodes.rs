@@ -191,6 +191,14 @@ impl Nodes {
         Ok(())
     }
 
+    /// Stops a node in its tracks, with all of its connections open; it stays so until it is killed.
+    pub async fn pause(&self, at: usize) -> Result<()> {
+        let id = self.nodes[at].child.as_ref().and_then(Child::id).context("it does not run")?;
+        let paused = Command::new("kill").args(["-STOP", &id.to_string()]).status().await?;
+        ensure!(paused.success(), "`{}` cannot be paused", self.nodes[at].name);
+        Ok(())
+    }
+
     /// Starts a killed node again, with its old folder and addresses.
     pub async fn start_again(&mut self, at: usize) -> Result<()> {
         self.spawn(at)?;

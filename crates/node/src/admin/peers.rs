@@ -74,9 +74,8 @@ async fn ask(
     account: &str,
 ) -> Result<Vec<(Sid, admin::Connection)>, String> {
     let channel = cluster.peer_channel(node).ok_or("the node has no address")?;
-    let mut request =
-        Request::new(ConnectionsRequest { cluster: cluster_id(cluster), account: account.to_owned() });
-    request.set_timeout(DEADLINE);
+    // Without a timeout of its own: the caller drops the call at the deadline, which cancels it over there.
+    let request = ConnectionsRequest { cluster: cluster_id(cluster), account: account.to_owned() };
     let said = |status: Status| status.message().to_owned();
     let mut parts = SessionsClient::new(channel).connections(request).await.map_err(said)?.into_inner();
     let mut found = Vec::new();
