@@ -5,6 +5,9 @@
 
 pub mod copy;
 pub mod disk;
+mod kept;
+#[cfg(test)]
+mod kept_tests;
 mod layout;
 pub mod readers;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{copy::Copies, layout};
+use super::{copy::Copies, kept::Kept, layout};
 use crate::engine::{Batch, Key, Op, Partition, Range, Record, StoreError, Table};
 
 /// Where a sled store is and how much it may take.
@@ -22,7 +22,7 @@ use crate::engine::{Batch, Key, Op, Partition, Range, Record, StoreError, Table}
 pub struct Config {
     /// The folder of the store; made if it is not there.
     pub path: PathBuf,
-    /// Memory for cached pages, in bytes.
+    /// Memory for cached pages, in bytes; as much as a 32nd of it comes on top for small partitions.
     pub cache_bytes: u64,
     /// Threads that read.
     pub readers: usize,
@@ -72,6 +72,8 @@ impl Space {
 pub const ASIDE: &str = "aside";
 /// How long to wait for another process, or an earlier life of this one, to let go of the files.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// Small partitions are kept as records in this part of the memory for cached pages.
+const KEPT_SHARE: u64 = 32;
 /// The tree with the number of the tree that holds the records.
 const GENERATION: &[u8] = b"generation";
 const RECORDS: &str = "records-";
@@ -83,6 +85,8 @@ pub struct Disk {
     pub(super) tree: RwLock<sled::Tree>,
     /// Held by whoever changes records; keeps what running copies still need.
     pub(super) writer: Mutex<Copies>,
+    /// Changed under the lock of `tree` only.
+    pub(super) kept: Kept,
     path: PathBuf,
     data: File,
     blobs: Mutex<Blobs>,
@@ -115,6 +119,7 @@ impl Disk {
             db,
             tree: RwLock::new(tree),
             writer: Mutex::default(),
+            kept: Kept::new(usize::try_from(config.cache_bytes / KEPT_SHARE).unwrap_or(usize::MAX)),
             path: config.path.clone(),
             data,
             blobs: Mutex::default(),
@@ -300,6 +305,7 @@ impl Disk {
         self.db.insert(GENERATION, &number.to_be_bytes()).map_err(|e| failed("switch trees", e))?;
         self.sync()?;
         let old = std::mem::replace(&mut *place, tree);
+        self.kept.clear();
         drop(place);
         self.db.drop_tree(old.name()).map_err(|e| failed("drop the replaced tree", e))?;
         Ok(())

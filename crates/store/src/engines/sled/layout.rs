@@ -46,6 +46,24 @@ pub(super) fn record_key(partition: &Partition, table: Table, key: &[u8]) -> Vec
     bytes
 }
 
+/// Where the part of a physical key ends that its partition shares; `None` for a mark.
+pub(super) fn partition_end(key: &[u8]) -> Option<usize> {
+    let [b'a' | b'h' | b'r', high, low, ..] = key else { return None };
+    let end = 3 + usize::from(u16::from_be_bytes([*high, *low]));
+    (end <= key.len()).then_some(end)
+}
+
+/// Where the name of the table ends in what follows the partition's part of a physical key.
+pub(super) fn table_end(rest: &[u8]) -> Option<usize> {
+    let end = 1 + usize::from(*rest.first()?);
+    (end <= rest.len()).then_some(end)
+}
+
+/// The value inside bytes that [`seal`] has just made.
+pub(super) fn sealed_value(bytes: &[u8]) -> &[u8] {
+    bytes.get(HEADER..).unwrap_or_default()
+}
+
 /// The bounds of a range inside the order of physical keys.
 pub(super) fn bounds(prefix: &[u8], range: &Range) -> (Bound<Key>, Bound<Key>) {
     let under = |key: &Key| [prefix, key].concat();

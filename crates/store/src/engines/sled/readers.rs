@@ -22,6 +22,7 @@ type Job = Box<dyn FnOnce(&Disk) + Send>;
 
 /// A few threads that answer reads; dropped, they end with the call that they are at.
 pub struct Readers {
+    disk: Arc<Disk>,
     queues: Vec<mpsc::Sender<Job>>,
     next: AtomicUsize,
     threads: Vec<JoinHandle<()>>,
@@ -30,7 +31,12 @@ pub struct Readers {
 impl Readers {
     /// Starts `count` threads, each with a queue of `queue` calls.
     pub fn start(disk: &Arc<Disk>, count: usize, queue: usize) -> io::Result<Readers> {
-        let mut readers = Readers { queues: Vec::new(), next: AtomicUsize::new(0), threads: Vec::new() };
+        let mut readers = Readers {
+            disk: disk.clone(),
+            queues: Vec::new(),
+            next: AtomicUsize::new(0),
+            threads: Vec::new(),
+        };
         for number in 0..count.max(1) {
             let (sender, jobs) = mpsc::channel(queue.max(1));
             let disk = disk.clone();
@@ -52,7 +58,16 @@ impl Readers {
         let (partition, key) = (partition.clone(), key.to_vec());
         Box::pin(async move {
             checked?;
-            self.run(deadline, move |disk| disk.get(&partition, table, &key)).await
+            in_time(deadline)?;
+            // Not before it is polled: the caller may wait for something first.
+            if let Some(found) = self.disk.kept_get(&partition, table, &key) {
+                return Ok(found);
+            }
+            let read = move |disk: &Disk| {
+                disk.keep(&partition);
+                disk.get(&partition, table, &key)
+            };
+            self.run(deadline, read).await
         })
     }
 
@@ -67,7 +82,15 @@ impl Readers {
         let partition = partition.clone();
         Box::pin(async move {
             checked?;
-            self.run(deadline, move |disk| disk.scan(&partition, table, &range)).await
+            in_time(deadline)?;
+            if let Some(found) = self.disk.kept_scan(&partition, table, &range) {
+                return Ok(found);
+            }
+            let read = move |disk: &Disk| {
+                disk.keep(&partition);
+                disk.scan(&partition, table, &range)
+            };
+            self.run(deadline, read).await
         })
     }
 
@@ -99,6 +122,10 @@ impl Readers {
         };
         tokio::time::timeout_at(deadline.into(), call).await.map_err(|_| StoreError::Deadline)?
     }
+}
+
+fn in_time(deadline: Instant) -> Result<(), StoreError> {
+    if Instant::now() >= deadline { Err(StoreError::Deadline) } else { Ok(()) }
 }
 
 pub(super) fn stopped() -> StoreError {

@@ -113,11 +113,12 @@ impl Writing<'_> {
         disk.guarded("a write", || {
             let tree = disk.tree.write();
             self.copies.save(&tree, self.changes.keys())?;
+            let changes = std::mem::take(&mut self.changes);
             let mut batch = sled::Batch::default();
-            for (key, change) in std::mem::take(&mut self.changes) {
+            for (key, change) in &changes {
                 match change {
-                    Some((_, bytes)) => batch.insert(key, bytes),
-                    None => batch.remove(key),
+                    Some((_, bytes)) => batch.insert(&key[..], &bytes[..]),
+                    None => batch.remove(&key[..]),
                 }
             }
             tree.apply_batch(batch).map_err(|e| {
@@ -125,7 +126,12 @@ impl Writing<'_> {
                 // sled refuses all that follows a failed write, so say why rather than guess.
                 disk.break_down(error.to_string());
                 error
-            })
+            })?;
+            for (key, change) in &changes {
+                let change = change.as_ref();
+                disk.kept.write(key, change.map(|(version, bytes)| (*version, layout::sealed_value(bytes))));
+            }
+            Ok(())
         })
     }
 

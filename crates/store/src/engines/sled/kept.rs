@@ -1,0 +1,261 @@
+//! Small partitions in memory, each as a whole, so that what a login asks for needs one trip to a reader.
+//!
+//! A partition that is kept answers for all of its tables, also that nothing is there. Tables that are too
+//! large for it are left out by name and stay on the disk. Whoever changes the tree changes what is kept
+//! under the same lock, so that both always say the same.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    disk::{Disk, failed},
+    layout,
+};
+use crate::engine::{Key, Partition, Range, Record, StoreError, Table, Version, prefix_end};
+
+/// A table of more bytes than this is not kept.
+const TABLE_BYTES: usize = 8 * 1024;
+/// What is kept of one partition at most, in bytes.
+const PARTITION_BYTES: usize = 32 * 1024;
+/// What a record costs beside its key and value, about.
+const RECORD_COST: usize = 64;
+/// What a partition costs beside its name and records, about.
+const PARTITION_COST: usize = 192;
+
+/// The partitions that are kept, by what their physical keys start with.
+pub(super) struct Kept {
+    limit: usize,
+    all: Mutex<All>,
+}
+
+#[derive(Default)]
+struct All {
+    partitions: HashMap<Vec<u8>, Whole>,
+    /// Who is next to go, by number.
+    order: BTreeMap<u64, Vec<u8>>,
+    next: u64,
+    bytes: usize,
+}
+
+/// One partition; keys are physical ones without the start that all of its keys share.
+#[derive(Default)]
+struct Whole {
+    records: BTreeMap<Key, Record>,
+    /// The starts of the keys of tables that are left out.
+    left_out: Vec<Key>,
+    bytes: usize,
+    number: u64,
+    /// Asked for since it was last spared.
+    used: bool,
+}
+
+impl Kept {
+    pub(super) fn new(limit: usize) -> Kept {
+        Kept { limit, all: Mutex::default() }
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&self) {
+        *self.all.lock() = All::default();
+    }
+
+    /// Notes what was just written; the caller keeps readers out of the tree meanwhile.
+    pub(super) fn write(&self, key: &[u8], change: Option<(Version, &[u8])>) {
+        let Some(at) = layout::partition_end(key) else { return };
+        let (prefix, rest) = key.split_at(at);
+        let mut all = self.all.lock();
+        let Some(whole) = all.partitions.get_mut(prefix) else { return };
+        if whole.leaves_out(rest) {
+            return;
+        }
+        let before = whole.bytes;
+        let record = change.map(|(version, value)| Record { version, value: value.to_vec() });
+        whole.put(rest, record);
+        let (after, too_large) = (whole.bytes, whole.table_bytes(rest) > TABLE_BYTES);
+        all.bytes = all.bytes - before + after;
+        if too_large || after > PARTITION_BYTES {
+            // The next reader keeps the rest of it.
+            all.forget(prefix);
+        }
+        self.evict(&mut all);
+    }
+
+    fn insert(&self, prefix: Vec<u8>, mut whole: Whole) {
+        whole.bytes += prefix.len() * 2 + PARTITION_COST;
+        if whole.bytes > self.limit {
+            return;
+        }
+        let mut all = self.all.lock();
+        all.forget(&prefix);
+        whole.number = all.next;
+        all.next += 1;
+        all.bytes += whole.bytes;
+        all.order.insert(whole.number, prefix.clone());
+        all.partitions.insert(prefix, whole);
+        self.evict(&mut all);
+    }
+
+    fn evict(&self, all: &mut All) {
+        while all.bytes > self.limit
+            && let Some((_, prefix)) = all.order.pop_first()
+        {
+            let number = all.next;
+            match all.partitions.get_mut(&prefix) {
+                // Spared once: each turn takes the mark away, so this ends.
+                Some(whole) if whole.used => {
+                    whole.used = false;
+                    whole.number = number;
+                    all.next += 1;
+                    all.order.insert(number, prefix);
+                }
+                _ => all.forget(&prefix),
+            }
+        }
+    }
+
+    /// Looks into a partition, if it is kept with this table.
+    fn look<T>(&self, prefix: &[u8], table: &[u8], look: impl FnOnce(&Whole) -> T) -> Option<T> {
+        let mut all = self.all.lock();
+        let whole = all.partitions.get_mut(prefix)?;
+        whole.used = true;
+        (!whole.leaves_out(table)).then(|| look(whole))
+    }
+}
+
+impl All {
+    fn forget(&mut self, prefix: &[u8]) {
+        if let Some(whole) = self.partitions.remove(prefix) {
+            self.order.remove(&whole.number);
+            self.bytes -= whole.bytes;
+        }
+    }
+}
+
+impl Whole {
+    fn leaves_out(&self, key: &[u8]) -> bool {
+        self.left_out.iter().any(|table| key.starts_with(table))
+    }
+
+    fn put(&mut self, key: &[u8], record: Option<Record>) {
+        let old = match record {
+            Some(record) => {
+                self.bytes += cost(key, &record);
+                self.records.insert(key.to_vec(), record)
+            }
+            None => self.records.remove(key),
+        };
+        self.bytes -= old.map_or(0, |old| cost(key, &old));
+    }
+
+    /// The bytes of the table that a key belongs to.
+    fn table_bytes(&self, key: &[u8]) -> usize {
+        let table = layout::table_end(key).map_or(key, |end| &key[..end]);
+        let records = self.records.range(table.to_vec()..);
+        records.take_while(|(key, _)| key.starts_with(table)).map(|(key, record)| cost(key, record)).sum()
+    }
+
+    fn leave_out(&mut self, table: &[u8]) {
+        let there: Vec<Key> = self.records.range(table.to_vec()..).map(|(key, _)| key.clone()).collect();
+        for key in there.into_iter().take_while(|key| key.starts_with(table)) {
+            self.put(&key, None);
+        }
+        self.left_out.push(table.to_vec());
+        self.bytes += table.len();
+    }
+}
+
+fn cost(key: &[u8], record: &Record) -> usize {
+    key.len() + record.value.len() + RECORD_COST
+}
+
+impl Disk {
+    /// The answer to a `get`, if it is kept; blocks no longer than it takes to look.
+    pub(super) fn kept_get(&self, partition: &Partition, table: Table, key: &[u8]) -> Option<Option<Record>> {
+        self.usable().ok()?;
+        let prefix = layout::partition_prefix(partition);
+        let physical = layout::record_key(partition, table, key);
+        let rest = &physical[prefix.len()..];
+        self.kept.look(&prefix, rest, |whole| whole.records.get(rest).cloned())
+    }
+
+    /// The answer to a `scan`, if it is kept; blocks no longer than it takes to look.
+    pub(super) fn kept_scan(
+        &self,
+        partition: &Partition,
+        table: Table,
+        range: &Range,
+    ) -> Option<Vec<(Key, Record)>> {
+        self.usable().ok()?;
+        if range.is_empty() {
+            return Some(Vec::new());
+        }
+        let prefix = layout::partition_prefix(partition);
+        let physical = layout::table_prefix(partition, table);
+        let table = &physical[prefix.len()..];
+        let limit = range.limit.min(Range::LIMIT_MAX);
+        self.kept.look(&prefix, table, |whole| {
+            let found = whole.records.range(layout::bounds(table, range));
+            let own = |(key, record): (&Key, &Record)| (key[table.len()..].to_vec(), record.clone());
+            if range.reverse {
+                found.rev().take(limit).map(own).collect()
+            } else {
+                found.take(limit).map(own).collect()
+            }
+        })
+    }
+
+    /// Keeps a partition from now on, if it is not kept already and can be read. What is wrong with it shows
+    /// where it is read for somebody.
+    pub(super) fn keep(&self, partition: &Partition) {
+        let kept = catch_unwind(AssertUnwindSafe(|| self.try_keep(partition)));
+        if !matches!(kept, Ok(Ok(()))) {
+            tracing::debug!(?partition, "failed to keep a partition in memory");
+        }
+    }
+
+    fn try_keep(&self, partition: &Partition) -> Result<(), StoreError> {
+        let prefix = layout::partition_prefix(partition);
+        if self.kept.all.lock().partitions.contains_key(&prefix) {
+            return Ok(());
+        }
+        let mut whole = Whole::default();
+        // Held until the partition is in its place: no writer comes between.
+        let tree = self.tree.read();
+        let mut from = prefix.clone();
+        let end = prefix_end(&prefix).unwrap_or_default();
+        'tables: loop {
+            let mut table = Key::new();
+            let mut table_bytes = 0;
+            for item in tree.range(from.clone()..end.clone()) {
+                let (physical, bytes) = item.map_err(|e| failed("keep a partition", e))?;
+                let rest = &physical[prefix.len()..];
+                let Some(table_end) = layout::table_end(rest) else { return Ok(()) };
+                if rest[..table_end] != table[..] {
+                    table = rest[..table_end].to_vec();
+                    table_bytes = 0;
+                }
+                let bytes_more = rest.len() + bytes.len() + RECORD_COST;
+                table_bytes += bytes_more;
+                // One that is damaged is for the disk to tell of.
+                let record = layout::open(&physical, &bytes);
+                let fits = table_bytes <= TABLE_BYTES && whole.bytes + bytes_more <= PARTITION_BYTES;
+                if let (Ok(record), true) = (record, fits) {
+                    whole.put(rest, Some(record));
+                    continue;
+                }
+                whole.leave_out(&table);
+                // Over the rest of the table, however long it is.
+                let Some(next) = prefix_end(&[&prefix[..], &table[..]].concat()) else { return Ok(()) };
+                from = next;
+                continue 'tables;
+            }
+            break;
+        }
+        self.kept.insert(prefix, whole);
+        Ok(())
+    }
+}
