@@ -22,6 +22,8 @@ pub(crate) const PAYLOAD_MAX: usize = 16 << 20;
 const GATHER: Duration = Duration::from_millis(2);
 /// How many batches are on their way at once.
 const IN_FLIGHT: usize = 16;
+/// How many single proposals go their own way at once, from the tasks of their callers; the others are batched.
+const DIRECT: usize = 8;
 /// How many proposals and reads may wait; at the bound their callers wait until their deadlines.
 const QUEUE: usize = 16_384;
 /// Pauses between attempts, the last one repeated.
@@ -39,6 +41,11 @@ pub(crate) enum Attempt {
 pub(crate) trait Sink: Send + Sync + 'static {
     /// Has all payloads agreed on, or fails as a whole; what is tried again may be applied twice.
     fn send(&self, payloads: Vec<Bytes>, deadline: Instant) -> BoxFuture<'_, Result<Vec<Proposed>, Attempt>>;
+
+    /// Whether it is decided on this node: then a proposal need not go through a task of its own.
+    fn is_near(&self) -> bool {
+        false
+    }
 
     /// Asks for the read index.
     fn read_index(&self, deadline: Instant) -> BoxFuture<'_, Result<u64, Attempt>>;
@@ -59,6 +66,8 @@ struct Read {
 pub(crate) struct Batcher {
     proposals: mpsc::Sender<Proposal>,
     reads: mpsc::Sender<Read>,
+    sink: Arc<dyn Sink>,
+    direct: Semaphore,
     tasks: [AbortHandle; 2],
 }
 
@@ -73,11 +82,13 @@ impl Batcher {
         let (proposals, proposal_queue) = mpsc::channel(QUEUE);
         let (reads, read_queue) = mpsc::channel(QUEUE);
         let write = tokio::spawn(run_proposals(proposal_queue, sink.clone()));
-        let read = tokio::spawn(run_reads(read_queue, sink));
-        Batcher { proposals, reads, tasks: [write.abort_handle(), read.abort_handle()] }
+        let read = tokio::spawn(run_reads(read_queue, sink.clone()));
+        let tasks = [write.abort_handle(), read.abort_handle()];
+        Batcher { proposals, reads, sink, direct: Semaphore::new(DIRECT), tasks }
     }
 
     pub(crate) fn stop(&self) {
+        self.direct.close();
         self.tasks.iter().for_each(AbortHandle::abort);
     }
 
@@ -85,8 +96,29 @@ impl Batcher {
         if payload.len() > PAYLOAD_MAX {
             return Err(ProposeError::TooLarge(PAYLOAD_MAX));
         }
+        if let Some(answer) = self.propose_directly(&payload, deadline).await {
+            return answer;
+        }
         let (answer, wait) = oneshot::channel();
         ask(&self.proposals, Proposal { payload, deadline, answer }, wait, deadline).await
+    }
+
+    /// Spares a proposal on a leader that is not busy the way through two other tasks; `None`: it is for the
+    /// queue, where it is tried again.
+    async fn propose_directly(
+        &self,
+        payload: &Bytes,
+        deadline: Instant,
+    ) -> Option<Result<Proposed, ProposeError>> {
+        let _permit = self.direct.try_acquire().ok()?;
+        if !self.sink.is_near() {
+            return None;
+        }
+        match self.sink.send(vec![payload.clone()], deadline).await {
+            Ok(mut results) if results.len() == 1 => results.pop().map(Ok),
+            Err(Attempt::Never(error)) => Some(Err(error)),
+            Ok(_) | Err(Attempt::Again(_)) => None,
+        }
     }
 
     pub(crate) async fn read_index(&self, deadline: Instant) -> Result<u64, ProposeError> {

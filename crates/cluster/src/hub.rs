@@ -11,7 +11,10 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    watch,
+};
 
 use crate::{
     changes::{Change, LostSession},
@@ -24,6 +27,9 @@ use crate::{
 
 /// How many changes a subscriber may be behind.
 const CHANGES: usize = 65_536;
+/// Room for changes with which an entry never waits: far more than a quick one brings, and than a few tasks
+/// announce beside it.
+const ROOM: usize = 1024;
 /// How many entries are kept for followers that come back, and how many bytes.
 const RECENT: usize = 20_000;
 const RECENT_BYTES: usize = 16 << 20;
@@ -98,14 +104,21 @@ impl Hub {
         queue
     }
 
-    /// Tells subscribers; from a thread that may block.
+    /// Tells subscribers; from a thread that may block, or where there is [`Hub::has_room`].
     fn publish(&self, change: &Change) {
         let subscribers = self.subscribers.lock().clone();
         for subscriber in subscribers {
             // One who went away is removed below.
-            let _ = subscriber.blocking_send(change.clone());
+            if let Err(TrySendError::Full(change)) = subscriber.try_send(change.clone()) {
+                let _ = subscriber.blocking_send(change);
+            }
         }
         self.subscribers.lock().retain(|subscriber| !subscriber.is_closed());
+    }
+
+    /// Whether no subscriber is so far behind that an entry or two could have to wait for it.
+    fn has_room(&self) -> bool {
+        self.subscribers.lock().iter().all(|subscriber| subscriber.capacity() >= ROOM)
     }
 
     /// Tells subscribers; from a task.
@@ -281,6 +294,10 @@ fn differences(old: &Routes, new: &Routes, me: (NodeId, Incarnation)) -> Vec<Cha
 pub(crate) struct RoutesMachine(pub(crate) Arc<Hub>);
 
 impl Machine for RoutesMachine {
+    fn is_quick(&self, payload: &Bytes) -> bool {
+        Command::concerns_one_session(payload) && self.0.has_room()
+    }
+
     fn apply(&mut self, entries: &[Committed]) -> io::Result<Vec<Vec<Bytes>>> {
         Ok(entries.iter().map(|entry| self.0.apply(entry.index, &entry.payloads)).collect())
     }

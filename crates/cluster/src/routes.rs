@@ -187,6 +187,12 @@ impl Command {
     pub fn decode(bytes: &[u8]) -> Option<Command> {
         decode(COMMAND_VERSION, bytes)
     }
+
+    /// Whether encoded bytes concern a single session, without reading them: then they change a row or two.
+    pub(crate) fn concerns_one_session(bytes: &[u8]) -> bool {
+        // Bind, Unbind, SetPriority, Detach, Attach.
+        matches!(bytes, [COMMAND_VERSION, 0..=4, ..])
+    }
 }
 
 impl Outcome {

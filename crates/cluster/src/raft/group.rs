@@ -401,6 +401,10 @@ pub(crate) fn call_timeout(deadline: Instant) -> Duration {
 struct GroupSink(Arc<Core>);
 
 impl Sink for GroupSink {
+    fn is_near(&self) -> bool {
+        self.0.leads_surely()
+    }
+
     fn send(&self, payloads: Vec<Bytes>, deadline: Instant) -> BoxFuture<'_, Result<Vec<Proposed>, Attempt>> {
         Box::pin(self.0.propose_once(payloads, deadline))
     }

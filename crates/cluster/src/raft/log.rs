@@ -53,6 +53,8 @@ struct State {
     jobs: Option<mpsc::Sender<Job>>,
     vote: Option<Vote>,
     committed: Option<LogId>,
+    /// The commit index is newer than the one that was given to the thread.
+    committed_waits: bool,
     purged: Option<LogId>,
     /// Index of the first of `places`.
     first: u64,
@@ -79,7 +81,14 @@ struct Place {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.state.get_mut().jobs = None;
+        let state = self.state.get_mut();
+        let mut bytes = Vec::new();
+        state.put_committed(&mut bytes);
+        if !bytes.is_empty() {
+            // A thread that ended has said why.
+            let _ = state.send(bytes, Done::Nobody);
+        }
+        state.jobs = None;
         if let Some(thread) = self.thread.get_mut().take()
             && thread.join().is_err()
         {
@@ -96,6 +105,7 @@ impl Log {
             jobs: None,
             vote: None,
             committed: None,
+            committed_waits: false,
             purged: None,
             first: 0,
             places: VecDeque::new(),
@@ -151,19 +161,15 @@ impl Log {
         None
     }
 
-    async fn write(&self, kind: Kind, payload: &[u8], sync: bool) -> io::Result<()> {
+    async fn write(&self, kind: Kind, payload: &[u8]) -> io::Result<()> {
         let answer = {
             let mut state = self.shared.state.lock();
             let mut bytes = Vec::with_capacity(wal::HEAD + payload.len());
             wal::put_record(&mut bytes, kind, payload);
             let (ack, answer) = oneshot::channel();
-            let done = if sync { Done::Ack(ack) } else { Done::Nobody };
-            state.send(bytes, done)?;
+            state.send(bytes, Done::Ack(ack))?;
             answer
         };
-        if !sync {
-            return Ok(());
-        }
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
@@ -308,6 +314,13 @@ impl State {
         self.job(Job::Write { bytes, done })
     }
 
+    /// Adds the commit index to what is written next, if it has moved.
+    fn put_committed(&mut self, bytes: &mut Vec<u8>) {
+        if std::mem::take(&mut self.committed_waits) {
+            wal::put_record(bytes, Kind::Committed, &encode(&self.committed));
+        }
+    }
+
     fn job(&mut self, job: Job) -> io::Result<()> {
         let jobs = self.jobs.as_ref().ok_or_else(stopped)?;
         jobs.send(job).map_err(|_| stopped())
@@ -332,6 +345,7 @@ impl State {
         if self.committed.is_some() {
             wal::put_record(&mut bytes, Kind::Committed, &encode(&self.committed));
         }
+        self.committed_waits = false;
         // The next synced write covers this one: a segment is only removed after a sync.
         self.send(bytes, Done::Nobody)
     }
@@ -383,7 +397,7 @@ impl RaftLogStorage<TypeConfig> for Log {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), DiskError> {
         self.shared.state.lock().vote = Some(*vote);
-        self.write(Kind::Vote, &encode(vote), true).await.map_err(|e| StorageIOError::write_vote(&e).into())
+        self.write(Kind::Vote, &encode(vote)).await.map_err(|e| StorageIOError::write_vote(&e).into())
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, DiskError> {
@@ -391,11 +405,12 @@ impl RaftLogStorage<TypeConfig> for Log {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), DiskError> {
-        self.shared.state.lock().committed = committed;
-        // Not synced: an older value only means that more is applied again after a restart.
-        self.write(Kind::Committed, &encode(&committed), false)
-            .await
-            .map_err(|e| StorageIOError::write(&e).into())
+        // Written with the next entries: an older value only means that less is applied at once after a restart,
+        // and the rest when the group has a leader.
+        let mut state = self.shared.state.lock();
+        state.committed = committed;
+        state.committed_waits = true;
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, DiskError> {
@@ -412,6 +427,7 @@ impl RaftLogStorage<TypeConfig> for Log {
         let flushed = self.shared.flushed.clone();
         let mut state = self.shared.state.lock();
         let mut bytes = Vec::new();
+        state.put_committed(&mut bytes);
         for entry in entries {
             let payload = encode(&entry);
             let id = entry.log_id;
@@ -445,7 +461,7 @@ impl RaftLogStorage<TypeConfig> for Log {
             self.shared.flushed.fetch_min(state.last_index(), Ordering::Relaxed);
         }
         let index = encode(&log_id.index);
-        self.write(Kind::Truncate, &index, true).await.map_err(|e| StorageIOError::write_logs(&e).into())
+        self.write(Kind::Truncate, &index).await.map_err(|e| StorageIOError::write_logs(&e).into())
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), DiskError> {
@@ -464,7 +480,7 @@ impl RaftLogStorage<TypeConfig> for Log {
             removable
         };
         let id = encode(&log_id);
-        self.write(Kind::Purge, &id, true).await.map_err(|e| StorageIOError::write_logs(&e))?;
+        self.write(Kind::Purge, &id).await.map_err(|e| StorageIOError::write_logs(&e))?;
         if !removable.is_empty() {
             let mut state = self.shared.state.lock();
             state.job(Job::Remove { segments: removable }).map_err(|e| StorageIOError::write_logs(&e))?;

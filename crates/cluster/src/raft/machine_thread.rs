@@ -3,12 +3,13 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
 };
 
 use bytes::Bytes;
 use openraft::EntryPayload;
+use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use super::{
@@ -18,11 +19,14 @@ use super::{
 
 /// How many requests may wait: openraft sends one after the other, so this is never reached.
 const QUEUE: usize = 64;
+/// How many quick payloads are applied without the thread at most.
+const QUICK: usize = 64;
 
 /// A handle to the thread; it ends with its last handle.
 #[derive(Clone)]
 pub struct MachineThread {
     requests: mpsc::SyncSender<Request>,
+    worker: Arc<Mutex<Worker>>,
     applied: watch::Receiver<u64>,
 }
 
@@ -43,13 +47,14 @@ impl MachineThread {
         };
         let (requests, queue) = mpsc::sync_channel(QUEUE);
         let (applied_tx, applied) = watch::channel(mark.index());
-        let mut worker = Worker { machine, mark, applied: applied_tx };
+        let worker = Arc::new(Mutex::new(Worker { machine, mark, applied: applied_tx }));
+        let here = worker.clone();
         thread::Builder::new().name(format!("apply-{name}")).spawn(move || {
             while let Ok(request) = queue.recv() {
-                worker.run(request);
+                here.lock().run(request);
             }
         })?;
-        Ok(MachineThread { requests, applied })
+        Ok(MachineThread { requests, worker, applied })
     }
 
     /// The index of the newest entry applied, as it grows.
@@ -58,7 +63,25 @@ impl MachineThread {
     }
 
     pub(crate) async fn apply(&self, entries: Vec<Entry>) -> io::Result<Vec<Vec<Bytes>>> {
-        self.ask(|answer| Request::Apply(entries, answer)).await
+        match self.apply_here(entries) {
+            Ok(applied) => applied,
+            Err(entries) => self.ask(|answer| Request::Apply(entries, answer)).await,
+        }
+    }
+
+    /// Applies entries at once if all of them are quick and the thread is idle; gives them back if not. openraft
+    /// waits for each answer before it brings more, so none is overtaken.
+    fn apply_here(&self, entries: Vec<Entry>) -> Result<io::Result<Vec<Vec<Bytes>>>, Vec<Entry>> {
+        let Some(mut worker) = self.worker.try_lock() else { return Err(entries) };
+        let mut payloads = 0;
+        let is_quick = entries.iter().all(|entry| match &entry.payload {
+            EntryPayload::Normal(all) => {
+                payloads += all.0.len();
+                payloads <= QUICK && all.0.iter().all(|payload| worker.machine.is_quick(payload))
+            }
+            EntryPayload::Blank | EntryPayload::Membership(_) => false,
+        });
+        if is_quick { Ok(worker.caught(|worker| worker.apply(entries))) } else { Err(entries) }
     }
 
     pub(crate) async fn freeze(&self) -> io::Result<(Mark, SnapshotWriter)> {
