@@ -226,3 +226,95 @@ async fn pause(attempt: usize, reason: &str) {
     tracing::debug!(attempt, reason, "a proposal or read is tried again");
     sleep(Duration::from_millis(PAUSES_MS[attempt.min(PAUSES_MS.len() - 1)])).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    /// Notes how many payloads came at once; answers when it is told to.
+    struct Noting {
+        sizes: Mutex<Vec<usize>>,
+        near: bool,
+        fails: Mutex<usize>,
+        open: Semaphore,
+    }
+
+    impl Noting {
+        fn new(near: bool, fails: usize, answers: usize) -> Arc<Noting> {
+            let (sizes, fails) = (Mutex::default(), Mutex::new(fails));
+            Arc::new(Noting { sizes, near, fails, open: Semaphore::new(answers) })
+        }
+    }
+
+    impl Sink for Noting {
+        fn is_near(&self) -> bool {
+            self.near
+        }
+
+        fn send(
+            &self,
+            payloads: Vec<Bytes>,
+            _deadline: Instant,
+        ) -> BoxFuture<'_, Result<Vec<Proposed>, Attempt>> {
+            Box::pin(async move {
+                self.sizes.lock().push(payloads.len());
+                let fails = std::mem::replace(&mut *self.fails.lock(), 0);
+                if fails > 0 {
+                    return Err(Attempt::Again("as the test wants".into()));
+                }
+                if let Ok(permit) = self.open.acquire().await {
+                    permit.forget();
+                }
+                Ok(payloads.into_iter().map(|reply| Proposed { index: 7, reply }).collect())
+            })
+        }
+
+        fn read_index(&self, _deadline: Instant) -> BoxFuture<'_, Result<u64, Attempt>> {
+            Box::pin(std::future::ready(Ok(7)))
+        }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    #[tokio::test]
+    async fn a_proposal_that_fails_on_its_direct_way_is_tried_again_from_the_queue() {
+        let sink = Noting::new(true, 1, 9);
+        let batcher = Batcher::start(sink.clone());
+        let proposed = batcher.propose(Bytes::from_static(b"a"), soon()).await.unwrap();
+        assert_eq!(proposed, Proposed { index: 7, reply: Bytes::from_static(b"a") });
+        assert_eq!(*sink.sizes.lock(), [1, 1]);
+    }
+
+    #[tokio::test]
+    async fn proposals_beyond_those_that_go_directly_share_entries() {
+        let sink = Noting::new(true, 0, 0);
+        let batcher = Batcher::start(sink.clone());
+        let all = (0..100).map(|_| batcher.propose(Bytes::from_static(b"a"), soon()));
+        let open = async {
+            // The direct ones and the first batch are on their way, and nothing else can be.
+            while sink.sizes.lock().len() <= DIRECT {
+                tokio::task::yield_now().await;
+            }
+            sink.open.add_permits(100);
+        };
+        let (answers, ()) = futures::future::join(futures::future::join_all(all), open).await;
+        assert!(answers.iter().all(Result::is_ok));
+        let sizes = sink.sizes.lock();
+        assert_eq!(sizes.iter().sum::<usize>(), 100);
+        assert_eq!(sizes[..DIRECT], [1; DIRECT]);
+        assert!(sizes.len() < 2 * DIRECT, "{sizes:?}");
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_has_stopped_takes_nothing_directly() {
+        let sink = Noting::new(true, 0, 9);
+        let batcher = Batcher::start(sink.clone());
+        batcher.stop();
+        assert!(batcher.propose(Bytes::from_static(b"a"), soon()).await.is_err());
+        assert!(sink.sizes.lock().is_empty());
+    }
+}

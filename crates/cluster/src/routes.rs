@@ -568,6 +568,30 @@ mod tests {
     }
 
     #[test]
+    fn commands_about_one_session_are_told_by_their_first_bytes() {
+        let jid = FullJid::new("a@h/r").unwrap();
+        let (node, incarnation, sid) = (NodeId(300), Incarnation(300), Sid(300));
+        let policy = ConflictPolicy::Replace;
+        let of_one = [
+            Command::Bind { jid: jid.clone(), node, incarnation, sid, policy },
+            Command::Unbind { jid: jid.clone(), sid },
+            Command::SetPriority { jid: jid.clone(), sid, priority: Some(1) },
+            Command::Detach { jid: jid.clone(), sid },
+            Command::Attach { jid: jid.clone(), sid, node, incarnation, new_sid: sid },
+        ];
+        assert!(of_one.iter().all(|command| Command::concerns_one_session(&command.encode())));
+        let of_many = [
+            Command::NodeDrain { node, incarnation },
+            Command::ExpireNode { node, incarnation },
+            Command::Forget { node },
+            Command::Resync { node, incarnation, living: vec![] },
+            Command::Kick { jid },
+        ];
+        assert!(!of_many.iter().any(|command| Command::concerns_one_session(&command.encode())));
+        assert!(!Command::concerns_one_session(&[]));
+    }
+
+    #[test]
     fn each_command_changes_what_it_says_and_nothing_else() {
         let a = || jid("a@x/r");
         let (one, two, first) = (NodeId(1), NodeId(2), Incarnation(1));
