@@ -1,6 +1,12 @@
 //! Many small questions become few: proposals are batched, and reads that come together share one answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -22,8 +28,6 @@ pub(crate) const PAYLOAD_MAX: usize = 16 << 20;
 const GATHER: Duration = Duration::from_millis(2);
 /// How many batches are on their way at once.
 const IN_FLIGHT: usize = 16;
-/// How many single proposals go their own way at once, from the tasks of their callers; the others are batched.
-const DIRECT: usize = 8;
 /// How many proposals and reads may wait; at the bound their callers wait until their deadlines.
 const QUEUE: usize = 16_384;
 /// Pauses between attempts, the last one repeated.
@@ -67,7 +71,11 @@ pub(crate) struct Batcher {
     proposals: mpsc::Sender<Proposal>,
     reads: mpsc::Sender<Read>,
     sink: Arc<dyn Sink>,
-    direct: Semaphore,
+    /// For the one proposal that may go its own way, from the task of its caller, where nothing else is under
+    /// way: two that do so would each cost a sync of the log.
+    direct: Arc<Semaphore>,
+    /// Proposals in the queue or sent from it.
+    queued: AtomicUsize,
     tasks: [AbortHandle; 2],
 }
 
@@ -81,10 +89,11 @@ impl Batcher {
     pub(crate) fn start(sink: Arc<dyn Sink>) -> Batcher {
         let (proposals, proposal_queue) = mpsc::channel(QUEUE);
         let (reads, read_queue) = mpsc::channel(QUEUE);
-        let write = tokio::spawn(run_proposals(proposal_queue, sink.clone()));
+        let direct = Arc::new(Semaphore::new(1));
+        let write = tokio::spawn(run_proposals(proposal_queue, sink.clone(), direct.clone()));
         let read = tokio::spawn(run_reads(read_queue, sink.clone()));
         let tasks = [write.abort_handle(), read.abort_handle()];
-        Batcher { proposals, reads, sink, direct: Semaphore::new(DIRECT), tasks }
+        Batcher { proposals, reads, sink, direct, queued: AtomicUsize::new(0), tasks }
     }
 
     pub(crate) fn stop(&self) {
@@ -99,11 +108,12 @@ impl Batcher {
         if let Some(answer) = self.propose_directly(&payload, deadline).await {
             return answer;
         }
+        let _queued = Counted::one(&self.queued);
         let (answer, wait) = oneshot::channel();
         ask(&self.proposals, Proposal { payload, deadline, answer }, wait, deadline).await
     }
 
-    /// Spares a proposal on a leader that is not busy the way through two other tasks; `None`: it is for the
+    /// Spares a proposal on a leader that is idle the way through two other tasks; `None`: it is for the
     /// queue, where it is tried again.
     async fn propose_directly(
         &self,
@@ -111,7 +121,7 @@ impl Batcher {
         deadline: Instant,
     ) -> Option<Result<Proposed, ProposeError>> {
         let _permit = self.direct.try_acquire().ok()?;
-        if !self.sink.is_near() {
+        if self.queued.load(Ordering::Relaxed) > 0 || !self.sink.is_near() {
             return None;
         }
         match self.sink.send(vec![payload.clone()], deadline).await {
@@ -124,6 +134,22 @@ impl Batcher {
     pub(crate) async fn read_index(&self, deadline: Instant) -> Result<u64, ProposeError> {
         let (answer, wait) = oneshot::channel();
         ask(&self.reads, Read { deadline, answer }, wait, deadline).await
+    }
+}
+
+/// Counts while it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn one(count: &'a AtomicUsize) -> Counted<'a> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -141,13 +167,13 @@ async fn ask<Q, A>(
     timeout_at(deadline, asked).await.unwrap_or(Err(ProposeError::Deadline))
 }
 
-async fn run_proposals(mut queue: mpsc::Receiver<Proposal>, sink: Arc<dyn Sink>) {
+async fn run_proposals(mut queue: mpsc::Receiver<Proposal>, sink: Arc<dyn Sink>, direct: Arc<Semaphore>) {
     let permits = Arc::new(Semaphore::new(IN_FLIGHT));
     while let Some(first) = queue.recv().await {
         let mut bytes = first.payload.len();
         let mut batch = vec![first];
         // A single command on an idle group goes at once; only a busy group gathers.
-        if permits.available_permits() < IN_FLIGHT {
+        if permits.available_permits() < IN_FLIGHT || direct.available_permits() == 0 {
             let until = Instant::now() + GATHER;
             while batch.len() < BATCH_MAX && bytes < BATCH_BYTES {
                 let Ok(Some(next)) = timeout_at(until, queue.recv()).await else { break };
@@ -290,13 +316,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn proposals_beyond_those_that_go_directly_share_entries() {
+    async fn proposals_beside_the_one_that_goes_directly_share_entries() {
         let sink = Noting::new(true, 0, 0);
         let batcher = Batcher::start(sink.clone());
         let all = (0..100).map(|_| batcher.propose(Bytes::from_static(b"a"), soon()));
         let open = async {
-            // The direct ones and the first batch are on their way, and nothing else can be.
-            while sink.sizes.lock().len() <= DIRECT {
+            // The direct one and the first batch are on their way.
+            while sink.sizes.lock().len() < 2 {
                 tokio::task::yield_now().await;
             }
             sink.open.add_permits(100);
@@ -305,8 +331,8 @@ mod tests {
         assert!(answers.iter().all(Result::is_ok));
         let sizes = sink.sizes.lock();
         assert_eq!(sizes.iter().sum::<usize>(), 100);
-        assert_eq!(sizes[..DIRECT], [1; DIRECT]);
-        assert!(sizes.len() < 2 * DIRECT, "{sizes:?}");
+        assert_eq!(sizes[0], 1);
+        assert!(sizes.len() < 10, "{sizes:?}");
     }
 
     #[tokio::test]
