@@ -24,9 +24,10 @@ const PAIRS: usize = 20;
 const MESSAGES: usize = 20_000;
 /// Messages of a pair that are on their way at most.
 const WINDOW: usize = 64;
-/// Logins that are measured, and how many run at once.
-const LOGINS: usize = 2_000;
-const LOGINS_AT_ONCE: usize = 8;
+/// Logins before those that are measured, how many are, and how many run at once.
+const WARM_UP: usize = 200;
+const LOGINS: usize = 1_000;
+const LOGINS_AT_ONCE: usize = 32;
 /// Idle sessions, and over how many accounts they spread.
 const IDLE: usize = 5_000;
 const IDLE_ACCOUNTS: usize = 500;
@@ -140,33 +141,57 @@ async fn receive(mut link: Link, window: Arc<Semaphore>) -> Result<Link> {
     Ok(link)
 }
 
-/// CPU per login: TLS 1.3 handshake without resumption, SCRAM-SHA-1, bind, roster, presence, and the end.
+/// CPU per login (TLS 1.3 handshake without resumption, SCRAM-SHA-1, bind, roster, presence) and per logout,
+/// each account once.
 async fn login(server: &Server) -> Result<()> {
     let tls = link::tls_config()?;
-    for n in 0..LOGINS_AT_ONCE {
+    for n in 0..WARM_UP + LOGINS {
         server.add_user(&format!("l{n}"), PASSWORD)?;
     }
+    let warm = log_in(server, &tls, 0..WARM_UP).await?;
     let cpu = server.cpu_us()?;
+    let links = log_in(server, &tls, WARM_UP..WARM_UP + LOGINS).await?;
+    let in_cpu = server.cpu_us()? - cpu;
+    let cpu = server.cpu_us()?;
+    for mut link in links {
+        link.write("</stream:stream>").await?;
+        link.until("</stream:stream>").await?;
+    }
+    let out_cpu = server.cpu_us()? - cpu;
+    drop(warm);
+    println!(
+        "login: {:.0} us of server CPU, logout: {:.0} us, {LOGINS} of each",
+        in_cpu as f64 / LOGINS as f64,
+        out_cpu as f64 / LOGINS as f64,
+    );
+    Ok(())
+}
+
+async fn log_in(
+    server: &Server,
+    tls: &Arc<rustls::ClientConfig>,
+    numbers: std::ops::Range<usize>,
+) -> Result<Vec<Link>> {
     let mut running = JoinSet::new();
-    for user in 0..LOGINS_AT_ONCE {
+    let first = numbers.start;
+    for lane in 0..LOGINS_AT_ONCE {
         let (address, tls) = (server.direct_tls.clone(), tls.clone());
+        let mine: Vec<usize> = numbers.clone().filter(|n| (n - first) % LOGINS_AT_ONCE == lane).collect();
         running.spawn(async move {
-            for n in 0..LOGINS / LOGINS_AT_ONCE {
-                let mut link =
-                    Link::log_in(&address, &tls, &format!("l{user}"), PASSWORD, &format!("r{n}")).await?;
+            let mut links = Vec::new();
+            for n in mine {
+                let mut link = Link::log_in(&address, &tls, &format!("l{n}"), PASSWORD, "bench").await?;
                 link.appear().await?;
-                link.write("</stream:stream>").await?;
-                link.until("</stream:stream>").await?;
+                links.push(link);
             }
-            anyhow::Ok(())
+            anyhow::Ok(links)
         });
     }
-    while let Some(end) = running.join_next().await {
-        end??;
+    let mut links = Vec::new();
+    while let Some(more) = running.join_next().await {
+        links.append(&mut more??);
     }
-    let cpu = server.cpu_us()? - cpu;
-    println!("login and logout: {:.0} us of server CPU, {LOGINS} logins", cpu as f64 / LOGINS as f64);
-    Ok(())
+    Ok(links)
 }
 
 /// Memory per idle session over TLS: proportional set size with and without the sessions.
