@@ -267,6 +267,10 @@ impl Nodes {
                     door.c2s, door.direct
                 );
             }
+            // For whoever looks for the cause of a failure.
+            if let Ok(filter) = std::env::var("ROOKERY_LOG") {
+                text += &format!("\n[log]\nfilter = {filter:?}\n");
+            }
             if self.layout != Layout::One {
                 let expect = seeds.len();
                 text +=
