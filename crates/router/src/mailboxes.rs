@@ -154,7 +154,7 @@ impl Mailboxes {
         let _ = self.returns.set(returns);
     }
 
-    /// Opens the mailbox of a session that has been bound.
+    /// Opens the mailbox of a session that is about to be bound.
     pub(crate) fn open(&self, view: Arc<SessionView>) -> Mailbox {
         let account = view.account().clone();
         let slot = Arc::new(Slot { view, queue: Mutex::new(Queue::default()) });

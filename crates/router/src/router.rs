@@ -116,7 +116,8 @@ impl Router {
         self.dispatch(transit);
     }
 
-    /// Opens the mailbox of a session, right after it was bound. The mailbox goes to the connection's outbound
+    /// Opens the mailbox of a session, before it is bound: other nodes send to it as soon as the table shows it,
+    /// and a session without a mailbox counts as gone. The mailbox goes to the connection's outbound
     /// half.
     pub fn open(&self, view: Arc<SessionView>) -> Mailbox {
         self.mailboxes.open(view)

@@ -11,13 +11,15 @@ use jid::FullJid;
 pub(crate) struct Claim {
     pub jid: FullJid,
     pub sid: Sid,
-    /// The session, once it was bound.
-    pub view: Option<Arc<SessionView>>,
+    /// The session, with a mailbox from before it was bound.
+    pub view: Arc<SessionView>,
+    /// Whether the cluster gave it.
+    pub bound: bool,
 }
 
 impl Claim {
-    pub(crate) fn new(jid: FullJid, sid: Sid) -> Claim {
-        Claim { jid, sid, view: None }
+    pub(crate) fn new(view: Arc<SessionView>) -> Claim {
+        Claim { jid: view.jid().clone(), sid: view.sid(), view, bound: false }
     }
 }
 
@@ -39,7 +41,8 @@ impl Held {
     pub(crate) fn claimed(&self, view: Arc<SessionView>) {
         if let Some(claim) = &mut *self.current.borrow_mut() {
             claim.jid = view.jid().clone();
-            claim.view = Some(view);
+            claim.view = view;
+            claim.bound = true;
         }
     }
 

@@ -291,19 +291,28 @@ impl Login<'_> {
         // Before it is agreed: whatever happens from here on, the supervisor takes it back, and an order that
         // comes before the session has its actor is kept for it.
         world.table.begin(Sid(sid.0));
-        self.connection.held.claim(Claim::new(jid.clone(), Sid(sid.0)));
+        let secure = self.negotiation.tls().is_some();
+        let mut view = Arc::new(SessionView::new(jid.clone(), Sid(sid.0), secure));
+        self.connection.held.claim(Claim::new(view.clone()));
+        // Before it is agreed as well: other nodes send to the session as soon as they see it, and where a
+        // session has no mailbox it counts as gone.
+        let mut mailbox = world.router.open(view.clone());
         let policy = world.config.c2s.resource_conflict.into();
         match world.claims.bind(&jid, sid, policy).await {
             Ok(bound) => {
-                let secure = self.negotiation.tls().is_some();
-                let view = Arc::new(SessionView::new(bound.jid.clone(), Sid(sid.0), secure));
-                let mailbox = world.router.open(view.clone());
+                if bound.jid != jid {
+                    let named = Arc::new(SessionView::new(bound.jid.clone(), Sid(sid.0), secure));
+                    mailbox = world.router.open(named.clone());
+                    world.router.close(&view, Vec::new());
+                    view = named;
+                }
                 self.connection.held.claimed(view.clone());
                 self.bound = Some((view, mailbox));
                 Ok(bound.jid)
             }
             Err(BindError::Conflict) => {
                 world.table.remove(Sid(sid.0));
+                world.router.close(&view, Vec::new());
                 self.connection.held.refused();
                 Err(StanzaError::new(Condition::Conflict))
             }
@@ -312,6 +321,7 @@ impl Login<'_> {
                 // It may be agreed later all the same: the supervisor takes it back with the connection, and
                 // the client may ask again with another random name.
                 world.table.remove(Sid(sid.0));
+                world.router.close(&view, Vec::new());
                 self.connection.held.doubtful();
                 let error = StanzaError::new(Condition::InternalServerError).with_kind(ErrorKind::Wait);
                 Err(error)

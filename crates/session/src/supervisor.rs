@@ -151,7 +151,11 @@ async fn take_back(world: &Arc<World>, claims: Vec<Claim>, outcome: &Outcome, un
             }
             _ => {}
         }
-        let Some(view) = &claim.view else { continue };
+        let view = &claim.view;
+        if !claim.bound {
+            world.router.close(view, Vec::new());
+            continue;
+        }
         world.router.close(view, unwritten.take().unwrap_or_default());
         if *outcome == Outcome::Displaced && succeeded(world, view) {
             // The contacts see the successor under the same address: it must not seem to leave.

@@ -36,6 +36,8 @@ pub struct Town {
     serving: AtomicBool,
     /// The cluster answers no proposal while this is set.
     pub silent: AtomicBool,
+    /// While somebody writes here, what was agreed is in the table and who asked for it is not told.
+    pub telling: tokio::sync::RwLock<()>,
     node: NodeId,
     incarnation: Incarnation,
 }
@@ -59,6 +61,7 @@ impl Town {
             listeners: Mutex::default(),
             serving: AtomicBool::new(true),
             silent: AtomicBool::new(false),
+            telling: tokio::sync::RwLock::new(()),
             node,
             incarnation,
         })
@@ -131,11 +134,14 @@ impl Claims for Town {
     ) -> BoxFuture<'a, Result<Bound, BindError>> {
         let (node, incarnation) = (self.node, self.incarnation);
         let applied = self.apply(Command::Bind { jid: jid.clone(), node, incarnation, sid, policy });
-        Box::pin(ready(match applied {
-            Ok((Outcome::Bound { jid }, index)) => Ok(Bound { jid, index }),
-            Ok(_) => Err(BindError::Conflict),
-            Err(error) => Err(error.into()),
-        }))
+        Box::pin(async move {
+            let _told = self.telling.read().await;
+            match applied {
+                Ok((Outcome::Bound { jid }, index)) => Ok(Bound { jid, index }),
+                Ok(_) => Err(BindError::Conflict),
+                Err(error) => Err(error.into()),
+            }
+        })
     }
 
     fn unbind<'a>(&'a self, jid: &'a FullJid, sid: Sid) -> BoxFuture<'a, Result<(), Unavailable>> {

@@ -207,6 +207,28 @@ async fn a_client_that_does_not_read_is_let_go_and_its_sender_is_not_held_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sent_as_soon_as_a_session_can_be_seen_reaches_it() {
+    let house = House::new().await;
+    let mut alice = Client::login(&house, "alice", "phone").await;
+    let telling = house.town.telling.write().await;
+    let bob = Client::login(&house, "bob", "laptop");
+    let seen = async {
+        house.until("bob is seen", |house| house.town.bound().len() == 2).await;
+        for id in ["1", "2"] {
+            alice.send(&message("bob@localhost/laptop", id)).await;
+        }
+        // Answered behind both.
+        alice.send(&message("alice@localhost/phone", "3")).await;
+        assert_eq!(alice.hears().await.head.id.as_deref(), Some("3"));
+        drop(telling);
+    };
+    let (mut bob, ()) = tokio::join!(bob, seen);
+    for id in ["1", "2"] {
+        assert_eq!(bob.hears().await.head.id.as_deref(), Some(id));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_stops_says_so_to_everybody() {
     let house = House::new().await;
     let mut alice = Client::login(&house, "alice", "phone").await;
