@@ -1,5 +1,6 @@
 //! What a node starts, in order, by its roles; and how it ends.
 
+pub mod files;
 mod folder;
 mod parent;
 mod ports;
@@ -46,6 +47,7 @@ pub type Failure = Box<dyn Error + Send + Sync>;
 /// Runs a node until it is told to stop, or until the process that started it has ended.
 pub fn run(settings: Settings, with_parent: bool) -> Result<(), Failure> {
     logs::start(&settings.log)?;
+    files::raise();
     if with_parent {
         parent::end_with()?;
     }

@@ -16,12 +16,14 @@ use stream::negotiation::stray;
 use stream::writer::ending;
 use stream::{ReadError, Reader, StreamEvent, Writer};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::claim::Held;
+use crate::gate::Permit;
 use crate::outcome::{Farewell, Outcome};
 use crate::shape::{Fault, stamp};
-use crate::socket::Wire;
+use crate::shaper::Shaper;
+use crate::socket::{SCRATCH, Wire};
 use crate::world::World;
 
 /// A socket with what both halves of its connection share. Lives on one arbiter.
@@ -29,6 +31,10 @@ pub(crate) struct Connection {
     pub world: Arc<World>,
     pub wire: Wire,
     pub peer: SocketAddr,
+    /// Given back when all of the connection has ended.
+    pub permit: Permit,
+    /// How fast the client is read; `None`: as fast as it sends.
+    shaper: RefCell<Option<Shaper>>,
     /// A stanza is on the wire in part: nothing else may be written.
     torn: Cell<bool>,
     /// There is a stream to close, and nobody has closed it yet.
@@ -59,8 +65,12 @@ pub(crate) enum Pace {
 }
 
 impl Connection {
-    pub(crate) fn new(world: Arc<World>, socket: TcpStream, peer: SocketAddr) -> Connection {
+    pub(crate) fn new(world: Arc<World>, socket: TcpStream, peer: SocketAddr, permit: Permit) -> Connection {
+        let limits = &world.config.limits;
+        let shaper = limits.hold_for(peer.ip()).then(|| Shaper::new(limits, Instant::now()));
         Connection {
+            permit,
+            shaper: RefCell::new(shaper),
             world,
             wire: Wire::new(socket),
             peer,
@@ -88,6 +98,51 @@ impl Connection {
             Ok(Err(_)) => Err(Outcome::Gone),
             Err(_) => Err(Outcome::Stalled),
         }
+    }
+
+    /// Appends what the client sent to `into`; 0 is the end of the stream. Returns at once, with `None`, where
+    /// nothing is there.
+    pub(crate) async fn read_now(&self, into: &mut BytesMut) -> Option<Result<usize, Outcome>> {
+        let read = self.wire.read_now(into, self.piece()).await?;
+        Some(self.took(read))
+    }
+
+    /// As [`Connection::read_now`], but waits.
+    pub(crate) async fn read(&self, into: &mut BytesMut) -> Result<usize, Outcome> {
+        let read = self.wire.read(into, self.piece()).await;
+        self.took(read)
+    }
+
+    fn piece(&self) -> usize {
+        self.shaper.borrow().as_ref().map_or(SCRATCH, |shaper| shaper.piece(SCRATCH))
+    }
+
+    fn took(&self, read: std::io::Result<usize>) -> Result<usize, Outcome> {
+        match read {
+            Ok(0) | Err(_) => Err(Outcome::Gone),
+            Ok(n) => {
+                self.world.counters.bytes_in.add(n as u64);
+                if let Some(shaper) = &mut *self.shaper.borrow_mut() {
+                    shaper.took(n, 0);
+                }
+                Ok(n)
+            }
+        }
+    }
+
+    /// A stanza was read.
+    fn took_stanza(&self) {
+        if let Some(shaper) = &mut *self.shaper.borrow_mut() {
+            shaper.took(0, 1);
+        }
+    }
+
+    /// How long the client must not be read, because it has sent more than its rates; `None`: not at all.
+    pub(crate) fn pause(&self) -> Option<Duration> {
+        let pause = self.shaper.borrow_mut().as_mut()?.pause(&self.world.config.limits, Instant::now())?;
+        self.world.counters.slowed.add(1);
+        self.world.counters.slowed_ms.add(pause.as_millis() as u64);
+        Some(pause)
     }
 
     pub(crate) fn set_pace(&self, pace: Pace) {
@@ -156,18 +211,22 @@ impl Connection {
             Farewell::Close => ending(None),
             Farewell::Error(error) => ending(Some(&error)),
         };
-        if matches!(outcome, Outcome::Gone | Outcome::Stalled | Outcome::NoTls) {
+        if matches!(
+            outcome,
+            Outcome::Gone | Outcome::Stalled | Outcome::NoTls | Outcome::NoProxy | Outcome::Refused
+        ) {
             return;
         }
         let goodbye = async {
             if !out.is_empty() && self.wire.write(&out).await.is_err() {
                 return;
             }
-            if self.wire.shutdown().await.is_err() {
+            if self.wire.shutdown().await.is_err() || *outcome == Outcome::Evicted {
+                // Who had to make room does so at once.
                 return;
             }
             let mut rest = BytesMut::new();
-            while let Ok(1..) = self.wire.read(&mut rest).await {
+            while let Ok(1..) = self.wire.read(&mut rest, SCRATCH).await {
                 rest.clear();
             }
         };
@@ -190,6 +249,9 @@ pub(crate) async fn inbound(
 ) -> Outcome {
     let world = &connection.world;
     let mut begun: Option<Instant> = None;
+    if world.config.limits.exempts(view.account()) {
+        connection.shaper.replace(None);
+    }
     connection.busy.set(true);
     Box::pin(world.services.announce(SessionEvent::Bound(view.clone()))).await;
     loop {
@@ -200,6 +262,7 @@ pub(crate) async fn inbound(
         match reader.feed(&mut input) {
             Ok(Some(StreamEvent::Stanza(stanza))) => {
                 begun = None;
+                connection.took_stanza();
                 // Boxed: most of the time a session waits for input, and then this costs nothing.
                 if let Err(outcome) = Box::pin(hand_on(connection, view, stanza)).await {
                     return outcome;
@@ -207,6 +270,7 @@ pub(crate) async fn inbound(
             }
             Ok(Some(event)) => {
                 begun = None;
+                connection.took_stanza();
                 if let Err(outcome) = Box::pin(other(connection, view, event)).await {
                     return outcome;
                 }
@@ -239,32 +303,35 @@ async fn more(
     input: &mut BytesMut,
     begun: &mut Option<Instant>,
 ) -> Result<(), Outcome> {
-    let wire = &connection.wire;
-    let read = match wire.read_now(input).await {
-        Some(read) => read,
-        None => {
-            if input.is_empty() {
-                *input = BytesMut::new();
-            }
-            reader.release();
-            if reader.is_between() {
-                *begun = None;
-                wire.read(input).await
-            } else {
-                // A stanza has begun: it must not take for ever.
-                let limit = connection.world.config.limits.stanza();
-                let deadline = *begun.get_or_insert_with(|| Instant::now() + limit);
-                timeout_at(deadline, wire.read(input)).await.map_err(|_| Outcome::Late)?
-            }
-        }
-    };
-    match read {
-        Ok(0) | Err(_) => Err(Outcome::Gone),
-        Ok(n) => {
-            connection.world.counters.bytes_in.add(n as u64);
-            Ok(())
-        }
+    if let Some(pause) = connection.pause() {
+        rest(reader, input);
+        // Boxed: hardly any session ever has to wait.
+        Box::pin(sleep(pause)).await;
+        // It was not the client who took this long.
+        *begun = begun.map(|deadline| deadline + pause);
     }
+    if let Some(read) = connection.read_now(input).await {
+        return read.map(|_| ());
+    }
+    rest(reader, input);
+    if reader.is_between() {
+        *begun = None;
+        connection.read(input).await?;
+    } else {
+        // A stanza has begun: it must not take for ever.
+        let limit = connection.world.config.limits.stanza();
+        let deadline = *begun.get_or_insert_with(|| Instant::now() + limit);
+        timeout_at(deadline, connection.read(input)).await.map_err(|_| Outcome::Late)??;
+    }
+    Ok(())
+}
+
+/// Holds no more than what a stanza that has begun needs.
+fn rest(reader: &mut Reader, input: &mut BytesMut) {
+    if input.is_empty() {
+        *input = BytesMut::new();
+    }
+    reader.release();
 }
 
 /// Checks and stamps a stanza, lets the leaving handlers see it, and gives it to the router.

@@ -10,10 +10,16 @@ use parking_lot::Mutex;
 pub struct Counters {
     /// Sockets accepted and let in.
     pub accepted: Counter,
-    /// Sockets closed at accept because a bound on connections was reached.
+    /// Sockets closed at once because a bound on connections was reached.
     pub refused: Counter,
     /// Failures of `accept` itself, such as too many open files.
     pub accept_errors: Counter,
+    /// Times that a listener waited because the whole node accepted as fast as it may.
+    pub accept_pauses: Counter,
+    /// Sockets that had not logged in and were closed to make room for newer ones.
+    pub evicted: Counter,
+    /// Connections of proxies that did not begin with the header that they owe.
+    pub proxy_failures: Counter,
     /// TLS handshakes that failed or took too long.
     pub tls_failures: Counter,
     /// Clients that authenticated.
@@ -22,6 +28,14 @@ pub struct Counters {
     pub auth_failures: Counter,
     /// Password checks refused because too many waited.
     pub auth_busy: Counter,
+    /// Logins that had to wait for failures before them.
+    pub auth_delayed: Counter,
+    /// Logins refused because too many of their address had to wait.
+    pub auth_crowded: Counter,
+    /// Times that a client was not read for a while because it sent more than its rates.
+    pub slowed: Counter,
+    /// Milliseconds that clients were not read for that reason, together.
+    pub slowed_ms: Counter,
     /// Sessions bound.
     pub bound: Counter,
     /// Sessions that ended because code of ours panicked.
@@ -40,6 +54,7 @@ pub struct Counters {
     pub bytes_in: Counter,
     /// Bytes written to clients, inside TLS where there is TLS.
     pub bytes_out: Counter,
+    refusals: Mutex<BTreeMap<&'static str, u64>>,
     stream_errors: Mutex<BTreeMap<&'static str, u64>>,
     ends: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -60,6 +75,11 @@ impl Counter {
 }
 
 impl Counters {
+    /// Sockets that were not let in, by the bound that they met.
+    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
+        self.refusals.lock().iter().map(|(name, n)| (*name, *n)).collect()
+    }
+
     /// Stream errors sent, by the name of their condition (RFC 6120, 4.9.3).
     pub fn stream_errors(&self) -> Vec<(&'static str, u64)> {
         self.stream_errors.lock().iter().map(|(name, n)| (*name, *n)).collect()
@@ -68,6 +88,11 @@ impl Counters {
     /// Connections that ended, by why: see [`Outcome::name`](crate::Outcome::name).
     pub fn ends(&self) -> Vec<(&'static str, u64)> {
         self.ends.lock().iter().map(|(name, n)| (*name, *n)).collect()
+    }
+
+    pub(crate) fn refuse(&self, why: &'static str) {
+        self.refused.add(1);
+        *self.refusals.lock().entry(why).or_default() += 1;
     }
 
     pub(crate) fn stream_error(&self, condition: &'static str) {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as Unpolled};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::config::Limits;
 use crate::gate::{Permit, Refused};
+use crate::limits::Limits;
 use crate::world::World;
 
 /// How a client on this listener begins.
@@ -27,6 +28,8 @@ pub(crate) struct Guest {
     pub socket: TcpStream,
     pub peer: SocketAddr,
     pub door: Door,
+    /// It is a proxy, which owes a header.
+    pub proxied: bool,
     pub permit: Permit,
 }
 
@@ -81,13 +84,22 @@ pub(crate) async fn accept(
         match accepted {
             Ok((socket, peer)) => {
                 pause = PAUSE.0;
-                match world.gate.enter(peer.ip(), Instant::now()) {
+                if !world.files.admits(socket.as_raw_fd(), world.gate.open()) {
+                    refuse(&world, peer, Refused::Files);
+                    continue;
+                }
+                let proxied = world.config.c2s.proxy_from.iter().any(|network| network.contains(peer.ip()));
+                match world.gate.enter((!proxied).then_some(peer.ip()), Instant::now()) {
                     Ok(permit) => {
                         world.counters.accepted.add(1);
                         tune(&socket, &world.config.limits);
-                        admit(Guest { socket, peer, door, permit });
+                        admit(Guest { socket, peer, door, proxied, permit });
                     }
                     Err(why) => refuse(&world, peer, why),
+                }
+                if let Some(pause) = world.gate.pause(Instant::now()) {
+                    world.counters.accept_pauses.add(1);
+                    tokio::time::sleep(pause).await;
                 }
             }
             Err(error) if is_about_one_peer(&error) => world.counters.accept_errors.add(1),
@@ -95,7 +107,12 @@ pub(crate) async fn accept(
                 // EMFILE and its kin: the connection stays in the backlog, and asking again at once
                 // would only burn the core that must end sessions to free something.
                 world.counters.accept_errors.add(1);
-                tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "failed to accept a connection");
+                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                    world.files.meet(world.gate.open());
+                } else {
+                    let pause_ms = pause.as_millis() as u64;
+                    tracing::warn!(%error, pause_ms, "failed to accept a connection");
+                }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE.1);
             }
@@ -103,8 +120,8 @@ pub(crate) async fn accept(
     }
 }
 
-fn refuse(world: &World, peer: SocketAddr, why: Refused) {
-    world.counters.refused.add(1);
+pub(crate) fn refuse(world: &World, peer: SocketAddr, why: Refused) {
+    world.counters.refuse(why.name());
     tracing::debug!(%peer, ?why, "refused a connection");
 }
 

@@ -12,13 +12,14 @@ use router::Mailbox;
 use stanza::{Condition, ErrorKind, StanzaError, StreamCondition, StreamError};
 use stream::sasl::keys;
 use stream::sasl::mechanism::Password;
-use stream::sasl::{ScramHash, ScramKeys};
+use stream::sasl::{SaslCondition, ScramHash, ScramKeys};
 use stream::{Act, Acts, Entry, Negotiation, Reader, TlsFacts, TlsVersion};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::claim::Claim;
 use crate::connection::Connection;
+use crate::failures::Crowded;
 use crate::listener::Door;
 use crate::outcome::Outcome;
 
@@ -33,7 +34,7 @@ pub(crate) struct LoggedIn {
     pub mechanism: &'static str,
 }
 
-/// How long the answer to a failed login is held back, times the failures on this stream.
+/// How long the answer to a failed login is held back at least, times the failures on this stream.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 /// The hash of the keys that a plain password is checked against.
 const PLAIN_HASH: ScramHash = ScramHash::Sha256;
@@ -112,6 +113,9 @@ impl Login<'_> {
     async fn read(&mut self) -> Result<(), Outcome> {
         let due = self.header_due.map_or(self.deadline, |due| due.min(self.deadline));
         let world = &self.connection.world;
+        if let Some(pause) = self.connection.pause() {
+            Box::pin(sleep(pause)).await;
+        }
         if Instant::now() >= due {
             // A client that never stops sending is late as well.
             let acts = self.negotiation.on_timeout();
@@ -123,14 +127,10 @@ impl Login<'_> {
                 let acts = self.negotiation.end(StreamError::new(StreamCondition::SystemShutdown));
                 return self.perform(acts).await;
             }
-            read = timeout_at(due, self.connection.wire.read(&mut self.input)) => read,
+            read = timeout_at(due, self.connection.read(&mut self.input)) => read,
         };
         match read {
-            Ok(Ok(0) | Err(_)) => Err(Outcome::Gone),
-            Ok(Ok(n)) => {
-                world.counters.bytes_in.add(n as u64);
-                Ok(())
-            }
+            Ok(read) => read.map(|_| ()),
             Err(_) => {
                 let acts = self.negotiation.on_timeout();
                 self.perform(acts).await
@@ -144,6 +144,11 @@ impl Login<'_> {
         while let Some(act) = acts.pop_front() {
             let next = match act {
                 Act::Send(bytes) => {
+                    if let Some(Act::AuthFailed { account, condition }) = acts.front().cloned() {
+                        // Before its answer: or it would hold back only who waits for one.
+                        acts.pop_front();
+                        self.failed(account.as_ref(), condition).await;
+                    }
                     self.connection.write(&bytes).await?;
                     continue;
                 }
@@ -161,7 +166,7 @@ impl Login<'_> {
                 Act::LookUp { account, hash } => self.look_up(&account, hash).await,
                 Act::CheckPassword { account, password } => self.check(account, password).await,
                 Act::AuthFailed { account, condition } => {
-                    self.failed(account.as_ref(), condition.tag()).await;
+                    self.failed(account.as_ref(), condition).await;
                     continue;
                 }
                 Act::Authenticated { account, mechanism } => {
@@ -205,6 +210,9 @@ impl Login<'_> {
     }
 
     async fn look_up(&mut self, account: &BareJid, hash: ScramHash) -> Acts {
+        if !self.turn(account).await {
+            return self.negotiation.on_unavailable();
+        }
         match self.keys(account, hash).await {
             Ok(keys) => self.negotiation.on_credentials(keys),
             Err(()) => self.negotiation.on_unavailable(),
@@ -213,6 +221,9 @@ impl Login<'_> {
 
     /// PBKDF2 takes milliseconds: never on an arbiter, and no more at once than the queue holds.
     async fn check(&mut self, account: BareJid, password: Password) -> Acts {
+        if !self.turn(&account).await {
+            return self.negotiation.on_unavailable();
+        }
         let Ok(found) = self.keys(&account, PLAIN_HASH).await else {
             return self.negotiation.on_unavailable();
         };
@@ -250,18 +261,41 @@ impl Login<'_> {
         }))
     }
 
-    async fn failed(&mut self, account: Option<&BareJid>, condition: &'static str) {
+    /// Waits as long as earlier failures ask for; false where too many wait for that already.
+    async fn turn(&self, account: &BareJid) -> bool {
+        let Connection { world, peer, .. } = &**self.connection;
+        match world.failures.turn(peer.ip(), account.as_str(), Instant::now().into_std()) {
+            Ok(None) => true,
+            Ok(Some(turn)) => {
+                world.counters.auth_delayed.add(1);
+                sleep(turn.delay).await;
+                true
+            }
+            Err(Crowded) => {
+                world.counters.auth_crowded.add(1);
+                false
+            }
+        }
+    }
+
+    async fn failed(&mut self, account: Option<&BareJid>, condition: SaslCondition) {
         self.failures += 1;
-        self.connection.world.counters.auth_failures.add(1);
+        let Connection { world, peer, .. } = &**self.connection;
+        world.counters.auth_failures.add(1);
         let account = account.map(|account| account.as_str());
-        tracing::info!(peer = %self.connection.peer, account, condition, "failed login");
-        // Holds back the next attempt on this stream; the account is never locked.
-        sleep(FAILURE_PAUSE * self.failures).await;
+        tracing::info!(%peer, account, condition = condition.tag(), "failed login");
+        let mut pause = FAILURE_PAUSE * self.failures;
+        if condition == SaslCondition::NotAuthorized {
+            pause = pause.max(world.failures.failed(peer.ip(), account, Instant::now().into_std()));
+        }
+        // XEP-0205, 3: guessing is slowed; the account is never locked.
+        sleep(pause).await;
     }
 
     fn authenticated(&mut self, account: &BareJid) {
         let world = &self.connection.world;
         world.counters.authenticated.add(1);
+        self.connection.permit.authenticated();
         let offer = Offer {
             host: account.domain().as_str().to_owned(),
             account: Some(account.clone()),

@@ -15,6 +15,12 @@ pub enum Outcome {
     NoTls,
     /// A new socket that sent nothing in time: there is no stream to close.
     Silent,
+    /// A proxy did not say whom it speaks for.
+    NoProxy,
+    /// A proxy speaks for somebody who may have no further connection.
+    Refused,
+    /// A newer socket needed the place of this one, which had not logged in.
+    Evicted,
     /// A stage of the stream took longer than its limit.
     Late,
     /// The client broke a rule of the stream.
@@ -42,6 +48,9 @@ impl Outcome {
             Outcome::Stalled => "stalled",
             Outcome::NoTls => "no-tls",
             Outcome::Silent => "silent",
+            Outcome::NoProxy => "no-proxy-header",
+            Outcome::Refused => "refused",
+            Outcome::Evicted => "evicted",
             Outcome::Late => "late",
             Outcome::Broke(_) => "broke-a-rule",
             Outcome::Displaced => "displaced",
@@ -58,13 +67,14 @@ impl Outcome {
         let error = |condition| Farewell::Error(StreamError::new(condition));
         match self {
             Outcome::Gone | Outcome::Stalled | Outcome::NoTls | Outcome::Silent => Farewell::Nothing,
+            Outcome::NoProxy | Outcome::Refused => Farewell::Nothing,
             Outcome::Closed => Farewell::Close,
             Outcome::Broke(error) => Farewell::Error(error.clone()),
             Outcome::Late => error(StreamCondition::ConnectionTimeout),
             Outcome::Displaced => error(StreamCondition::Conflict),
             // Not `conflict`: some clients come back at once after it, others never.
             Outcome::Kicked => error(StreamCondition::PolicyViolation),
-            Outcome::Overflowed => error(StreamCondition::ResourceConstraint),
+            Outcome::Overflowed | Outcome::Evicted => error(StreamCondition::ResourceConstraint),
             Outcome::Stopping => error(StreamCondition::SystemShutdown),
             Outcome::Unavailable | Outcome::Panicked => error(StreamCondition::InternalServerError),
         }
@@ -98,7 +108,8 @@ mod tests {
 
     #[test]
     fn who_cannot_hear_is_told_nothing() {
-        for outcome in [Outcome::Gone, Outcome::Stalled, Outcome::NoTls, Outcome::Silent] {
+        use Outcome::*;
+        for outcome in [Gone, Stalled, NoTls, Silent, NoProxy, Refused] {
             assert_eq!(outcome.farewell(), Farewell::Nothing, "{}", outcome.name());
             assert!(!outcome.may_flush(), "{}", outcome.name());
         }

@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 /// Bytes read at once; the buffer is one per arbiter, so that an idle session owns none.
-const SCRATCH: usize = 16 * 1024;
+pub(crate) const SCRATCH: usize = 16 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
@@ -45,23 +45,23 @@ impl Wire {
         .await
     }
 
-    /// Appends what the client sent to `into`; 0 is the end of the stream.
-    pub(crate) async fn read(&self, into: &mut BytesMut) -> io::Result<usize> {
-        poll_fn(|cx| self.poll_read(cx, into)).await
+    /// Appends what the client sent to `into`, no more than `max` bytes; 0 is the end of the stream.
+    pub(crate) async fn read(&self, into: &mut BytesMut, max: usize) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_read(cx, into, max)).await
     }
 
-    /// As [`Wire::read`], but `None` at once where nothing is there yet.
-    pub(crate) async fn read_now(&self, into: &mut BytesMut) -> Option<io::Result<usize>> {
-        poll_fn(|cx| match self.poll_read(cx, into) {
+    /// As [`Wire::read`], but `None` at once where nothing is there yet, and no more than `max` bytes.
+    pub(crate) async fn read_now(&self, into: &mut BytesMut, max: usize) -> Option<io::Result<usize>> {
+        poll_fn(|cx| match self.poll_read(cx, into, max) {
             Poll::Ready(read) => Poll::Ready(Some(read)),
             Poll::Pending => Poll::Ready(None),
         })
         .await
     }
 
-    fn poll_read(&self, cx: &mut Context<'_>, into: &mut BytesMut) -> Poll<io::Result<usize>> {
+    fn poll_read(&self, cx: &mut Context<'_>, into: &mut BytesMut, max: usize) -> Poll<io::Result<usize>> {
         BUFFER.with_borrow_mut(|buffer| {
-            let mut read = ReadBuf::new(buffer);
+            let mut read = ReadBuf::new(&mut buffer[..max.clamp(1, SCRATCH)]);
             ready!(match &mut *self.0.borrow_mut() {
                 Socket::Plain(tcp) => Pin::new(tcp).poll_read(cx, &mut read),
                 Socket::Tls(tls) => Pin::new(tls).poll_read(cx, &mut read),

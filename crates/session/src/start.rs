@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_rt::{Arbiter, ArbiterHandle, System};
 use cluster::{Change, Living, Loss};
@@ -18,6 +18,8 @@ use tokio::sync::{OnceCell, mpsc, watch};
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::counters::Counters;
+use crate::failures::Failures;
+use crate::files::Files;
 use crate::gate::Gate;
 use crate::listener::{self, Door};
 use crate::passwords::Passwords;
@@ -104,7 +106,9 @@ pub fn start(
         claims,
         accounts,
         passwords,
-        gate: Gate::new(limits),
+        gate: Gate::new(limits, Instant::now()),
+        files: Files::new(limits.open_files_reserve),
+        failures: Failures::new(limits, Instant::now()),
         counters: Arc::new(Counters::default()),
         table: Table::default(),
         settings: OnceCell::new(),
@@ -156,6 +160,7 @@ fn threads(
         };
         let handles = arbiters.iter().map(Arbiter::handle).collect();
         let _ = tell.send(Ok((System::current(), handles)));
+        runner.runtime().spawn(sweep(world.clone()));
         runner.runtime().spawn(follow(world, changes, serving));
         if let Err(error) = runner.run() {
             tracing::error!(%error, "the system of the sessions failed");
@@ -193,6 +198,21 @@ async fn follow(world: Arc<World>, mut changes: mpsc::Receiver<Change>, serving:
             }
             Change::NodeGone { .. } | Change::NodeUp { .. } | Change::NodeDraining { .. } => {}
         }
+    }
+}
+
+/// How often the tables of the door are swept.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Forgets who came and went, so that a crowd or an attack that is over costs nothing.
+async fn sweep(world: Arc<World>) {
+    let mut due = tokio::time::interval(SWEEP);
+    loop {
+        due.tick().await;
+        let now = Instant::now();
+        world.gate.sweep(now);
+        world.failures.sweep(now);
+        world.files.look(world.gate.open());
     }
 }
 
@@ -249,6 +269,24 @@ impl Listeners {
     /// How many client sockets are open, bound or not.
     pub fn connections(&self) -> usize {
         self.world.gate.open()
+    }
+
+    /// How many of them have not logged in.
+    pub fn unauthenticated(&self) -> usize {
+        self.world.gate.unauthenticated()
+    }
+
+    /// What is remembered about addresses, by what it is for: whose sockets are counted, who failed to log in,
+    /// at which accounts.
+    pub fn remembered(&self) -> [(&'static str, usize); 3] {
+        let (addresses, accounts) = self.world.failures.remembered();
+        let connected = self.world.gate.addresses();
+        [("connected-addresses", connected), ("failed-addresses", addresses), ("failed-accounts", accounts)]
+    }
+
+    /// Whether clients are refused because the process has hardly any files left.
+    pub fn is_out_of_files(&self) -> bool {
+        self.world.files.is_met()
     }
 
     /// What was counted since the start.

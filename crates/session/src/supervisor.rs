@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt;
 use hooks::{SessionEvent, SessionView, Why};
@@ -15,9 +15,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::claim::Claim;
 use crate::connection::{self, Connection, Pace, Post};
-use crate::listener::Guest;
+use crate::listener::{self, Guest};
 use crate::login::{self, LoggedIn};
 use crate::outcome::Outcome;
+use crate::proxy::{self, Origin};
 use crate::session::{Ended, Life, Session};
 use crate::table::Entry;
 use crate::world::World;
@@ -34,14 +35,25 @@ const UNBIND_AGAIN: (u32, Duration) = (60, Duration::from_secs(1));
 
 /// Serves one client. What panics inside ends this client and nothing else.
 pub(crate) async fn supervise(world: Arc<World>, guest: Guest) {
-    let Guest { socket, peer, door, permit } = guest;
-    let connection = Rc::new(Connection::new(world.clone(), socket, peer));
+    let door = guest.door;
+    let Guest { socket, peer, permit, .. } = match introduce(&world, guest).await {
+        Ok(guest) => guest,
+        Err(outcome) => return count(&world, &outcome),
+    };
+    let connection = Rc::new(Connection::new(world.clone(), socket, peer, permit));
+    let login = AssertUnwindSafe(login::login(&connection, door)).catch_unwind();
+    let evictable = async {
+        tokio::select! {
+            biased;
+            // Nobody is evicted who has logged in.
+            _ = connection.permit.evicted() => Err(Outcome::Evicted),
+            logged_in = login => logged_in.unwrap_or(Err(Outcome::Panicked)),
+        }
+    };
     // Boxed: a negotiation is many times the size of a session, and gone when the session begins.
-    let login = Box::pin(login::login(&connection, door));
-    let (outcome, unwritten) = match AssertUnwindSafe(login).catch_unwind().await {
-        Ok(Ok(logged_in)) => Box::pin(serve(&connection, logged_in)).await,
-        Ok(Err(outcome)) => (outcome, Vec::new()),
-        Err(_) => (Outcome::Panicked, Vec::new()),
+    let (outcome, unwritten) = match Box::pin(evictable).await {
+        Ok(logged_in) => Box::pin(serve(&connection, logged_in)).await,
+        Err(outcome) => (outcome, Vec::new()),
     };
     count(&world, &outcome);
     tracing::debug!(%peer, outcome = outcome.name(), "a connection ended");
@@ -49,11 +61,41 @@ pub(crate) async fn supervise(world: Arc<World>, guest: Guest) {
     let cleanup = take_back(&world, connection.held.take(), &outcome, unwritten);
     // Boxed: this is done once, and would be carried along by every idle session.
     let _ = Box::pin(futures::future::join(goodbye, cleanup)).await;
-    drop(permit);
+}
+
+/// Lets a proxy say whom it speaks for; who that is counts from here on.
+async fn introduce(world: &Arc<World>, mut guest: Guest) -> Result<Guest, Outcome> {
+    if !guest.proxied {
+        return Ok(guest);
+    }
+    let header = Box::pin(proxy::origin(&mut guest.socket, world.config.limits.proxy_header()));
+    let origin = tokio::select! {
+        biased;
+        _ = guest.permit.evicted() => return Err(Outcome::Evicted),
+        _ = world.closing() => return Err(Outcome::Silent),
+        origin = header => origin,
+    };
+    match origin {
+        Some(Origin::Client(client)) => guest.peer = client,
+        Some(Origin::Itself) => {}
+        None => {
+            world.counters.proxy_failures.add(1);
+            tracing::debug!(peer = %guest.peer, "a proxy did not say whom it speaks for");
+            return Err(Outcome::NoProxy);
+        }
+    }
+    guest.permit.is_from(guest.peer.ip(), Instant::now()).map_err(|why| {
+        listener::refuse(world, guest.peer, why);
+        Outcome::Refused
+    })?;
+    Ok(guest)
 }
 
 fn count(world: &World, outcome: &Outcome) {
     world.counters.end(outcome.name());
+    if *outcome == Outcome::Evicted {
+        world.counters.evicted.add(1);
+    }
     if *outcome == Outcome::Panicked {
         world.counters.panics.add(1);
         tracing::error!("a panic ended a session");

@@ -12,6 +12,8 @@ use tokio::sync::{OnceCell, watch};
 
 use crate::config::Config;
 use crate::counters::Counters;
+use crate::failures::Failures;
+use crate::files::Files;
 use crate::gate::Gate;
 use crate::passwords::Passwords;
 use crate::secret;
@@ -29,6 +31,8 @@ pub(crate) struct World {
     pub accounts: Accounts,
     pub passwords: Passwords,
     pub gate: Arc<Gate>,
+    pub files: Files,
+    pub failures: Failures,
     pub counters: Arc<Counters>,
     pub table: Table,
     /// What all negotiations share; made when the store has told the secret.
@@ -78,6 +82,7 @@ impl World {
         let random = Arc::new(move |buffer: &mut [u8]| services.random(buffer));
         let mut settings = Settings::new(hosts.collect(), secret, random);
         settings.tls_required = self.config.c2s.tls_required;
+        settings.auth_failures_max = self.config.limits.auth_failures_per_stream;
         Arc::new(settings)
     }
 

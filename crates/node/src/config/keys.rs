@@ -23,6 +23,10 @@ pub enum Form {
     HostPorts,
     /// A list of at least one domain name.
     Domains,
+    /// A list of networks, which may be empty.
+    Networks,
+    /// A list of accounts and domains, which may be empty.
+    Accounts,
     /// A path, relative to the working directory of the server.
     Path,
 }
@@ -44,6 +48,12 @@ impl Form {
                 "a list of names or addresses with ports, as in [\"node1.example.org:7400\"]".into()
             }
             Form::Domains => "a list of domain names, as in [\"example.org\"]".into(),
+            Form::Networks => {
+                "a list of networks or addresses, as in [\"10.0.0.0/8\", \"2001:db8::1\"]".into()
+            }
+            Form::Accounts => {
+                "a list of accounts or domains, as in [\"bot@example.org\", \"bots.example.org\"]".into()
+            }
             Form::Path => "a path in quotes".into(),
         }
     }
@@ -129,6 +139,12 @@ pub const KEYS: &[Key] = &[
         "What happens when a client asks for a resource that another session has: the older session is closed, the newer one is refused, or the newer one gets a resource made by the server.",
     ),
     key("c2s.arbiters", Whole(0, 1_024), Is("0"), "Threads that own sessions; 0 means one for each core."),
+    key(
+        "c2s.proxy_from",
+        Networks,
+        Is("[]"),
+        "Networks of proxies, which begin each connection with a PROXY header (HAProxy's PROXY protocol, version 1 or 2): without one it is closed. A header from anybody else is garbage.",
+    ),
     key(
         "tls.cert",
         Path,
@@ -362,10 +378,95 @@ pub const KEYS: &[Key] = &[
         "New sockets in a second from one IPv4 address or one IPv6 /64; further ones are closed at once.",
     ),
     key(
+        "limits.accepts_per_second",
+        Whole(1, 1_000_000),
+        Is("1000"),
+        "New sockets in a second of the whole node, of those that the other bounds let in; further ones wait in the queue of the system.",
+    ),
+    key(
+        "limits.unauthenticated_connections",
+        Whole(1, MANY),
+        Is("10000"),
+        "Sockets of this node that have not logged in; a further one closes the oldest of them, with `resource-constraint` where it has a stream.",
+    ),
+    key(
+        "limits.proxy_header_timeout_s",
+        Whole(1, DAY),
+        Is("5"),
+        "Seconds in which a proxy's header must be complete, then the socket is closed.",
+    ),
+    key(
+        "limits.open_files_reserve",
+        Whole(0, MANY),
+        Is("256"),
+        "Open files of the process that are kept for the store, links to other nodes and operators, at most a quarter of what the system allows; where only they are left, further sockets are closed at once.",
+    ),
+    key(
         "limits.limit_loopback",
         Flag,
         Is("false"),
-        "Whether the two bounds per address hold for loopback addresses too.",
+        "Whether the bounds per address, the back-off after failed logins and the rates of a session hold for clients on loopback addresses too.",
+    ),
+    key(
+        "limits.auth_failures_per_stream",
+        Whole(1, 100),
+        Is("3"),
+        "Logins that may fail on one stream; one more ends it with `policy-violation`.",
+    ),
+    key(
+        "limits.auth_delay_ms",
+        Whole(0, 60_000),
+        Is("250"),
+        "Milliseconds that the answer to a first failed login is held back; doubled for each further failure of the same address or at the same account. Attempts of an address that failed wait as long before they are looked at; an address that has not failed never waits, so nobody is locked out.",
+    ),
+    key("limits.auth_delay_max_ms", Whole(0, 60_000), Is("10000"), "Longest such delay, in milliseconds."),
+    key(
+        "limits.auth_failure_memory_s",
+        Whole(1, DAY),
+        Is("900"),
+        "Seconds until a failed login is forgotten.",
+    ),
+    key(
+        "limits.auth_failures_remembered",
+        Whole(2, MANY),
+        Is("65536"),
+        "Addresses (an IPv6 /64 is one), and accounts, whose failed logins are remembered; beyond it the oldest are forgotten.",
+    ),
+    key(
+        "limits.auth_waiting_per_address",
+        Whole(1, MANY),
+        Is("32"),
+        "Attempts of one address that may wait for such a delay; further ones hear `temporary-auth-failure`.",
+    ),
+    key(
+        "limits.session_bytes_per_second",
+        Whole(0, u32::MAX as i64),
+        Is("131072"),
+        "Bytes that one client may send in a second, on average; beyond it the client is read more slowly, and never disconnected. 0: no bound.",
+    ),
+    key(
+        "limits.session_bytes_burst",
+        Whole(16_384, u32::MAX as i64),
+        Is("1048576"),
+        "Bytes that one client may send at once before that rate holds.",
+    ),
+    key(
+        "limits.session_stanzas_per_second",
+        Whole(0, u32::MAX as i64),
+        Is("200"),
+        "Stanzas that one client may send in a second, on average; beyond it the client is read more slowly, and never disconnected. 0: no bound.",
+    ),
+    key(
+        "limits.session_stanzas_burst",
+        Whole(10, u32::MAX as i64),
+        Is("2000"),
+        "Stanzas that one client may send at once before that rate holds.",
+    ),
+    key(
+        "limits.session_rates_exempt",
+        Accounts,
+        Is("[]"),
+        "Accounts, or domains with all of their accounts, whose sessions may send as fast as they can.",
     ),
     key(
         "limits.sessions_per_account",

@@ -308,6 +308,13 @@ fn fits(form: Form, value: &Value) -> Result<(), String> {
         Form::HostPort => host_port(text()?),
         Form::HostPorts => each(value, 1, host_port),
         Form::Domains => each(value, 1, |t| domain(t).map(|_| ())),
+        Form::Networks => each(value, 0, |t| {
+            let network: Result<session::Network, _> = t.parse();
+            network.map(|_| ()).map_err(|_| format!("found `{t}`"))
+        }),
+        Form::Accounts => {
+            each(value, 0, |t| jid::BareJid::new(t).map(|_| ()).map_err(|e| format!("found `{t}`: {e}")))
+        }
     }
 }
 

@@ -53,6 +53,14 @@ fn each_bad_file_is_refused_with_line_key_and_hint() {
             "hosts = [\"a@b\"]\n",
             "bad.toml:1: `hosts`: expected a list of domain names, as in [\"example.org\"], found the address `a@b`",
         ),
+        (
+            "[c2s]\nproxy_from = [\"10.0.0.1/8\"]\n",
+            "bad.toml:2: `c2s.proxy_from`: expected a list of networks or addresses, as in [\"10.0.0.0/8\", \"2001:db8::1\"], found `10.0.0.1/8`",
+        ),
+        (
+            "[limits]\nsession_rates_exempt = [\"bot@example.org/phone\"]\n",
+            "bad.toml:2: `limits.session_rates_exempt`: expected a list of accounts or domains, as in [\"bot@example.org\", \"bots.example.org\"], found `bot@example.org/phone`: resource found while parsing a bare JID",
+        ),
         ("[tls]\ncert = \"a.pem\"\n", "bad.toml:2: `tls.cert`: needs `tls.key` beside it, which is not set"),
         (
             "[node]\nroles = [\"frontend\"]\n",

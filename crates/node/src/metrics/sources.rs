@@ -8,7 +8,7 @@ use router::{Fate, Router};
 use stanza::Kind;
 use store::Store;
 
-use crate::parts::SharedListeners;
+use crate::parts::{self, SharedListeners};
 
 use super::page::{Labels, Writer};
 
@@ -36,12 +36,24 @@ impl Collector for Sources {
         self.cluster(&mut page)?;
         self.store(&mut page)?;
         self.router(&mut page)?;
+        files(&mut page)?;
         self.clients(&mut page)
     }
 }
 
 fn label(name: &'static str, value: impl ToString) -> Labels {
     vec![(name, value.to_string())]
+}
+
+/// Files that the process has open, and how many it may have.
+fn files(page: &mut Writer) -> fmt::Result {
+    if let Some(open) = parts::files::open() {
+        page.gauge("open_files", "Files that the process has open.", open)?;
+    }
+    match parts::files::limits() {
+        Ok((limit, _)) => page.gauge("open_files_max", "Files that it may have open.", limit),
+        Err(_) => Ok(()),
+    }
 }
 
 impl Sources {
@@ -176,6 +188,18 @@ impl Sources {
         let Some(listeners) = self.listeners.get() else { return Ok(()) };
         page.gauge("sessions", "Sessions bound on this node.", listeners.session_count() as u64)?;
         page.gauge("connections", "Client sockets that are open.", listeners.connections() as u64)?;
+        page.gauge(
+            "connections_unauthenticated",
+            "Client sockets that have not logged in.",
+            listeners.unauthenticated() as u64,
+        )?;
+        let remembered = listeners.remembered().map(|(what, n)| (label("what", what), n as u64));
+        page.gauges("door_remembered", "Addresses and accounts that the door remembers.", remembered)?;
+        page.gauge(
+            "out_of_files",
+            "1 while clients are refused because nearly all files that the process may open are open.",
+            u64::from(listeners.is_out_of_files()),
+        )?;
         let counters = listeners.counters();
         let read = [
             (label("kind", "message"), counters.messages_in.value()),
@@ -187,12 +211,26 @@ impl Sources {
             ("stanzas_written", "Stanzas written to clients.", &counters.stanzas_out),
             ("stanzas_refused", "Stanzas refused for their shape.", &counters.bad_stanzas),
             ("connections_accepted", "Sockets let in.", &counters.accepted),
-            ("connections_refused", "Sockets closed at a bound on connections.", &counters.refused),
             ("accept_errors", "Failures of accept itself.", &counters.accept_errors),
+            ("accept_pauses", "Waits of listeners at `limits.accepts_per_second`.", &counters.accept_pauses),
+            (
+                "connections_evicted",
+                "Sockets closed for newer ones before they logged in.",
+                &counters.evicted,
+            ),
+            ("proxy_failures", "Proxies that did not say whom they speak for.", &counters.proxy_failures),
             ("tls_failures", "TLS handshakes that failed.", &counters.tls_failures),
             ("logins", "Clients that authenticated.", &counters.authenticated),
             ("login_failures", "Authentication attempts that failed.", &counters.auth_failures),
             ("login_busy", "Password checks refused because too many waited.", &counters.auth_busy),
+            ("login_delays", "Logins that waited for failures before them.", &counters.auth_delayed),
+            (
+                "login_crowded",
+                "Logins refused because too many of their address waited.",
+                &counters.auth_crowded,
+            ),
+            ("reads_slowed", "Pauses in the reading of clients that exceed their rates.", &counters.slowed),
+            ("reads_slowed_ms", "Milliseconds of such pauses.", &counters.slowed_ms),
             ("sessions_bound", "Sessions bound since the start.", &counters.bound),
             ("session_panics", "Sessions that ended by a panic.", &counters.panics),
             ("bytes_read", "Bytes read from clients.", &counters.bytes_in),
@@ -204,6 +242,8 @@ impl Sources {
         let named = |key: &'static str, list: Vec<(&'static str, u64)>| {
             list.into_iter().map(move |(name, n)| (label(key, name), n))
         };
+        let refusals = named("bound", counters.refusals());
+        page.counters("connections_refused", "Sockets closed at a bound on connections.", refusals)?;
         let errors = named("condition", counters.stream_errors());
         page.counters("stream_errors", "Stream errors sent, by condition.", errors)?;
         page.counters("connections_ended", "Connections that ended, by why.", named("why", counters.ends()))

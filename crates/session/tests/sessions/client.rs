@@ -13,7 +13,7 @@ use stream::client::{ClientAct, Login, LoginError, LoginMachine};
 use stream::sasl::MechanismName;
 use stream::{Limits, Reader, StreamEvent};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use crate::house::{House, PASSWORD};
@@ -21,7 +21,7 @@ use crate::house::{House, PASSWORD};
 /// Longer than anything takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 
 pub struct Client {
@@ -33,12 +33,28 @@ pub struct Client {
 impl Client {
     /// Connects and says nothing.
     pub async fn connect(house: &House, door: Door) -> Client {
-        let tcp = TcpStream::connect(house.address(door)).await.unwrap();
-        let socket: Box<dyn Socket> = match door {
-            Door::StartTls => Box::new(tcp),
-            Door::DirectTls => tls(house, tcp, &[b"xmpp-client"]).await.unwrap(),
-        };
-        Client { socket: Some(socket), reader: Reader::new(Limits::after_auth()), input: BytesMut::new() }
+        Client::connect_from(house, door, "127.0.0.1").await
+    }
+
+    /// Connects from one of the loopback addresses and says nothing.
+    pub async fn connect_from(house: &House, door: Door, from: &str) -> Client {
+        let tcp = Client::socket_from(house, door, from).await;
+        match door {
+            Door::StartTls => Client::over(tcp),
+            Door::DirectTls => Client::over(tls(house, tcp, &[b"xmpp-client"]).await.unwrap()),
+        }
+    }
+
+    /// A socket from one of the loopback addresses.
+    pub async fn socket_from(house: &House, door: Door, from: &str) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from.parse::<std::net::IpAddr>().unwrap(), 0).into()).unwrap();
+        socket.connect(house.address(door)).await.unwrap()
+    }
+
+    pub fn over(socket: impl Socket + 'static) -> Client {
+        let reader = Reader::new(Limits::after_auth());
+        Client { socket: Some(Box::new(socket)), reader, input: BytesMut::new() }
     }
 
     /// Logs in as `name@localhost/resource` with the usual password.
@@ -57,7 +73,21 @@ impl Client {
         password: &str,
         mechanism: Option<MechanismName>,
     ) -> (Client, Result<FullJid, LoginError>) {
-        let mut client = Client::connect(house, door).await;
+        let client = Client::connect(house, door).await;
+        client.log_in(house, door, name, resource, password, mechanism).await
+    }
+
+    /// As [`Client::try_login`], on a connection that is there.
+    pub async fn log_in(
+        self,
+        house: &House,
+        door: Door,
+        name: &str,
+        resource: &str,
+        password: &str,
+        mechanism: Option<MechanismName>,
+    ) -> (Client, Result<FullJid, LoginError>) {
+        let mut client = self;
         let login = Login {
             account: BareJid::new(&format!("{name}@localhost")).unwrap(),
             password: password.to_owned(),

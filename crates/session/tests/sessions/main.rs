@@ -3,6 +3,7 @@
 mod house;
 mod client;
 mod login;
+mod door;
 mod life;
 mod memory;
 mod modules;
