@@ -121,8 +121,7 @@ impl Client {
 
     /// Sends a stream header; gives the features that answer it.
     pub async fn begin_stream(&mut self) -> Result<Node> {
-        self.assembler = Assembler::new();
-        self.unread.clear();
+        self.expect_stream();
         let header = format!(
             "<?xml version='1.0'?><stream:stream xmlns='{CLIENT}' xmlns:stream='{STREAM}' to='{}' version='1.0'>",
             escape(&self.host)
@@ -135,6 +134,12 @@ impl Client {
         let features = self.next().await?;
         ensure!(features.is("features", STREAM), "no features, but {}", features.pretty().join("\n"));
         Ok(features)
+    }
+
+    /// What the server says next is a new stream.
+    pub fn expect_stream(&mut self) {
+        self.assembler = Assembler::new();
+        self.unread.clear();
     }
 
     /// Asks for TLS on a stream that offers it, and starts it.
@@ -204,9 +209,14 @@ impl Client {
 
     /// Writes text to the stream as it is.
     pub async fn send(&mut self, text: &str) -> Result<()> {
+        self.send_bytes(text.as_bytes()).await
+    }
+
+    /// As `send`, of bytes that need not be text.
+    pub async fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
         let writer = self.writer.as_mut().context("the connection has ended")?;
         let write = async {
-            writer.write_all(text.as_bytes()).await?;
+            writer.write_all(bytes).await?;
             writer.flush().await
         };
         tokio::time::timeout(PATIENCE, write)
@@ -305,6 +315,34 @@ impl Client {
                 Piece::End => Heard::End,
             }));
         }
+    }
+
+    /// Bytes as they come, past all that understands them; none at the end of the socket.
+    pub async fn read_bytes(&mut self) -> Result<Vec<u8>> {
+        let reader = self.reader.as_mut().context("the connection has ended")?;
+        let mut buffer = vec![0; 64 * 1024];
+        let read = tokio::time::timeout(PATIENCE, reader.read(&mut buffer)).await;
+        let count = read.context("nothing came in time")?.unwrap_or(0);
+        buffer.truncate(count);
+        Ok(buffer)
+    }
+
+    /// Ends the talking half of the connection, without closing the stream.
+    pub async fn finish(&mut self) -> Result<()> {
+        let writer = self.writer.as_mut().context("the connection has ended")?;
+        // The server may have closed it before.
+        drop(writer.shutdown().await);
+        Ok(())
+    }
+
+    /// Waits for the end of the socket; the bytes that come before it.
+    pub async fn until_closed(&mut self) -> Result<Vec<u8>> {
+        let reader = self.reader.as_mut().context("the connection has ended")?;
+        let mut rest = Vec::new();
+        // An end without close_notify, or a reset, is an end.
+        let read = tokio::time::timeout(PATIENCE, reader.read_to_end(&mut rest)).await;
+        drop(read.context("the server does not close the connection")?);
+        Ok(rest)
     }
 
     /// Two halves for whoever talks and listens at the same time.

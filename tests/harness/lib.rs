@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod diff;
+pub mod metrics;
 pub mod nodes;
 pub mod pattern;
 pub mod people;

@@ -191,6 +191,11 @@ impl Nodes {
         Ok(())
     }
 
+    /// The process of a node that runs.
+    pub fn process(&self, at: usize) -> Option<u32> {
+        self.nodes[at].child.as_ref()?.id()
+    }
+
     /// Stops a node in its tracks, with all of its connections open; it stays so until it is killed.
     pub async fn pause(&self, at: usize) -> Result<()> {
         let id = self.nodes[at].child.as_ref().and_then(Child::id).context("it does not run")?;

@@ -4,30 +4,11 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use tests::{
+    metrics::page,
     nodes::{Layout, Nodes, free_address},
     people::{Person, ping},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::{Instant, interval},
-};
-
-/// The lines of the page by name and labels.
-async fn page(address: SocketAddr) -> Result<BTreeMap<String, f64>> {
-    let mut socket = TcpStream::connect(address).await?;
-    socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
-    let mut text = String::new();
-    tokio::time::timeout(Duration::from_secs(5), socket.read_to_string(&mut text)).await??;
-    ensure!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
-    ensure!(text.trim_end().ends_with("# EOF"), "{text}");
-    let body = text.split_once("\r\n\r\n").context("no body")?.1;
-    let line = |line: &str| {
-        let (name, value) = line.rsplit_once(' ')?;
-        Some((name.to_owned(), value.parse().ok()?))
-    };
-    Ok(body.lines().filter(|l| !l.starts_with('#')).filter_map(line).collect())
-}
+use tokio::time::{Instant, interval};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_metrics_of_a_node_tell_what_it_did() -> Result<()> {

@@ -1,6 +1,7 @@
 //! Rules of the house that no compiler knows: arrows between crates, first lines, words that must not appear.
 
 mod arrows;
+mod bad_input;
 mod files;
 mod source;
 mod tree;
@@ -65,4 +66,18 @@ fn no_text_names_a_path_of_somebodys_machine() {
 #[test]
 fn links_between_documents_lead_somewhere() {
     none(files::broken_links(&Tree::read()));
+}
+
+#[test]
+fn the_page_of_bad_input_is_the_one_that_the_tests_make() {
+    let tree = Tree::read();
+    let (page, wrong) = bad_input::page(&tree);
+    none(wrong);
+    if std::env::var_os("ROOKERY_REGENERATE").is_some() {
+        return bad_input::regenerate(&tree, &page);
+    }
+    let stale = bad_input::committed(&tree) != page;
+    let how =
+        "docs/bad-input.md is stale: run ROOKERY_REGENERATE=1 cargo test -p tests --test tidy bad_input";
+    none(stale.then(|| how.to_owned()).into_iter().collect());
 }

@@ -24,3 +24,5 @@ pub const ROSTER: &str = "jabber:iq:roster";
 pub const ROSTER_VERSIONING: &str = "urn:xmpp:features:rosterver";
 /// The `xml` prefix.
 pub const XML: &str = "http://www.w3.org/XML/1998/namespace";
+/// The `xmlns` prefix.
+pub const XMLNS: &str = "http://www.w3.org/2000/xmlns/";

@@ -39,6 +39,8 @@ pub enum BadTag {
     DuplicateAttribute,
     /// A prefix that is not declared.
     UndeclaredPrefix,
+    /// A declaration that binds `xml` or `xmlns`, or a prefix to the namespace of one of them.
+    ReservedNamespace,
 }
 
 impl Scope {
@@ -52,6 +54,11 @@ impl Scope {
                 return Err(BadTag::DuplicateAttribute);
             }
             if let Some(prefix) = a.declares() {
+                // Namespaces in XML 1.0, 3: what other parsers refuse must not reach them.
+                let is_xml = prefix.as_deref().is_some_and(|p| *p == *"xml");
+                if (a.value == crate::ns::XML) != is_xml || a.value == crate::ns::XMLNS {
+                    return Err(BadTag::ReservedNamespace);
+                }
                 self.declared.push(Declared { prefix, uri: a.value.as_str().into(), level });
                 made += 1;
             }

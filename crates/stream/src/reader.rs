@@ -227,7 +227,7 @@ impl Reader {
                 }
                 Ok(None) => return Ok(None),
                 Err(EndOrError::NeedMoreData) => return Ok(None),
-                Err(EndOrError::Error(error)) => return Err(map_error(error)),
+                Err(EndOrError::Error(error)) => return Err(map_error(error, &self.raw)),
             }
         }
     }
@@ -292,6 +292,7 @@ impl Reader {
         self.scope.open(&self.attributes).map_err(|bad| match bad {
             stanza::scope::BadTag::DuplicateAttribute => malformed("duplicate attribute"),
             stanza::scope::BadTag::UndeclaredPrefix => malformed("undeclared prefix"),
+            stanza::scope::BadTag::ReservedNamespace => malformed("a reserved prefix or namespace"),
         })?;
         let prefix = prefix.as_deref().map(|p| &**p);
         let (uri, declared_at) = self.scope.find(prefix).map_err(|_| malformed("undeclared prefix"))?;
@@ -479,8 +480,8 @@ fn internal(_: dom::BadXml) -> ReadError {
     ReadError::new(StreamCondition::NotWellFormed, "not well-formed")
 }
 
-/// RFC 6120, 4.9.3 and 11.1 for what `rxml` refuses.
-fn map_error(error: rxml::Error) -> ReadError {
+/// RFC 6120, 4.9.3 and 11.1 for what `rxml` refuses; `read` ends where it stopped.
+fn map_error(error: rxml::Error, read: &[u8]) -> ReadError {
     use StreamCondition::*;
     match error {
         rxml::Error::RestrictedXml("long name or reference" | "event too long") => {
@@ -494,10 +495,20 @@ fn map_error(error: rxml::Error) -> ReadError {
         rxml::Error::InvalidSyntax("malformed cdata or comment section start") => {
             ReadError::new(RestrictedXml, "a DTD or other declaration")
         }
+        // Its name for a character's number that never ends, too.
+        rxml::Error::UndeclaredEntity if ends_in_number(read) => {
+            ReadError::new(NotWellFormed, "a character's number is too long")
+        }
         rxml::Error::UndeclaredEntity => ReadError::new(RestrictedXml, "an undeclared entity"),
         rxml::Error::InvalidUtf8Byte(_) => ReadError::new(NotWellFormed, "not UTF-8"),
         _ => ReadError::new(NotWellFormed, "not well-formed"),
     }
+}
+
+/// Whether the last reference in the bytes is one by number (`&#`).
+fn ends_in_number(read: &[u8]) -> bool {
+    let reference = read.iter().rposition(|b| *b == b'&');
+    reference.is_some_and(|at| read.get(at + 1) == Some(&b'#'))
 }
 
 #[cfg(test)]

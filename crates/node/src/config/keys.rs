@@ -282,7 +282,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "store.reserve_bytes",
-        Whole(0, MANY),
+        Whole(0, 1 << 50),
         Is("67108864"),
         "Free space of the disk, in bytes, below which nothing more is accepted.",
     ),

@@ -189,7 +189,7 @@ fn a_stanza_of_a_wrong_shape_is_refused_and_the_stream_lives() {
 #[test]
 fn what_xmpp_forbids_ends_the_stream() {
     use StreamCondition::*;
-    let cases: [(&[u8], StreamCondition); 31] = [
+    let cases: [(&[u8], StreamCondition); 37] = [
         (b"<!-- x -->", RestrictedXml),
         (b"<?php x?>", RestrictedXml),
         (b"<?xml version='1.0'?>", RestrictedXml),
@@ -211,6 +211,12 @@ fn what_xmpp_forbids_ends_the_stream() {
         (b"<message xmlns:q=''/>", NotWellFormed),
         (b"<message xmlns:xmlns='u'/>", NotWellFormed),
         (b"<message xmlns:xml='u'/>", NotWellFormed),
+        (b"<message xmlns:p='http://www.w3.org/2000/xmlns/'/>", NotWellFormed),
+        (b"<message><x xmlns='http://www.w3.org/2000/xmlns/'/></message>", NotWellFormed),
+        (b"<message xmlns:p='http://www.w3.org/XML/1998/namespace'/>", NotWellFormed),
+        (b"<message><x xmlns='http://www.w3.org/XML/1998/namespace'/></message>", NotWellFormed),
+        (b"<message>&#99999999999999999999;</message>", NotWellFormed),
+        (b"<message id='&#x99999999999999999999;'/>", NotWellFormed),
         (b"<message a='<'/>", NotWellFormed),
         (b"<message>]]></message>", NotWellFormed),
         (b"<message></iq>", NotWellFormed),
