@@ -33,6 +33,7 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 const TLS: &str = "urn:ietf:params:xml:ns:xmpp-tls";
 const SASL: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
 const BIND: &str = "urn:ietf:params:xml:ns:xmpp-bind";
+const CHANNEL_BINDING: &str = "urn:xmpp:sasl-cb:0";
 
 /// Ids of pings that only mark a place in the order of stanzas begin so.
 pub const FENCE: &str = "fence-";
@@ -69,6 +70,42 @@ pub struct Client {
     host: String,
     /// The bound address.
     pub jid: Option<String>,
+    /// What was heard of mechanisms and types of channel binding before login.
+    offer: (Vec<String>, Vec<String>),
+    /// The channel below, once there is TLS.
+    channel: Option<Channel>,
+}
+
+/// What a login can be bound to.
+#[derive(Clone)]
+pub struct Channel {
+    /// `tls-exporter` (RFC 9266); none in TLS 1.2.
+    pub exporter: Option<Vec<u8>>,
+    /// The server's certificate.
+    pub certificate: Vec<u8>,
+}
+
+impl Channel {
+    fn of(tls: &rustls::ClientConnection) -> Result<Channel> {
+        let tls13 = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
+        let export = || tls.export_keying_material(vec![0; 32], b"EXPORTER-Channel-Binding", Some(&[]));
+        let exporter = if tls13 { Some(export()?) } else { None };
+        let chain = tls.peer_certificates().context("no certificate")?;
+        Ok(Channel { exporter, certificate: chain.first().context("an empty chain")?.to_vec() })
+    }
+
+    /// `tls-server-end-point` (RFC 5929, 4) of a certificate that is signed with SHA-256.
+    pub fn endpoint(&self) -> Vec<u8> {
+        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.certificate).as_ref().to_vec()
+    }
+
+    /// The header and the data of a login that is bound to this channel as strongly as can be.
+    fn binding(&self) -> (&'static str, Vec<u8>) {
+        match &self.exporter {
+            Some(exporter) => ("p=tls-exporter,,", exporter.clone()),
+            None => ("p=tls-server-end-point,,", self.endpoint()),
+        }
+    }
 }
 
 impl Client {
@@ -83,15 +120,21 @@ impl Client {
 
     /// Connects to the direct TLS port and says nothing inside.
     pub async fn open_direct(door: Door, host: &str) -> Result<Client> {
+        Client::open_direct_with(door, host, tls_config()).await
+    }
+
+    /// As `open_direct`, with TLS settings of one's own.
+    pub async fn open_direct_with(door: Door, host: &str, tls: Arc<ClientConfig>) -> Result<Client> {
         let socket = TcpStream::connect(door.direct)
             .await
             .with_context(|| format!("failed to connect to {}", door.direct))?;
         socket.set_nodelay(true)?;
         let name = ServerName::try_from(host.to_owned())?;
-        let tls = TlsConnector::from(tls_config()).connect(name, socket);
+        let tls = TlsConnector::from(tls).connect(name, socket);
         let tls = tokio::time::timeout(PATIENCE, tls).await.context("the TLS handshake took too long")??;
         ensure!(tls.get_ref().1.alpn_protocol() == Some(b"xmpp-client"), "no ALPN `xmpp-client` was agreed");
-        Ok(Client::over(Box::new(tls), host))
+        let channel = Channel::of(tls.get_ref().1)?;
+        Ok(Client { channel: Some(channel), ..Client::over(Box::new(tls), host) })
     }
 
     /// A stream inside TLS whose features were heard: by STARTTLS, or directly.
@@ -133,6 +176,12 @@ impl Client {
         ensure!(answer.is("stream", STREAM), "another root than a stream: {answer:?}");
         let features = self.next().await?;
         ensure!(features.is("features", STREAM), "no features, but {}", features.pretty().join("\n"));
+        self.offer = (
+            names(&features, ("mechanisms", SASL), |n| Some(n.text())),
+            names(&features, ("sasl-channel-binding", CHANNEL_BINDING), |n| {
+                n.attr("type").map(str::to_owned)
+            }),
+        );
         Ok(features)
     }
 
@@ -144,14 +193,20 @@ impl Client {
 
     /// Asks for TLS on a stream that offers it, and starts it.
     pub async fn start_tls(&mut self) -> Result<()> {
+        self.start_tls_with(tls_config()).await
+    }
+
+    /// As `start_tls`, with TLS settings of one's own.
+    pub async fn start_tls_with(&mut self, tls: Arc<ClientConfig>) -> Result<()> {
         self.send(&format!("<starttls xmlns='{TLS}'/>")).await?;
         let answer = self.next().await?;
         ensure!(answer.is("proceed", TLS), "no proceed, but {}", answer.pretty().join("\n"));
         let (reader, writer) = (self.reader.take(), self.writer.take());
         let (reader, writer) = reader.zip(writer).context("the connection has ended")?;
         let name = ServerName::try_from(self.host.clone())?;
-        let tls = TlsConnector::from(tls_config()).connect(name, reader.unsplit(writer));
+        let tls = TlsConnector::from(tls).connect(name, reader.unsplit(writer));
         let tls = tokio::time::timeout(PATIENCE, tls).await.context("the TLS handshake took too long")??;
+        self.channel = Some(Channel::of(tls.get_ref().1)?);
         let (reader, writer) = tokio::io::split(Box::new(tls) as Box<dyn Socket>);
         (self.reader, self.writer) = (Some(reader), Some(writer));
         Ok(())
@@ -178,7 +233,30 @@ impl Client {
             let answer = self.next().await?;
             return Ok(if answer.is("success", SASL) { Ok(()) } else { Err(condition(&answer)) });
         }
-        let (mut exchange, first) = Exchange::begin(Hash::of(mechanism)?, user, &unique("nonce"));
+        if matches!(mechanism, "EXTERNAL" | "ANONYMOUS") {
+            self.send(&format!("<auth xmlns='{SASL}' mechanism='{mechanism}'>=</auth>")).await?;
+            let answer = self.next().await?;
+            return Ok(if answer.is("success", SASL) { Ok(()) } else { Err(condition(&answer)) });
+        }
+        let (header, data) = match &self.channel {
+            Some(channel) if mechanism.ends_with("-PLUS") => channel.binding(),
+            _ => ("n,,", Vec::new()),
+        };
+        self.exchange(user, password, mechanism, header, &data).await
+    }
+
+    /// One attempt at SCRAM with a header and binding data of one's own.
+    pub async fn exchange(
+        &mut self,
+        user: &str,
+        password: &str,
+        mechanism: &str,
+        header: &str,
+        data: &[u8],
+    ) -> Result<Result<(), String>> {
+        let (mut exchange, first) =
+            Exchange::bound(Hash::of(mechanism)?, user, &unique("nonce"), header, data);
+        exchange.insist(&self.offer.0, &self.offer.1);
         let first = BASE64_STANDARD.encode(first);
         self.send(&format!("<auth xmlns='{SASL}' mechanism='{mechanism}'>{first}</auth>")).await?;
         let challenge = self.next().await?;
@@ -392,8 +470,20 @@ impl Client {
             kept: VecDeque::new(),
             host: host.to_owned(),
             jid: None,
+            offer: (Vec::new(), Vec::new()),
+            channel: None,
         }
     }
+
+    /// The channel below, once there is TLS.
+    pub fn channel(&self) -> Result<&Channel> {
+        self.channel.as_ref().context("no TLS")
+    }
+}
+
+/// What the children of one stream feature say.
+fn names(features: &Node, (name, ns): (&str, &str), what: impl Fn(&Node) -> Option<String>) -> Vec<String> {
+    features.child(name, ns).into_iter().flat_map(Node::nodes).filter_map(what).collect()
 }
 
 /// The talking half of a split client: what it says waits for the server to read it.

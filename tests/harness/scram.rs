@@ -1,4 +1,5 @@
-//! The client's side of SCRAM (RFC 5802, RFC 7677), written apart from the server's so that each checks the other.
+//! The client's side of SCRAM (RFC 5802, RFC 7677), bound to a channel or not, written apart from the server's so
+//! that each checks the other.
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_lc_rs::{digest, hmac, pbkdf2};
@@ -13,9 +14,9 @@ pub struct Hash {
 }
 
 impl Hash {
-    /// The hash of a mechanism by its SASL name.
+    /// The hash of a mechanism by its SASL name, with or without -PLUS.
     pub fn of(mechanism: &str) -> Result<Hash> {
-        Ok(match mechanism {
+        Ok(match mechanism.strip_suffix("-PLUS").unwrap_or(mechanism) {
             "SCRAM-SHA-1" => Hash {
                 digest: &digest::SHA1_FOR_LEGACY_USE_ONLY,
                 hmac: hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
@@ -37,16 +38,42 @@ pub struct Exchange {
     hash: Hash,
     first_bare: String,
     nonce: String,
+    binding: String,
+    offered: Option<String>,
     server_signature: Vec<u8>,
 }
 
 impl Exchange {
     /// Begins; the second value is the client's first message, before base64.
     pub fn begin(hash: Hash, user: &str, nonce: &str) -> (Exchange, String) {
+        Exchange::bound(hash, user, nonce, "n,,", &[])
+    }
+
+    /// Begins with a header of this client's choice (`p=tls-exporter,,`) and the data that it is to be bound to.
+    pub fn bound(hash: Hash, user: &str, nonce: &str, header: &str, data: &[u8]) -> (Exchange, String) {
         let user = user.replace('=', "=3D").replace(',', "=2C");
         let first_bare = format!("n={user},r={nonce}");
-        let first = format!("n,,{first_bare}");
-        (Exchange { hash, first_bare, nonce: nonce.to_owned(), server_signature: Vec::new() }, first)
+        let first = format!("{header}{first_bare}");
+        let binding = BASE64_STANDARD.encode([header.as_bytes(), data].concat());
+        let nonce = nonce.to_owned();
+        let exchange =
+            Exchange { hash, first_bare, nonce, binding, offered: None, server_signature: Vec::new() };
+        (exchange, first)
+    }
+
+    /// Insists on what the server says that it offered (XEP-0474): names of mechanisms and types of binding.
+    pub fn insist(&mut self, mechanisms: &[String], bindings: &[String]) {
+        let sorted = |names: &[String]| {
+            let mut names = names.to_vec();
+            names.sort();
+            names.join("\u{1e}")
+        };
+        let mut offered = sorted(mechanisms);
+        if !bindings.is_empty() {
+            offered = format!("{offered}\u{1f}{}", sorted(bindings));
+        }
+        let hash = digest::digest(self.hash.digest, offered.as_bytes());
+        self.offered = Some(BASE64_STANDARD.encode(hash));
     }
 
     /// The client's last message, in answer to the server's first.
@@ -63,9 +90,12 @@ impl Exchange {
             nonce.len() > self.nonce.len() && nonce.starts_with(&self.nonce),
             "the nonce is not ours: `{nonce}`"
         );
+        if let Some(offered) = &self.offered {
+            ensure!(field("h=")? == offered, "another offer was made than was heard: `{server_first}`");
+        }
         let mut salted = vec![0; self.hash.digest.output_len()];
         pbkdf2::derive(self.hash.pbkdf2, rounds, &salt, password.as_bytes(), &mut salted);
-        let without_proof = format!("c=biws,r={nonce}");
+        let without_proof = format!("c={},r={nonce}", self.binding);
         let message = format!("{},{server_first},{without_proof}", self.first_bare);
         let client_key = self.mac(&salted, b"Client Key");
         let stored_key = digest::digest(self.hash.digest, &client_key);

@@ -4,16 +4,20 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use stream::sasl::MechanismName;
 
 use crate::limits::Limits;
 use crate::network::Network;
 
-/// Settings of the client side of a node: the tables `[c2s]`, `[tls]` and the session keys of `[limits]`.
+/// Settings of the client side of a node: the tables `[c2s]`, `[auth]`, `[tls]` and the session keys of
+/// `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(default)]
 pub struct Config {
     /// The table `[c2s]`.
     pub c2s: C2s,
+    /// The table `[auth]`.
+    pub auth: Auth,
     /// The table `[tls]`.
     pub tls: TlsFiles,
     /// The session keys of the table `[limits]`.
@@ -72,6 +76,21 @@ impl Default for C2s {
             arbiters: 0,
             proxy_from: Vec::new(),
         }
+    }
+}
+
+/// How clients may log in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Auth {
+    /// SASL mechanisms by their registered names, in the order in which they are offered; another one is
+    /// answered with `invalid-mechanism`.
+    pub mechanisms: Vec<String>,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Auth { mechanisms: MechanismName::DEFAULT.map(|name| name.as_str().to_owned()).to_vec() }
     }
 }
 

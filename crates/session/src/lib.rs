@@ -27,7 +27,7 @@ mod tls;
 mod world;
 
 pub use claims::Claims;
-pub use config::{C2s, Config, ResourceConflict, TlsFiles};
+pub use config::{Auth, C2s, Config, ResourceConflict, TlsFiles};
 pub use counters::{Counter, Counters};
 pub use limits::Limits;
 pub use listener::Door;

@@ -12,8 +12,8 @@ use router::Mailbox;
 use stanza::{Condition, ErrorKind, StanzaError, StreamCondition, StreamError};
 use stream::sasl::keys;
 use stream::sasl::mechanism::Password;
-use stream::sasl::{SaslCondition, ScramHash, ScramKeys};
-use stream::{Act, Acts, Entry, Negotiation, Reader, TlsFacts, TlsVersion};
+use stream::sasl::{Checked, Found, SaslCondition, ScramHash, ScramKeys};
+use stream::{Act, Acts, ClientCertificate, Entry, Negotiation, Reader, TlsFacts, TlsVersion};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
@@ -213,8 +213,8 @@ impl Login<'_> {
         if !self.turn(account).await {
             return self.negotiation.on_unavailable();
         }
-        match self.keys(account, hash).await {
-            Ok(keys) => self.negotiation.on_credentials(keys),
+        match self.find(account, hash).await {
+            Ok(found) => self.negotiation.on_credentials(found),
             Err(()) => self.negotiation.on_unavailable(),
         }
     }
@@ -224,15 +224,19 @@ impl Login<'_> {
         if !self.turn(&account).await {
             return self.negotiation.on_unavailable();
         }
-        let Ok(found) = self.keys(&account, PLAIN_HASH).await else {
+        let Ok(found) = self.find(&account, PLAIN_HASH).await else {
             return self.negotiation.on_unavailable();
         };
-        let exists = found.is_some();
-        // Nobody there takes as long as somebody: time must not tell who has an account.
-        let keys = found.unwrap_or_else(|| self.negotiation.fake_keys(&account, PLAIN_HASH));
-        let check = move || keys::verify(password.expose(), PLAIN_HASH, &keys);
+        let (keys, right) = match found {
+            Some(Found { keys, disabled: false }) => (keys, Checked::Good),
+            Some(Found { keys, disabled: true }) => (keys, Checked::Disabled),
+            // Nobody there takes as long as somebody: time must not tell who has an account.
+            None => (self.negotiation.fake_keys(&account, PLAIN_HASH), Checked::Wrong),
+        };
+        let check =
+            move || if keys::verify(password.expose(), PLAIN_HASH, &keys) { right } else { Checked::Wrong };
         match self.connection.world.passwords.run(check).await {
-            Ok(good) => self.negotiation.on_password_checked(good && exists),
+            Ok(checked) => self.negotiation.on_password_checked(checked),
             Err(_busy) => {
                 self.connection.world.counters.auth_busy.add(1);
                 self.negotiation.on_unavailable()
@@ -240,24 +244,25 @@ impl Login<'_> {
         }
     }
 
-    /// The account's keys for one hash; `None` where nobody may log in under that name.
-    async fn keys(&self, account: &BareJid, hash: ScramHash) -> Result<Option<ScramKeys>, ()> {
+    /// The account with its keys for one hash; `None` where there is none of that name.
+    async fn find(&self, account: &BareJid, hash: ScramHash) -> Result<Option<Found>, ()> {
         let found = self.connection.world.accounts.credentials(account.as_str()).await;
         let credentials = found.map_err(|error| {
             tracing::warn!(%error, "failed to read credentials");
         })?;
-        Ok(credentials.filter(|credentials| !credentials.disabled).map(|credentials| {
+        Ok(credentials.map(|credentials| {
             let keys = match hash {
                 ScramHash::Sha1 => credentials.sha1,
                 ScramHash::Sha256 => credentials.sha256,
                 ScramHash::Sha512 => credentials.sha512,
             };
-            ScramKeys {
+            let keys = ScramKeys {
                 salt: keys.salt,
                 iterations: keys.iterations,
                 stored_key: keys.stored_key,
                 server_key: keys.server_key,
-            }
+            };
+            Found { keys, disabled: credentials.disabled }
         }))
     }
 
@@ -398,6 +403,7 @@ fn facts(tls: &rustls::ServerConnection, endpoint_hash: Vec<u8>) -> TlsFacts {
         endpoint_hash: Some(endpoint_hash),
         alpn: tls.alpn_protocol().map(<[u8]>::to_vec),
         sni: tls.server_name().map(str::to_owned),
+        client: ClientCertificate::Absent,
     }
 }
 

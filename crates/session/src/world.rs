@@ -8,6 +8,7 @@ use hooks::{Accounts, Registry, Services};
 use jid::DomainPart;
 use router::Router;
 use stream::negotiation::Settings;
+use stream::sasl::MechanismName;
 use tokio::sync::{OnceCell, watch};
 
 use crate::config::Config;
@@ -83,6 +84,8 @@ impl World {
         let mut settings = Settings::new(hosts.collect(), secret, random);
         settings.tls_required = self.config.c2s.tls_required;
         settings.auth_failures_max = self.config.limits.auth_failures_per_stream;
+        let mechanisms = self.config.auth.mechanisms.iter();
+        settings.mechanisms = mechanisms.filter_map(|name| MechanismName::from_name(name)).collect();
         Arc::new(settings)
     }
 

@@ -9,6 +9,7 @@ use subtle::ConstantTimeEq;
 
 use crate::features::{self, sasl, sasl_payload, text_element};
 use crate::reader::StreamEvent;
+use crate::sasl::downgrade;
 use crate::sasl::keys::{self, ScramHash};
 use crate::sasl::mechanism::MechanismName;
 
@@ -21,6 +22,9 @@ pub enum LoginError {
     /// The server refused the credentials or the mechanism.
     #[error("authentication failed: {0}")]
     Refused(String),
+    /// What the server says it offered is not what came here (XEP-0474): somebody in between has changed it.
+    #[error("somebody has changed what the server offers")]
+    Downgraded,
     /// The server did not prove that it knows the password.
     #[error("the server's signature is wrong")]
     BadServer,
@@ -77,6 +81,8 @@ pub struct Features {
     pub starttls: Option<bool>,
     /// Names of SASL mechanisms, in the server's order.
     pub mechanisms: Vec<String>,
+    /// Types of channel binding (XEP-0440).
+    pub channel_bindings: Vec<String>,
     /// Resource binding.
     pub bind: bool,
     /// Roster versions.
@@ -93,13 +99,23 @@ impl Features {
         }
         let starttls = element.get_child("starttls", ns::TLS);
         let mechanisms = element.get_child("mechanisms", ns::SASL);
+        let bindings = element.get_child("sasl-channel-binding", features::CHANNEL_BINDING);
+        let bindings = bindings.into_iter().flat_map(Element::children);
         Some(Features {
             starttls: starttls.map(|feature| feature.has_child("required", ns::TLS)),
             mechanisms: mechanisms.map(|m| m.children().map(Element::text).collect()).unwrap_or_default(),
+            channel_bindings: bindings.filter_map(|b| b.attr("type").map(str::to_owned)).collect(),
             bind: element.has_child("bind", ns::BIND),
             roster_versioning: element.has_child("ver", ns::ROSTER_VERSIONING),
             all: element.children().cloned().collect(),
         })
+    }
+
+    /// What the server should say that it offered (XEP-0474).
+    fn downgrade(&self, hash: ScramHash) -> String {
+        let mechanisms: Vec<&str> = self.mechanisms.iter().map(String::as_str).collect();
+        let bindings: Vec<&str> = self.channel_bindings.iter().map(String::as_str).collect();
+        downgrade::hash(hash, &mechanisms, &bindings)
     }
 }
 
@@ -109,6 +125,7 @@ pub struct ScramClient {
     password: String,
     nonce: String,
     first_bare: String,
+    offered: Option<String>,
     signature: Option<Vec<u8>>,
 }
 
@@ -121,8 +138,15 @@ impl ScramClient {
             password: password.to_owned(),
             nonce: nonce.to_owned(),
             first_bare: format!("n={username},r={nonce}"),
+            offered: None,
             signature: None,
         }
+    }
+
+    /// Insists that a server which tells what it offered tells this (XEP-0474, 5.2).
+    #[must_use]
+    pub fn offered(self, hash: String) -> ScramClient {
+        ScramClient { offered: Some(hash), ..self }
     }
 
     /// The initial response.
@@ -138,6 +162,11 @@ impl ScramClient {
         let nonce = parts.next().and_then(|a| a.strip_prefix("r=")).ok_or_else(unexpected)?;
         let salt = parts.next().and_then(|a| a.strip_prefix("s=")).ok_or_else(unexpected)?;
         let iterations = parts.next().and_then(|a| a.strip_prefix("i=")).ok_or_else(unexpected)?;
+        if let (Some(told), Some(seen)) = (parts.find_map(|a| a.strip_prefix("h=")), &self.offered)
+            && told != seen
+        {
+            return Err(LoginError::Downgraded);
+        }
         let salt = BASE64.decode(salt).map_err(|_| unexpected())?;
         let iterations: u32 = iterations.parse().map_err(|_| unexpected())?;
         if !nonce.starts_with(&self.nonce) || nonce.len() == self.nonce.len() || iterations > ITERATIONS_MAX {
@@ -298,11 +327,14 @@ impl LoginMachine {
             MechanismName::Plain => format!("\0{username}\0{}", self.login.password).into_bytes(),
             MechanismName::Scram(hash) => {
                 let scram = ScramClient::new(hash, username, &self.login.password, &self.nonce);
+                let scram = scram.offered(offered.downgrade(hash));
                 let first = scram.first();
                 self.scram = Some(scram);
                 first
             }
-            MechanismName::ScramPlus(_) => return Err(LoginError::NoMechanism),
+            MechanismName::ScramPlus(_) | MechanismName::External | MechanismName::Anonymous => {
+                return Err(LoginError::NoMechanism);
+            }
         };
         let mut auth = sasl("auth", Some(&first));
         features::set(&mut auth, "mechanism", name.as_str());
@@ -360,6 +392,16 @@ mod tests {
         for challenge in cases {
             let mut client = ScramClient::new(ScramHash::Sha1, "user", "pencil", "abc");
             assert!(client.answer(challenge).is_err(), "{challenge:?}");
+        }
+    }
+
+    #[test]
+    fn an_offer_that_was_changed_on_its_way_is_seen() {
+        let challenge = b"r=abcd,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=16,h=aGFzaA==";
+        for (seen, good) in [("aGFzaA==", true), ("b3RoZXI=", false)] {
+            let client = ScramClient::new(ScramHash::Sha1, "user", "pencil", "abc");
+            let answer = client.offered(seen.to_owned()).answer(challenge);
+            assert_eq!(answer.err(), (!good).then_some(LoginError::Downgraded));
         }
     }
 

@@ -28,6 +28,23 @@ pub fn mechanisms(names: &[MechanismName]) -> Element {
     feature
 }
 
+/// Namespace of the announcement of channel bindings (XEP-0440).
+pub const CHANNEL_BINDING: &str = "urn:xmpp:sasl-cb:0";
+
+/// `<sasl-channel-binding/>` (XEP-0440, 2), where there is anything to bind to.
+pub fn channel_bindings(types: &[&str]) -> Option<Element> {
+    if types.is_empty() {
+        return None;
+    }
+    let mut feature = Element::bare("sasl-channel-binding", CHANNEL_BINDING);
+    for name in types {
+        let mut binding = Element::bare("channel-binding", CHANNEL_BINDING);
+        set(&mut binding, "type", name);
+        feature.append_child(binding);
+    }
+    Some(feature)
+}
+
 /// `<bind/>` (RFC 6120, 7.4).
 pub fn bind() -> Element {
     Element::bare("bind", ns::BIND)
@@ -71,6 +88,13 @@ pub fn sasl_payload(element: &Element) -> Result<Option<Vec<u8>>, SaslCondition>
 pub fn sasl_failure(condition: SaslCondition) -> Element {
     let mut failure = Element::bare("failure", ns::SASL);
     failure.append_child(Element::bare(condition.tag(), ns::SASL));
+    if let Some(text) = condition.text() {
+        let mut text = text_element("text", ns::SASL, text);
+        if let Some(lang) = dom::attribute_name("lang") {
+            text.set_attr(rxml::Namespace::XML, lang, "en");
+        }
+        failure.append_child(text);
+    }
     failure
 }
 

@@ -9,6 +9,8 @@ pub mod sasl;
 pub mod client;
 
 pub use limits::Limits;
-pub use negotiation::{Act, Acts, Entry, Negotiation, Random, Settings, TlsFacts, TlsVersion};
+pub use negotiation::{
+    Act, Acts, ClientCertificate, Entry, Negotiation, Random, Settings, TlsFacts, TlsVersion,
+};
 pub use reader::{ReadError, Reader, StreamEvent, StreamHeader};
 pub use writer::Writer;

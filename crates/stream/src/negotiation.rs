@@ -1,6 +1,8 @@
 //! A client's stream from its first byte until it is bound: events in, acts out (RFC 6120, 4 to 7).
 
 mod act;
+mod exchange;
+mod offer;
 mod settings;
 
 use std::sync::Arc;
@@ -13,12 +15,12 @@ use stanza::{
 };
 
 pub use self::act::{Act, Acts};
-pub use self::settings::{Entry, Random, Settings, TlsFacts, TlsVersion};
+pub use self::settings::{ClientCertificate, Entry, Random, Settings, TlsFacts, TlsVersion};
 use crate::features;
 use crate::reader::{ReadError, StreamEvent, StreamHeader};
-use crate::sasl::plain::Plain;
-use crate::sasl::scram::{Scram, Surroundings};
-use crate::sasl::{Mechanism, MechanismName, SaslCondition, ScramHash, ScramKeys, Step, keys};
+use crate::sasl::{
+    Checked, Found, Mechanism, MechanismName, SaslCondition, ScramHash, ScramKeys, Step, keys,
+};
 use crate::writer::{Header, Writer};
 
 /// Longest `xml:lang` that a stream header may have, in bytes.
@@ -163,14 +165,14 @@ impl Negotiation {
         }
     }
 
-    /// The keys asked for by [`Act::LookUp`]; `None`: no such account, or one that may not log in.
-    pub fn on_credentials(&mut self, keys: Option<ScramKeys>) -> Acts {
-        self.on_answer(Wants::Credentials, |mechanism| mechanism.keys(keys))
+    /// The account asked for by [`Act::LookUp`]; `None`: no such account.
+    pub fn on_credentials(&mut self, found: Option<Found>) -> Acts {
+        self.on_answer(Wants::Credentials, |mechanism| mechanism.found(found))
     }
 
     /// The answer to [`Act::CheckPassword`].
-    pub fn on_password_checked(&mut self, good: bool) -> Acts {
-        self.on_answer(Wants::Check, |mechanism| mechanism.password_checked(good))
+    pub fn on_password_checked(&mut self, checked: Checked) -> Acts {
+        self.on_answer(Wants::Check, |mechanism| mechanism.password_checked(checked))
     }
 
     /// The store could not answer [`Act::LookUp`] or [`Act::CheckPassword`].
@@ -208,8 +210,13 @@ impl Negotiation {
         let named = header.from.as_deref().and_then(|from| BareJid::new(from).ok());
         let to = self.account.clone().or(named);
         self.open(to.as_ref().map(|jid| jid.as_str()), acts);
-        let features = self.features();
-        self.send(acts, |writer, out| writer.features(&features, out));
+        if self.account.is_some() {
+            let features = self.features();
+            self.send(acts, |writer, out| writer.features(&features, out));
+        } else {
+            let offer = self.offer_now();
+            self.send(acts, |writer, out| writer.features(&offer.features, out));
+        }
         self.state = State::Open;
     }
 
@@ -251,41 +258,14 @@ impl Negotiation {
         Ok(())
     }
 
+    /// What is offered to who is authenticated.
     fn features(&self) -> Vec<Element> {
-        let mut features = Vec::new();
-        if self.account.is_some() {
-            features.push(features::bind());
-            if !self.offered.iter().any(|feature| feature.is("session", ns::SESSION)) {
-                features.push(features::session());
-            }
-            features.extend(self.offered.iter().cloned());
-            return features;
+        let mut features = vec![features::bind()];
+        if !self.offered.iter().any(|feature| feature.is("session", ns::SESSION)) {
+            features.push(features::session());
         }
-        if self.tls.is_none() && self.settings.tls_available {
-            features.push(features::starttls(self.settings.tls_required));
-        }
-        let mechanisms = self.mechanisms();
-        if !mechanisms.is_empty() {
-            features.push(features::mechanisms(&mechanisms));
-        }
+        features.extend(self.offered.iter().cloned());
         features
-    }
-
-    /// What is offered on this stream as it is now.
-    fn mechanisms(&self) -> Vec<MechanismName> {
-        let possible = |name: &MechanismName| match name {
-            MechanismName::Plain => self.tls.is_some(),
-            MechanismName::Scram(_) => self.tls.is_some() || !self.settings.tls_required,
-            MechanismName::ScramPlus(_) => !self.bindings().is_empty(),
-        };
-        self.settings.mechanisms.iter().copied().filter(possible).collect()
-    }
-
-    fn bindings(&self) -> Vec<(&'static str, Vec<u8>)> {
-        let Some(tls) = &self.tls else { return Vec::new() };
-        let exporter = tls.exporter.iter().map(|data| ("tls-exporter", data.clone()));
-        let endpoint = tls.endpoint_hash.iter().map(|data| ("tls-server-end-point", data.clone()));
-        exporter.chain(endpoint).collect()
     }
 
     fn on_element(&mut self, element: &Element, acts: &mut Acts) {
@@ -315,128 +295,6 @@ impl Negotiation {
             // RFC 6120, 5.4.2.2: a failure ends the stream.
             self.send(acts, |writer, out| writer.element(&features::tls("failure"), out));
             self.close(acts, None);
-        }
-    }
-
-    fn on_sasl(&mut self, element: &Element, acts: &mut Acts) {
-        if self.account.is_some() {
-            // RFC 6120, 6.4.6: who is authenticated does not authenticate again.
-            return self.fail(acts, StreamCondition::PolicyViolation.into());
-        }
-        let step = match (element.name(), &mut self.state) {
-            ("auth", State::Open) => match self.begin(element) {
-                Ok(step) => step,
-                Err(condition) => Step::Fail(condition),
-            },
-            ("response", State::Exchange { mechanism, .. }) => match features::sasl_payload(element) {
-                Ok(payload) => mechanism.message(&payload.unwrap_or_default()),
-                Err(condition) => Step::Fail(condition),
-            },
-            ("abort", _) => Step::Fail(SaslCondition::Aborted),
-            _ => Step::Fail(SaslCondition::MalformedRequest),
-        };
-        self.apply(step, acts);
-    }
-
-    /// `<auth/>`: picks the mechanism and gives it the initial response, if there is one.
-    fn begin(&mut self, element: &Element) -> Result<Step, SaslCondition> {
-        let name = element.attr("mechanism").and_then(MechanismName::from_name);
-        let name = name.filter(|name| self.settings.mechanisms.contains(name));
-        let offered = self.mechanisms();
-        let Some(name) = name.filter(|name| offered.contains(name)) else {
-            let needs_tls = self.tls.is_none() && (self.settings.tls_required || name.is_some());
-            return Err(if needs_tls {
-                SaslCondition::EncryptionRequired
-            } else {
-                SaslCondition::InvalidMechanism
-            });
-        };
-        let payload = features::sasl_payload(element)?;
-        let host = self.host.clone().ok_or(SaslCondition::TemporaryAuthFailure)?;
-        let mut mechanism: Box<dyn Mechanism> = match name {
-            MechanismName::Plain => Box::new(Plain::new(host)),
-            MechanismName::Scram(hash) | MechanismName::ScramPlus(hash) => {
-                let around = Surroundings {
-                    host,
-                    secret: self.settings.fake_salt_secret.clone(),
-                    iterations: self.settings.iterations,
-                    nonce: self.settings.nonce(),
-                    plus: matches!(name, MechanismName::ScramPlus(_)),
-                    plus_offered: offered.iter().any(|name| matches!(name, MechanismName::ScramPlus(_))),
-                    bindings: self.bindings(),
-                };
-                Box::new(Scram::new(hash, around))
-            }
-        };
-        // RFC 6120, 6.4.2: a client that sends no initial response is asked for it by an empty challenge.
-        let step = match payload {
-            Some(message) => mechanism.message(&message),
-            None => Step::Challenge(Vec::new()),
-        };
-        self.state = State::Exchange { mechanism, name, trying: None, wants: Wants::Message };
-        Ok(step)
-    }
-
-    fn on_answer(&mut self, answered: Wants, f: impl FnOnce(&mut dyn Mechanism) -> Step) -> Acts {
-        let mut acts = Acts::new();
-        if let State::Exchange { mechanism, wants, .. } = &mut self.state
-            && *wants == answered
-        {
-            *wants = Wants::Message;
-            let step = f(&mut **mechanism);
-            self.apply(step, &mut acts);
-        }
-        acts
-    }
-
-    fn apply(&mut self, step: Step, acts: &mut Acts) {
-        match step {
-            Step::Challenge(data) => {
-                let challenge = features::sasl("challenge", Some(&data));
-                self.send(acts, |writer, out| writer.element(&challenge, out));
-            }
-            Step::LookUp { account, hash } => {
-                self.wait_for(Wants::Credentials, &account);
-                acts.push(Act::LookUp { account, hash });
-            }
-            Step::CheckPassword { account, password } => {
-                self.wait_for(Wants::Check, &account);
-                acts.push(Act::CheckPassword { account, password });
-            }
-            Step::Success { account, data } => self.on_success(account, data, acts),
-            Step::Fail(condition) => self.on_failure(condition, acts),
-        }
-    }
-
-    fn wait_for(&mut self, what: Wants, account: &BareJid) {
-        if let State::Exchange { wants, trying, .. } = &mut self.state {
-            *wants = what;
-            *trying = Some(account.clone());
-        }
-    }
-
-    fn on_success(&mut self, account: BareJid, data: Option<Vec<u8>>, acts: &mut Acts) {
-        let State::Exchange { name, .. } = self.state else { return };
-        let success = features::sasl("success", data.as_deref());
-        self.send(acts, |writer, out| writer.element(&success, out));
-        self.account = Some(account.clone());
-        self.state = State::Header;
-        self.writer.restart();
-        acts.push(Act::Authenticated { account, mechanism: name });
-        acts.push(Act::RestartStream);
-    }
-
-    fn on_failure(&mut self, condition: SaslCondition, acts: &mut Acts) {
-        let account = match std::mem::replace(&mut self.state, State::Open) {
-            State::Exchange { trying, .. } => trying,
-            _ => None,
-        };
-        self.send(acts, |writer, out| writer.element(&features::sasl_failure(condition), out));
-        acts.push(Act::AuthFailed { account, condition });
-        self.failures = self.failures.saturating_add(1);
-        if self.failures > self.settings.auth_failures_max {
-            let error = StreamError::new(StreamCondition::PolicyViolation);
-            self.fail(acts, error.with_text("too many failed logins"));
         }
     }
 
@@ -543,5 +401,7 @@ fn speaks_1_0(version: &str) -> bool {
     number(major) && number(minor) && major.bytes().any(|b| b != b'0')
 }
 
+#[cfg(test)]
+mod exchange_tests;
 #[cfg(test)]
 mod tests;

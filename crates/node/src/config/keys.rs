@@ -98,6 +98,18 @@ const MANY: i64 = 1 << 40;
 /// Seconds of a day: the longest timeout.
 const DAY: i64 = 86_400;
 
+/// SASL mechanisms that a config may name.
+const MECHANISMS: &[&str] = &[
+    "EXTERNAL",
+    "SCRAM-SHA-512-PLUS",
+    "SCRAM-SHA-256-PLUS",
+    "SCRAM-SHA-1-PLUS",
+    "SCRAM-SHA-512",
+    "SCRAM-SHA-256",
+    "SCRAM-SHA-1",
+    "PLAIN",
+];
+
 /// Every key but those of `[modules.NAME]`, which the modules themselves read.
 pub const KEYS: &[Key] = &[
     key(
@@ -144,6 +156,14 @@ pub const KEYS: &[Key] = &[
         Networks,
         Is("[]"),
         "Networks of proxies, which begin each connection with a PROXY header (HAProxy's PROXY protocol, version 1 or 2): without one it is closed. A header from anybody else is garbage.",
+    ),
+    key(
+        "auth.mechanisms",
+        Choices(MECHANISMS),
+        Is(
+            "[\"EXTERNAL\", \"SCRAM-SHA-512-PLUS\", \"SCRAM-SHA-256-PLUS\", \"SCRAM-SHA-1-PLUS\", \"SCRAM-SHA-512\", \"SCRAM-SHA-256\", \"SCRAM-SHA-1\", \"PLAIN\"]",
+        ),
+        "Ways to log in, in the order in which they are offered; another one is answered with `invalid-mechanism`. PLAIN is offered inside TLS only, those that end with -PLUS bind the login to the TLS channel.",
     ),
     key(
         "tls.cert",

@@ -141,6 +141,7 @@ impl Typed<'_> {
     fn session(&self) -> session::Config {
         session::Config {
             c2s: self.part("c2s"),
+            auth: self.part("auth"),
             tls: session::TlsFiles {
                 cert: self.path("tls.cert").unwrap_or_default(),
                 key: self.path("tls.key").unwrap_or_default(),

@@ -211,6 +211,7 @@ fn each_setting_of_the_crates_has_a_key_with_the_same_default() {
         ("limits", of(serde_json::to_value(session::Limits::default()))),
         ("limits", of(serde_json::to_value(router::Config::default()))),
         ("c2s", of(serde_json::to_value(session::C2s::default()))),
+        ("auth", of(serde_json::to_value(session::Auth::default()))),
         ("cluster.times", of(serde_json::to_value(cluster::Times::default()))),
     ];
     for (table, defaults) in parts {

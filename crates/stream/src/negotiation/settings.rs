@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use stanza::{DomainPart, ResourcePart};
+use stanza::{BareJid, DomainPart, ResourcePart};
 
-use crate::sasl::{MechanismName, keys};
+use super::offer::Offers;
+use crate::sasl::{MechanismName, anonymous, keys};
 
 /// Fills a buffer with unpredictable bytes.
 pub type Random = Arc<dyn Fn(&mut [u8]) + Send + Sync>;
@@ -20,8 +21,11 @@ pub struct Settings {
     pub tls_available: bool,
     /// Whether nothing but STARTTLS is possible without TLS.
     pub tls_required: bool,
-    /// What may be offered, in this order. PLAIN is offered inside TLS only, whatever stands here.
+    /// What may be offered, in this order. PLAIN is offered inside TLS only, EXTERNAL where a certificate was
+    /// shown that names an account of the host, whatever stands here.
     pub mechanisms: Vec<MechanismName>,
+    /// Hosts that let in whoever asks, under a name of the server's making (ANONYMOUS).
+    pub anonymous_hosts: Vec<DomainPart>,
     /// Makes the salts of accounts that do not exist; the same on every node of a cluster.
     pub fake_salt_secret: Vec<u8>,
     /// Iterations that accounts that do not exist seem to have: those of new accounts.
@@ -30,21 +34,37 @@ pub struct Settings {
     pub auth_failures_max: u8,
     /// Stream ids, nonces, resources.
     pub random: Random,
+    /// What was announced before, to be announced again.
+    pub(super) offers: Offers,
 }
 
 impl Settings {
-    /// TLS available and required, every mechanism but -PLUS, three failures.
+    /// TLS available and required, every mechanism but ANONYMOUS, three failures.
     pub fn new(hosts: Vec<DomainPart>, fake_salt_secret: Vec<u8>, random: Random) -> Settings {
         Settings {
             hosts,
             tls_available: true,
             tls_required: true,
             mechanisms: MechanismName::DEFAULT.to_vec(),
+            anonymous_hosts: Vec::new(),
             fake_salt_secret,
             iterations: keys::ITERATIONS,
             auth_failures_max: 3,
             random,
+            offers: Offers::default(),
         }
+    }
+
+    /// A name for a client that logs in without one.
+    pub(super) fn anonymous_account(&self, host: &DomainPart) -> Option<BareJid> {
+        let mut bytes = [0; 16];
+        (self.random)(&mut bytes);
+        anonymous::account(host, bytes)
+    }
+
+    /// Whether a client may log in to this host without a name.
+    pub fn is_anonymous(&self, host: &str) -> bool {
+        self.anonymous_hosts.iter().any(|anonymous| anonymous.as_str() == host)
     }
 
     /// A resource for a client that asked for none: 128 bits, so that nobody can guess it.
@@ -91,6 +111,18 @@ impl TlsVersion {
     }
 }
 
+/// What a client's certificate is good for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ClientCertificate {
+    /// None was shown, or none was asked for.
+    #[default]
+    Absent,
+    /// One that is not trusted, or that names nobody.
+    Unusable,
+    /// It was verified, and names these accounts (RFC 6120, 13.7.1.4).
+    Of(Vec<BareJid>),
+}
+
 /// What a finished handshake tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFacts {
@@ -104,7 +136,23 @@ pub struct TlsFacts {
     pub alpn: Option<Vec<u8>>,
     /// The name that the client asked for.
     pub sni: Option<String>,
+    /// Who the client is by its certificate.
+    pub client: ClientCertificate,
 }
+
+impl TlsFacts {
+    /// What a login on this channel can be bound to, by name (XEP-0440), strongest first.
+    pub fn bindings(&self) -> Vec<(&'static str, Vec<u8>)> {
+        let exporter = self.exporter.iter().map(|data| (TLS_EXPORTER, data.clone()));
+        let endpoint = self.endpoint_hash.iter().map(|data| (TLS_SERVER_END_POINT, data.clone()));
+        exporter.chain(endpoint).collect()
+    }
+}
+
+/// RFC 9266.
+pub(super) const TLS_EXPORTER: &str = "tls-exporter";
+/// RFC 5929, 4.
+pub(super) const TLS_SERVER_END_POINT: &str = "tls-server-end-point";
 
 /// How a connection begins.
 #[derive(Debug, Clone)]

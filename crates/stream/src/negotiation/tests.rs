@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Buf, Bytes};
 use std::sync::atomic::{AtomicU8, Ordering};
 
-fn settings() -> Settings {
+pub fn settings() -> Settings {
     let count = AtomicU8::new(0);
     let random = move |buffer: &mut [u8]| buffer.fill(count.fetch_add(1, Ordering::Relaxed));
     let hosts = ["x", "y"].map(|host| address::host(host).unwrap()).to_vec();
@@ -20,18 +20,19 @@ fn clear() -> Settings {
     Settings { tls_required: false, ..settings() }
 }
 
-fn facts() -> TlsFacts {
+pub fn facts() -> TlsFacts {
     TlsFacts {
         version: TlsVersion::Tls13,
         exporter: Some(vec![1; 32]),
-        endpoint_hash: None,
+        endpoint_hash: Some(vec![2; 32]),
         alpn: None,
         sni: None,
+        client: ClientCertificate::Absent,
     }
 }
 
 /// A reader and a negotiation, and what they did as short lines.
-struct Talk {
+pub struct Talk {
     reader: Reader,
     negotiation: Negotiation,
     input: BytesMut,
@@ -40,7 +41,10 @@ struct Talk {
 
 impl Talk {
     fn new(settings: Settings, secure: bool) -> Talk {
-        let entry = if secure { Entry::DirectTls(facts()) } else { Entry::Clear };
+        Talk::with(settings, if secure { Entry::DirectTls(facts()) } else { Entry::Clear })
+    }
+
+    pub fn with(settings: Settings, entry: Entry) -> Talk {
         Talk {
             reader: Reader::new(Limits::before_auth()),
             negotiation: Negotiation::new(Arc::new(settings), entry),
@@ -50,7 +54,7 @@ impl Talk {
     }
 
     /// The client says this; what was done since the last time.
-    fn say(&mut self, xml: &str) -> Vec<String> {
+    pub fn say(&mut self, xml: &str) -> Vec<String> {
         self.input.extend_from_slice(xml.as_bytes());
         self.go_on()
     }
@@ -71,7 +75,7 @@ impl Talk {
         std::mem::take(&mut self.did)
     }
 
-    fn answer(&mut self, f: impl FnOnce(&mut Negotiation) -> Acts) -> Vec<String> {
+    pub fn answer(&mut self, f: impl FnOnce(&mut Negotiation) -> Acts) -> Vec<String> {
         let acts = f(&mut self.negotiation);
         self.note(acts);
         self.go_on()
@@ -130,27 +134,31 @@ fn short(xml: &str) -> String {
         let line = format!("[header {} to {}]", attribute("from"), attribute("to"));
         xml.replace_range(start..end, &line);
     }
-    for uri in [ns::TLS, ns::SASL, ns::BIND, ns::SESSION, ns::STANZA_ERRORS, ns::STREAM_ERRORS] {
+    let known = [ns::TLS, ns::SASL, ns::BIND, ns::SESSION, ns::STANZA_ERRORS, ns::STREAM_ERRORS];
+    for uri in known.into_iter().chain([features::CHANNEL_BINDING]) {
         xml = xml.replace(&format!(" xmlns='{uri}'"), "");
     }
     xml.replace("stream:", "")
 }
 
-fn header(to: &str) -> String {
+pub fn header(to: &str) -> String {
     format!(
         "<?xml version='1.0'?><stream:stream xmlns='jabber:client' \
          xmlns:stream='http://etherx.jabber.org/streams' to='{to}' version='1.0'>"
     )
 }
 
-fn auth(mechanism: &str, payload: &str) -> String {
+pub fn auth(mechanism: &str, payload: &str) -> String {
     let payload = if payload == "=" { "=".into() } else { BASE64.encode(payload) };
     format!("<auth xmlns='{}' mechanism='{mechanism}'>{payload}</auth>", ns::SASL)
 }
 
 const STARTTLS: &str = "<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>";
 const BIND: &str = "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>";
-const FEATURES: &str = "<features><mechanisms><mechanism>SCRAM-SHA-512</mechanism>\
+pub const FEATURES: &str = "<features><sasl-channel-binding><channel-binding type='tls-exporter'/>\
+    <channel-binding type='tls-server-end-point'/></sasl-channel-binding><mechanisms>\
+    <mechanism>SCRAM-SHA-512-PLUS</mechanism><mechanism>SCRAM-SHA-256-PLUS</mechanism>\
+    <mechanism>SCRAM-SHA-1-PLUS</mechanism><mechanism>SCRAM-SHA-512</mechanism>\
     <mechanism>SCRAM-SHA-256</mechanism><mechanism>SCRAM-SHA-1</mechanism>\
     <mechanism>PLAIN</mechanism></mechanisms></features>";
 const BIND_FEATURES: &str = "<features><bind/><session><optional/></session></features>";
@@ -166,7 +174,7 @@ fn opened() -> Talk {
 fn authenticated() -> Talk {
     let mut talk = opened();
     assert_eq!(talk.say(&auth("PLAIN", "\0alice\0secret")), ["CHECK alice@x secret"]);
-    let did = talk.answer(|n| n.on_password_checked(true));
+    let did = talk.answer(|n| n.on_password_checked(Checked::Good));
     assert_eq!(did, ["<success/>", "IS alice@x PLAIN", "RESTART"]);
     assert_eq!(talk.say(&header("x")), [format!("[header x to alice@x]{BIND_FEATURES}")]);
     talk
@@ -278,7 +286,9 @@ fn exchanges_that_are_wrong_fail_and_may_be_tried_again() {
         (auth("ANONYMOUS", "="), "invalid-mechanism"),
         (auth("DIGEST-MD5", "="), "invalid-mechanism"),
         (auth("plain", "="), "invalid-mechanism"),
-        (auth("SCRAM-SHA-256-PLUS", "p=tls-exporter,,n=alice,r=abc"), "invalid-mechanism"),
+        (auth("EXTERNAL", "="), "invalid-mechanism"),
+        (auth("SCRAM-SHA-256-PLUS", "n,,n=alice,r=abc"), "malformed-request"),
+        (auth("SCRAM-SHA-256", "p=tls-exporter,,n=alice,r=abc"), "malformed-request"),
         (format!("<auth xmlns='{sasl}'>AA==</auth>"), "invalid-mechanism"),
         (format!("<auth xmlns='{sasl}' mechanism='PLAIN'>!</auth>"), "incorrect-encoding"),
         (format!("<auth xmlns='{sasl}' mechanism='PLAIN'>AA</auth>"), "incorrect-encoding"),
@@ -323,10 +333,10 @@ fn the_fourth_failure_ends_the_stream() {
     let failure = ["<failure><not-authorized/></failure>", "FAILED alice@x not-authorized"];
     for _ in 0..3 {
         talk.say(&auth("PLAIN", "\0alice\0wrong"));
-        assert_eq!(talk.answer(|n| n.on_password_checked(false)), failure);
+        assert_eq!(talk.answer(|n| n.on_password_checked(Checked::Wrong)), failure);
     }
     talk.say(&auth("PLAIN", "\0alice\0wrong"));
-    let did = talk.answer(|n| n.on_password_checked(false));
+    let did = talk.answer(|n| n.on_password_checked(Checked::Wrong));
     assert_eq!(did[..2], failure);
     assert!(did[2].starts_with("<error><policy-violation/>"), "{did:?}");
     assert_eq!(did[3], "CLOSE policy-violation");
@@ -345,7 +355,7 @@ fn what_was_sent_ahead_of_a_failed_login_is_not_done() {
     let ahead = format!("{}{}<message to='bob@x'/>", header("x"), BIND);
     let mut talk = opened();
     assert_eq!(talk.say(&format!("{}{ahead}", auth("PLAIN", "\0alice\0wrong"))), ["CHECK alice@x wrong"]);
-    let did = talk.answer(|n| n.on_password_checked(false));
+    let did = talk.answer(|n| n.on_password_checked(Checked::Wrong));
     assert!(!did.iter().any(|line| line.starts_with("BIND")), "{did:?}");
     assert_eq!(did.last().unwrap(), "CLOSE restricted-xml");
 }
@@ -354,7 +364,7 @@ fn what_was_sent_ahead_of_a_failed_login_is_not_done() {
 fn what_was_sent_ahead_of_a_good_login_is_done_in_order() {
     let mut talk = opened();
     talk.say(&format!("{}{}{}<presence/>", auth("PLAIN", "\0alice\0secret"), header("x"), BIND));
-    let did = talk.answer(|n| n.on_password_checked(true));
+    let did = talk.answer(|n| n.on_password_checked(Checked::Good));
     assert_eq!(
         did,
         [
@@ -420,7 +430,7 @@ fn a_restarted_stream_keeps_its_name_and_host() {
     ] {
         let mut talk = opened();
         talk.say(&auth("PLAIN", "\0alice\0secret"));
-        talk.answer(|n| n.on_password_checked(true));
+        talk.answer(|n| n.on_password_checked(Checked::Good));
         let did = talk.say(&header(to).replace(" to=", &format!(" {from} to=")));
         let last = did.last().unwrap();
         assert_eq!(last == "CLOSE not-authorized", !good, "{to} {from}: {did:?}");
@@ -488,7 +498,7 @@ fn a_refused_bind_may_be_tried_again_but_not_for_ever() {
 fn features_of_modules_are_offered_after_authentication() {
     let mut talk = opened();
     talk.say(&auth("PLAIN", "\0alice\0secret"));
-    talk.answer(|n| n.on_password_checked(true));
+    talk.answer(|n| n.on_password_checked(Checked::Good));
     talk.negotiation
         .offer(vec![Element::bare("ver", ns::ROSTER_VERSIONING), Element::bare("session", ns::SESSION)]);
     let did = talk.say(&header("x"));
@@ -512,7 +522,10 @@ fn the_server_can_end_a_stream_at_any_time() {
     let mut talk = opened();
     talk.say(&auth("PLAIN", "\0alice\0secret"));
     assert_eq!(talk.answer(Negotiation::on_timeout)[1], "CLOSE connection-timeout");
-    assert!(talk.answer(|n| n.on_password_checked(true)).is_empty(), "an answer that comes too late");
+    assert!(
+        talk.answer(|n| n.on_password_checked(Checked::Good)).is_empty(),
+        "an answer that comes too late"
+    );
 }
 
 #[test]
@@ -534,8 +547,10 @@ fn resources_that_we_make_differ() {
 /// Our client against our server, byte by byte both ways.
 #[test]
 fn a_client_logs_in_with_every_mechanism() {
-    let mechanisms = MechanismName::DEFAULT.map(Some).into_iter().chain([None]);
-    for mechanism in mechanisms {
+    // Our client shows no certificate and binds to no channel.
+    let mechanisms = MechanismName::DEFAULT.into_iter();
+    let mechanisms = mechanisms.filter(|name| !name.binds() && *name != MechanismName::External);
+    for mechanism in mechanisms.map(Some).chain([None]) {
         let login = Login {
             account: BareJid::new("alice@x").unwrap(),
             password: "secret".into(),
@@ -605,10 +620,11 @@ fn replies(server: &mut Talk, bytes: &[u8]) -> Vec<Bytes> {
                     }
                     Act::LookUp { hash, .. } => {
                         let keys = keys::derive("secret", hash, b"salt", 16).unwrap();
-                        server.negotiation.on_credentials(Some(keys))
+                        server.negotiation.on_credentials(Some(Found { keys, disabled: false }))
                     }
                     Act::CheckPassword { password, .. } => {
-                        server.negotiation.on_password_checked(password.expose() == "secret")
+                        assert_eq!(password.expose(), "secret");
+                        server.negotiation.on_password_checked(Checked::Good)
                     }
                     Act::Bind { account, requested } => {
                         server.negotiation.on_bound(Ok(account.with_resource(&requested.unwrap())))

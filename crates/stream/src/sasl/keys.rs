@@ -128,10 +128,11 @@ pub fn verify(password: &str, hash: ScramHash, keys: &ScramKeys) -> bool {
 /// Keys for an account that is not there: the same for the same name, so that asking twice tells nothing,
 /// and of no password. `secret` is the server's (the same on every node of a cluster).
 pub fn fake(secret: &[u8], hash: ScramHash, account: &str, iterations: u32) -> ScramKeys {
-    let make = |what: &str| hash.hmac(secret, format!("{what}\0{account}").as_bytes());
-    let mut salt = make("salt");
-    salt.truncate(SALT_LEN);
-    ScramKeys { salt, iterations, stored_key: make("stored key"), server_key: make("server key") }
+    // One HMAC for all of it: this is done at every login, so that an account that is there costs it too.
+    let made = ScramHash::Sha512.hmac(secret, format!("{}\0{account}", hash.len()).as_bytes());
+    let (salt, rest) = made.split_at(SALT_LEN);
+    let key = |from: usize| rest.iter().cycle().skip(from).take(hash.len()).copied().collect();
+    ScramKeys { salt: salt.to_vec(), iterations, stored_key: key(0), server_key: key(rest.len() / 2) }
 }
 
 #[cfg(test)]

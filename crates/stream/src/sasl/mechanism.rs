@@ -10,10 +10,34 @@ pub trait Mechanism: Send {
     fn message(&mut self, message: &[u8]) -> Step;
 
     /// The answer to [`Step::LookUp`]; `None`: no such account.
-    fn keys(&mut self, keys: Option<ScramKeys>) -> Step;
+    fn found(&mut self, _found: Option<Found>) -> Step {
+        Step::Fail(SaslCondition::TemporaryAuthFailure)
+    }
 
     /// The answer to [`Step::CheckPassword`].
-    fn password_checked(&mut self, good: bool) -> Step;
+    fn password_checked(&mut self, _checked: Checked) -> Step {
+        Step::Fail(SaslCondition::TemporaryAuthFailure)
+    }
+}
+
+/// An account that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its keys of the hash that was asked for.
+    pub keys: ScramKeys,
+    /// Nobody may log in. Told only to who knows the password.
+    pub disabled: bool,
+}
+
+/// What the check of a password found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checked {
+    /// It is the account's.
+    Good,
+    /// It is the account's, and nobody may log in.
+    Disabled,
+    /// It is not, or there is no such account.
+    Wrong,
 }
 
 /// What the exchange needs next.
@@ -91,6 +115,8 @@ pub enum SaslCondition {
     MechanismTooWeak,
     /// Wrong credentials; also: no such account.
     NotAuthorized,
+    /// The same condition, with the reason: the exchange does not fit the channel that it runs on.
+    NotBound(Unbound),
     /// The server cannot check now.
     TemporaryAuthFailure,
 }
@@ -108,8 +134,39 @@ impl SaslCondition {
             SaslCondition::InvalidMechanism => "invalid-mechanism",
             SaslCondition::MalformedRequest => "malformed-request",
             SaslCondition::MechanismTooWeak => "mechanism-too-weak",
-            SaslCondition::NotAuthorized => "not-authorized",
+            SaslCondition::NotAuthorized | SaslCondition::NotBound(_) => "not-authorized",
             SaslCondition::TemporaryAuthFailure => "temporary-auth-failure",
+        }
+    }
+
+    /// A text for people beside it, where one helps and tells nothing about accounts.
+    pub fn text(self) -> Option<&'static str> {
+        match self {
+            SaslCondition::NotBound(why) => Some(why.as_str()),
+            _ => None,
+        }
+    }
+}
+
+/// Why a channel binding does not fit: the server errors of SCRAM (RFC 5802, 7), which XMPP has no place for
+/// but the text of a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Unbound {
+    /// The client would have bound, and believes that we cannot: somebody has changed what we offered.
+    Offered,
+    /// A type of binding that is not offered on this stream.
+    UnknownType,
+    /// Other data than this channel has, or another header than at first.
+    Mismatch,
+}
+
+impl Unbound {
+    /// The error's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Unbound::Offered => "server-does-support-channel-binding",
+            Unbound::UnknownType => "unsupported-channel-binding-type",
+            Unbound::Mismatch => "channel-bindings-dont-match",
         }
     }
 }
@@ -117,17 +174,25 @@ impl SaslCondition {
 /// The mechanisms that are spoken here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MechanismName {
+    /// RFC 4422, A: who the client's certificate says.
+    External,
+    /// RFC 5802 and RFC 7677, bound to the TLS channel.
+    ScramPlus(ScramHash),
+    /// The same, not bound.
+    Scram(ScramHash),
     /// RFC 4616, inside TLS only.
     Plain,
-    /// RFC 5802 and RFC 7677.
-    Scram(ScramHash),
-    /// The same, bound to the TLS channel.
-    ScramPlus(ScramHash),
+    /// RFC 4505: a name of the server's making, on hosts that have it.
+    Anonymous,
 }
 
 impl MechanismName {
-    /// What is switched on where nothing else is said, strongest first.
-    pub const DEFAULT: [MechanismName; 4] = [
+    /// All that can be named in a config, strongest first. ANONYMOUS is switched on by host.
+    pub const DEFAULT: [MechanismName; 8] = [
+        MechanismName::External,
+        MechanismName::ScramPlus(ScramHash::Sha512),
+        MechanismName::ScramPlus(ScramHash::Sha256),
+        MechanismName::ScramPlus(ScramHash::Sha1),
         MechanismName::Scram(ScramHash::Sha512),
         MechanismName::Scram(ScramHash::Sha256),
         MechanismName::Scram(ScramHash::Sha1),
@@ -138,21 +203,26 @@ impl MechanismName {
     pub fn as_str(self) -> &'static str {
         use ScramHash::*;
         match self {
-            MechanismName::Plain => "PLAIN",
-            MechanismName::Scram(Sha1) => "SCRAM-SHA-1",
-            MechanismName::Scram(Sha256) => "SCRAM-SHA-256",
-            MechanismName::Scram(Sha512) => "SCRAM-SHA-512",
+            MechanismName::External => "EXTERNAL",
             MechanismName::ScramPlus(Sha1) => "SCRAM-SHA-1-PLUS",
             MechanismName::ScramPlus(Sha256) => "SCRAM-SHA-256-PLUS",
             MechanismName::ScramPlus(Sha512) => "SCRAM-SHA-512-PLUS",
+            MechanismName::Scram(Sha1) => "SCRAM-SHA-1",
+            MechanismName::Scram(Sha256) => "SCRAM-SHA-256",
+            MechanismName::Scram(Sha512) => "SCRAM-SHA-512",
+            MechanismName::Plain => "PLAIN",
+            MechanismName::Anonymous => "ANONYMOUS",
         }
     }
 
     /// The mechanism of that name; names are exact.
     pub fn from_name(name: &str) -> Option<MechanismName> {
-        let all = ScramHash::ALL.into_iter();
-        all.flat_map(|hash| [MechanismName::Scram(hash), MechanismName::ScramPlus(hash)])
-            .chain([MechanismName::Plain])
-            .find(|mechanism| mechanism.as_str() == name)
+        let all = MechanismName::DEFAULT.into_iter().chain([MechanismName::Anonymous]);
+        all.into_iter().find(|mechanism| mechanism.as_str() == name)
+    }
+
+    /// Whether the channel is part of what is proved.
+    pub fn binds(self) -> bool {
+        matches!(self, MechanismName::ScramPlus(_))
     }
 }

@@ -1,9 +1,12 @@
 //! SASL for a stream (RFC 6120, 6): mechanisms as pure machines, and the keys that they check against.
 
+pub mod anonymous;
+pub mod downgrade;
+pub mod external;
 pub mod keys;
 pub mod mechanism;
 pub mod plain;
 pub mod scram;
 
 pub use keys::{ScramHash, ScramKeys};
-pub use mechanism::{Mechanism, MechanismName, SaslCondition, Step};
+pub use mechanism::{Checked, Found, Mechanism, MechanismName, SaslCondition, Step, Unbound};

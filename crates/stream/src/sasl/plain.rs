@@ -2,8 +2,7 @@
 
 use stanza::{BareJid, DomainPart, address};
 
-use super::keys::ScramKeys;
-use super::mechanism::{Mechanism, Password, SaslCondition, Step};
+use super::mechanism::{Checked, Mechanism, Password, SaslCondition, Step};
 
 /// One exchange.
 pub struct Plain {
@@ -52,13 +51,10 @@ impl Mechanism for Plain {
         self.read(message).unwrap_or_else(Step::Fail)
     }
 
-    fn keys(&mut self, _: Option<ScramKeys>) -> Step {
-        Step::Fail(SaslCondition::TemporaryAuthFailure)
-    }
-
-    fn password_checked(&mut self, good: bool) -> Step {
-        match self.account.take() {
-            Some(account) if good => Step::Success { account, data: None },
+    fn password_checked(&mut self, checked: Checked) -> Step {
+        match (self.account.take(), checked) {
+            (Some(account), Checked::Good) => Step::Success { account, data: None },
+            (Some(_), Checked::Disabled) => Step::Fail(SaslCondition::AccountDisabled),
             _ => Step::Fail(SaslCondition::NotAuthorized),
         }
     }
@@ -83,7 +79,7 @@ mod tests {
             assert_eq!(account.as_str(), "alice@x");
             assert_eq!(password.expose(), "secret");
             assert_eq!(format!("{password:?}"), "Password");
-            assert_eq!(plain.password_checked(true), Step::Success { account, data: None });
+            assert_eq!(plain.password_checked(Checked::Good), Step::Success { account, data: None });
         }
     }
 
@@ -112,7 +108,16 @@ mod tests {
     fn a_wrong_password_is_not_authorized() {
         let mut plain = plain();
         plain.message(b"\0alice\0secret");
-        assert_eq!(plain.password_checked(false), Step::Fail(NotAuthorized));
-        assert_eq!(plain.password_checked(true), Step::Fail(NotAuthorized), "once only");
+        assert_eq!(plain.password_checked(Checked::Wrong), Step::Fail(NotAuthorized));
+        assert_eq!(plain.password_checked(Checked::Good), Step::Fail(NotAuthorized), "once only");
+    }
+
+    #[test]
+    fn only_who_knows_the_password_learns_that_the_account_is_disabled() {
+        for (checked, condition) in [(Checked::Disabled, AccountDisabled), (Checked::Wrong, NotAuthorized)] {
+            let mut plain = plain();
+            plain.message(b"\0alice\0secret");
+            assert_eq!(plain.password_checked(checked), Step::Fail(condition));
+        }
     }
 }

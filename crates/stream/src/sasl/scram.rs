@@ -1,4 +1,6 @@
-//! SCRAM (RFC 5802, RFC 7677), the server's side: proofs instead of passwords, channel binding ready.
+//! SCRAM (RFC 5802, RFC 7677), the server's side: proofs instead of passwords, bound to the channel or not.
+
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -6,7 +8,7 @@ use stanza::{BareJid, DomainPart, address};
 use subtle::ConstantTimeEq;
 
 use super::keys::{self, ScramHash, ScramKeys};
-use super::mechanism::{Mechanism, SaslCondition, Step};
+use super::mechanism::{Found, Mechanism, SaslCondition, Step, Unbound};
 use super::plain::check_authzid;
 
 /// What the exchange must know of its surroundings.
@@ -26,6 +28,8 @@ pub struct Surroundings {
     pub plus_offered: bool,
     /// Channel binding data by name (`tls-exporter`, `tls-server-end-point`).
     pub bindings: Vec<(&'static str, Vec<u8>)>,
+    /// The hash of all that was offered ([`downgrade::hash`](super::downgrade::hash)), to be told to the client.
+    pub offered: Option<Arc<str>>,
 }
 
 /// One exchange.
@@ -38,8 +42,15 @@ pub struct Scram {
 enum State {
     First,
     Keys(First),
-    Final { first: First, keys: ScramKeys, known: bool, server_first: String },
+    Final { first: First, keys: ScramKeys, known: Known, server_first: String },
     Done,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Yes,
+    Disabled,
+    No,
 }
 
 /// The client's first message, taken apart.
@@ -91,11 +102,12 @@ impl Scram {
             None if self.around.plus => Err(SaslCondition::MalformedRequest),
             None if flag == "n" => Ok(&[]),
             // The client could bind and believes that we cannot, but we offered it: a downgrade.
-            None if flag == "y" && self.around.plus_offered => Err(SaslCondition::NotAuthorized),
+            None if flag == "y" && self.around.plus_offered => Err(SaslCondition::NotBound(Unbound::Offered)),
             None if flag == "y" => Ok(&[]),
             Some(("p", kind)) if self.around.plus => {
                 let known = self.around.bindings.iter().find(|(name, _)| *name == kind);
-                known.map(|(_, data)| data.as_slice()).ok_or(SaslCondition::NotAuthorized)
+                let data = known.map(|(_, data)| data.as_slice());
+                data.ok_or(SaslCondition::NotBound(Unbound::UnknownType))
             }
             _ => Err(SaslCondition::MalformedRequest),
         }
@@ -124,12 +136,16 @@ impl Scram {
         let client_key: Vec<u8> = proof.iter().zip(&signature).map(|(p, s)| p ^ s).collect();
         // Everything is computed before anything is judged: the time tells nothing.
         let good = self.hash.digest(&client_key).ct_eq(&keys.stored_key)
-            & binding.ct_eq(&first.binding)
             & nonce.as_bytes().ct_eq(first.nonce.as_bytes());
-        if !(bool::from(good) && *known) {
-            return Err(SaslCondition::NotAuthorized);
-        }
+        let bound = binding.ct_eq(&first.binding);
         let verifier = BASE64.encode(self.hash.hmac(&keys.server_key, message.as_bytes()));
+        match (bool::from(good), *known) {
+            // Said to everybody alike: it depends on nothing that is kept.
+            _ if !bool::from(bound) => return Err(SaslCondition::NotBound(Unbound::Mismatch)),
+            (true, Known::Yes) => {}
+            (true, Known::Disabled) => return Err(SaslCondition::AccountDisabled),
+            _ => return Err(SaslCondition::NotAuthorized),
+        }
         Ok(Step::Success { account: first.account.clone(), data: Some(format!("v={verifier}").into_bytes()) })
     }
 }
@@ -150,22 +166,26 @@ impl Mechanism for Scram {
         }
     }
 
-    fn keys(&mut self, keys: Option<ScramKeys>) -> Step {
+    fn found(&mut self, found: Option<Found>) -> Step {
         let State::Keys(first) = std::mem::replace(&mut self.state, State::Done) else {
             return Step::Fail(SaslCondition::TemporaryAuthFailure);
         };
         // An unknown account gets the same first answer as a known one, and fails where a wrong proof does.
         let fake = keys::fake(&self.around.secret, self.hash, first.account.as_str(), self.around.iterations);
-        let known = keys.is_some();
-        let keys = keys.unwrap_or(fake);
+        let (known, keys) = match found {
+            Some(Found { keys, disabled: false }) => (Known::Yes, keys),
+            Some(Found { keys, disabled: true }) => (Known::Disabled, keys),
+            None => (Known::No, fake),
+        };
         let salt = BASE64.encode(&keys.salt);
-        let server_first = format!("r={},s={salt},i={}", first.nonce, keys.iterations);
+        let mut server_first = format!("r={},s={salt},i={}", first.nonce, keys.iterations);
+        if let Some(offered) = &self.around.offered {
+            // XEP-0474, 5.1: an attribute that a client may pass over, and that every proof covers.
+            server_first.push_str(",h=");
+            server_first.push_str(offered);
+        }
         self.state = State::Final { first, keys, known, server_first: server_first.clone() };
         Step::Challenge(server_first.into_bytes())
-    }
-
-    fn password_checked(&mut self, _: bool) -> Step {
-        Step::Fail(SaslCondition::TemporaryAuthFailure)
     }
 }
 

@@ -13,7 +13,12 @@ fn around(nonce: &str) -> Surroundings {
         plus: false,
         plus_offered: false,
         bindings: Vec::new(),
+        offered: None,
     }
+}
+
+fn known(keys: ScramKeys) -> Option<Found> {
+    Some(Found { keys, disabled: false })
 }
 
 fn text(step: Step) -> String {
@@ -52,7 +57,7 @@ fn the_examples_of_the_rfcs_are_spoken() {
         let first = scram.message(format!("n,,n=user,r={client}").as_bytes());
         assert_eq!(first, Step::LookUp { account: BareJid::new("user@x").unwrap(), hash });
         let keys = keys::derive("pencil", hash, &BASE64.decode(salt).unwrap(), 4096).unwrap();
-        assert_eq!(text(scram.keys(Some(keys))), format!("r={client}{server},s={salt},i=4096"));
+        assert_eq!(text(scram.found(known(keys))), format!("r={client}{server},s={salt},i=4096"));
         let last = format!("c=biws,r={client}{server},p={proof}");
         assert_eq!(text(scram.message(last.as_bytes())), format!("user@x v={verifier}"));
         assert_eq!(scram.message(last.as_bytes()), Step::Fail(MalformedRequest), "once only");
@@ -65,8 +70,12 @@ fn exchange(hash: ScramHash, name: &str, password: &str, edit: impl Fn(String) -
     let mut client = ScramClient::new(hash, name, password, "abc");
     let mut scram = Scram::new(hash, around("def"));
     let Step::LookUp { account, .. } = scram.message(&client.first()) else { panic!("no look-up") };
-    let known = account.node().is_some_and(|node| node.as_str() == "user");
-    let challenge = text(scram.keys(known.then_some(keys)));
+    let found = account.node().and_then(|node| match node.as_str() {
+        "user" => known(keys),
+        "closed" => Some(Found { keys, disabled: true }),
+        _ => None,
+    });
+    let challenge = text(scram.found(found));
     let answer = String::from_utf8(client.answer(challenge.as_bytes()).unwrap()).unwrap();
     let step = scram.message(edit(answer).as_bytes());
     if let Step::Success { data: Some(data), .. } = &step {
@@ -82,6 +91,8 @@ fn only_the_right_password_succeeds() {
         assert!(matches!(good, Step::Success { account, .. } if account.as_str() == "user@x"), "{hash:?}");
         assert_eq!(exchange(hash, "user", "Pencil", |last| last), Step::Fail(NotAuthorized));
         assert_eq!(exchange(hash, "nobody", "pencil", |last| last), Step::Fail(NotAuthorized));
+        assert_eq!(exchange(hash, "closed", "pencil", |last| last), Step::Fail(AccountDisabled));
+        assert_eq!(exchange(hash, "closed", "Pencil", |last| last), Step::Fail(NotAuthorized));
     }
 }
 
@@ -91,7 +102,7 @@ fn a_changed_last_message_fails() {
     let cases: [(Edit, SaslCondition); 10] = [
         (|s| s.replace("r=abcdef", "r=abcdeg"), NotAuthorized),
         (|s| s.replace("r=abcdef", "r=abc"), NotAuthorized),
-        (|s| s.replace("c=biws", "c=eSws"), NotAuthorized),
+        (|s| s.replace("c=biws", "c=eSws"), NotBound(Unbound::Mismatch)),
         (|s| s.replace("c=biws", "c=!"), MalformedRequest),
         (|s| s.replace(",p=", ",x=1,p="), NotAuthorized),
         (|s| s.replace(",p=", ",m=1,p="), MalformedRequest),
@@ -152,14 +163,14 @@ fn escapes_in_names_are_read() {
 
 #[test]
 fn an_unknown_account_cannot_be_told_from_a_known_one() {
-    let first = |name: &str, keys: Option<ScramKeys>, nonce: &str| {
+    let first = |name: &str, found: Option<Found>, nonce: &str| {
         let mut scram = Scram::new(ScramHash::Sha256, around(nonce));
         scram.message(format!("n,,n={name},r=abc").as_bytes());
-        text(scram.keys(keys))
+        text(scram.found(found))
     };
-    let known = keys::derive("pencil", ScramHash::Sha256, &[7; keys::SALT_LEN], 4096).unwrap();
+    let keys = keys::derive("pencil", ScramHash::Sha256, &[7; keys::SALT_LEN], 4096).unwrap();
     let salt = |s: &str| s.split(',').nth(1).unwrap().to_owned();
-    let (a, b) = (first("nobody", None, "def"), first("user", Some(known), "def"));
+    let (a, b) = (first("nobody", None, "def"), first("user", known(keys), "def"));
     assert_eq!(a.len(), b.len());
     assert_ne!(salt(&a), salt(&b));
     assert_eq!(salt(&a), salt(&first("nobody", None, "xyz")), "stable");
@@ -167,45 +178,80 @@ fn an_unknown_account_cannot_be_told_from_a_known_one() {
     assert_ne!(salt(&a), salt(&first("somebody", None, "def")));
 }
 
+/// A client that knows the password speaks `gs2` with `data`; `edit` is what somebody in between makes of the
+/// server's first message.
+fn bound(around: Surroundings, gs2: &str, data: &[u8], edit: fn(&str) -> String) -> Option<SaslCondition> {
+    let keys = keys::derive("pencil", ScramHash::Sha256, b"salt", 16).unwrap();
+    let mut scram = Scram::new(ScramHash::Sha256, around);
+    let first = format!("{gs2}n=user,r=abc");
+    if let Step::Fail(condition) = scram.message(first.as_bytes()) {
+        return Some(condition);
+    }
+    let server_first = edit(&text(scram.found(known(keys.clone()))));
+    let binding = BASE64.encode([gs2.as_bytes(), data].concat());
+    let without_proof = format!("c={binding},r=abcdef");
+    let message = format!("n=user,r=abc,{server_first},{without_proof}");
+    let salted = ScramHash::Sha256.salted_password(b"pencil", b"salt", 16);
+    let client_key = ScramHash::Sha256.hmac(&salted, b"Client Key");
+    let signature = ScramHash::Sha256.hmac(&keys.stored_key, message.as_bytes());
+    let proof: Vec<u8> = client_key.iter().zip(&signature).map(|(k, s)| k ^ s).collect();
+    match scram.message(format!("{without_proof},p={}", BASE64.encode(proof)).as_bytes()) {
+        Step::Success { .. } => None,
+        Step::Fail(condition) => Some(condition),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn channel_binding_is_held_to() {
     let plus = Surroundings {
         plus: true,
         plus_offered: true,
-        bindings: vec![("tls-exporter", vec![1; 32])],
+        bindings: vec![("tls-exporter", vec![1; 32]), ("tls-server-end-point", vec![2; 48])],
         ..around("def")
     };
-    let keys = keys::derive("pencil", ScramHash::Sha256, b"salt", 16).unwrap();
-    let run = |around: Surroundings, gs2: &str, data: &[u8]| {
-        let mut scram = Scram::new(ScramHash::Sha256, around);
-        let first = format!("{gs2}n=user,r=abc");
-        if let Step::Fail(condition) = scram.message(first.as_bytes()) {
-            return Some(condition);
-        }
-        let server_first = text(scram.keys(Some(keys.clone())));
-        let binding = BASE64.encode([gs2.as_bytes(), data].concat());
-        let without_proof = format!("c={binding},r=abcdef");
-        let message = format!("n=user,r=abc,{server_first},{without_proof}");
-        let salted = ScramHash::Sha256.salted_password(b"pencil", b"salt", 16);
-        let client_key = ScramHash::Sha256.hmac(&salted, b"Client Key");
-        let signature = ScramHash::Sha256.hmac(&keys.stored_key, message.as_bytes());
-        let proof: Vec<u8> = client_key.iter().zip(&signature).map(|(k, s)| k ^ s).collect();
-        match scram.message(format!("{without_proof},p={}", BASE64.encode(proof)).as_bytes()) {
-            Step::Success { .. } => None,
-            Step::Fail(condition) => Some(condition),
-            other => panic!("{other:?}"),
-        }
-    };
     let not_plus = Surroundings { plus: false, ..plus.clone() };
-    assert_eq!(run(plus.clone(), "p=tls-exporter,,", &[1; 32]), None);
-    assert_eq!(run(plus.clone(), "p=tls-exporter,,", &[2; 32]), Some(NotAuthorized));
-    assert_eq!(run(plus.clone(), "p=tls-exporter,,", &[]), Some(NotAuthorized));
-    assert_eq!(run(plus.clone(), "p=tls-unique,,", &[1; 32]), Some(NotAuthorized));
-    assert_eq!(run(plus.clone(), "n,,", &[]), Some(MalformedRequest));
-    assert_eq!(run(plus, "y,,", &[]), Some(MalformedRequest));
-    // The client would bind, and believes that we cannot: somebody removed -PLUS from our list.
-    assert_eq!(run(not_plus.clone(), "y,,", &[]), Some(NotAuthorized));
-    assert_eq!(run(not_plus.clone(), "n,,", &[]), None);
-    assert_eq!(run(not_plus, "p=tls-exporter,,", &[1; 32]), Some(MalformedRequest));
-    assert_eq!(run(around("def"), "y,,", &[]), None);
+    let mismatch = Some(NotBound(Unbound::Mismatch));
+    let unknown = Some(NotBound(Unbound::UnknownType));
+    type Case<'a> = (&'a Surroundings, &'a str, &'a [u8], Option<SaslCondition>);
+    let cases: [Case<'_>; 20] = [
+        (&plus, "p=tls-exporter,,", &[1; 32], None),
+        (&plus, "p=tls-exporter,a=user@x,", &[1; 32], None),
+        (&plus, "p=tls-server-end-point,,", &[2; 48], None),
+        (&plus, "p=tls-exporter,,", &[2; 32], mismatch),
+        (&plus, "p=tls-exporter,,", &[1; 31], mismatch),
+        (&plus, "p=tls-exporter,,", &[2; 48], mismatch),
+        (&plus, "p=tls-server-end-point,,", &[1; 32], mismatch),
+        (&plus, "p=tls-exporter,,", &[], mismatch),
+        (&plus, "p=tls-unique,,", &[1; 32], unknown),
+        (&plus, "p=TLS-EXPORTER,,", &[1; 32], unknown),
+        (&plus, "p=,,", &[], unknown),
+        (&plus, "n,,", &[], Some(MalformedRequest)),
+        (&plus, "y,,", &[], Some(MalformedRequest)),
+        (&plus, "p,,", &[], Some(MalformedRequest)),
+        // The client would bind, and believes that we cannot: somebody removed -PLUS from our list.
+        (&not_plus, "y,,", &[], Some(NotBound(Unbound::Offered))),
+        (&not_plus, "n,,", &[], None),
+        (&not_plus, "n,,", &[1; 32], mismatch),
+        (&not_plus, "p=tls-exporter,,", &[1; 32], Some(MalformedRequest)),
+        (&around("def"), "y,,", &[], None),
+        (&around("def"), "N,,", &[], Some(MalformedRequest)),
+    ];
+    for (around, gs2, data, expected) in cases {
+        assert_eq!(bound(around.clone(), gs2, data, str::to_owned), expected, "{gs2} {data:?}");
+    }
+}
+
+#[test]
+fn what_was_offered_is_told_and_proved() {
+    let around = Surroundings { offered: Some("aGFzaA==".into()), ..around("def") };
+    assert_eq!(bound(around.clone(), "n,,", &[], str::to_owned), None);
+    // Whoever changed the list of mechanisms must change the hash as well, and then no proof fits.
+    let changed = |first: &str| first.replace(",h=aGFzaA==", ",h=b3RoZXI=");
+    assert_eq!(bound(around.clone(), "n,,", &[], changed), Some(NotAuthorized));
+    let removed = |first: &str| first.replace(",h=aGFzaA==", "");
+    assert_eq!(bound(around.clone(), "n,,", &[], removed), Some(NotAuthorized));
+    let mut scram = Scram::new(ScramHash::Sha1, around);
+    scram.message(b"n,,n=user,r=abc");
+    assert!(text(scram.found(None)).ends_with(",i=4096,h=aGFzaA=="), "unknown accounts hear it too");
 }

@@ -1,0 +1,114 @@
+//! What is offered before login: made once for each kind of stream, not for each stream.
+
+use std::sync::{Arc, OnceLock};
+
+use minidom::Element;
+
+use super::settings::{Settings, TLS_EXPORTER, TLS_SERVER_END_POINT};
+use crate::features;
+use crate::sasl::{MechanismName, ScramHash, downgrade};
+
+/// All that decides what a stream is offered, beside the settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kind {
+    pub tls: bool,
+    /// The channel can be bound to by `tls-exporter`,
+    pub exporter: bool,
+    /// and by `tls-server-end-point`.
+    pub endpoint: bool,
+    /// The client's certificate names an account of the host.
+    pub certified: bool,
+    /// The host lets in whoever asks.
+    pub anonymous: bool,
+}
+
+impl Kind {
+    const COUNT: usize = 1 << 5;
+
+    fn index(self) -> usize {
+        let bits = [self.tls, self.exporter, self.endpoint, self.certified, self.anonymous];
+        bits.into_iter().fold(0, |index, bit| index << 1 | usize::from(bit))
+    }
+
+    fn bindings(self) -> Vec<&'static str> {
+        let all = [(self.exporter, TLS_EXPORTER), (self.endpoint, TLS_SERVER_END_POINT)];
+        all.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect()
+    }
+
+    fn mechanisms(self, settings: &Settings) -> Vec<MechanismName> {
+        let possible = |name: &MechanismName| match name {
+            MechanismName::External => self.certified,
+            MechanismName::ScramPlus(_) => self.exporter || self.endpoint,
+            MechanismName::Scram(_) | MechanismName::Anonymous => self.tls || !settings.tls_required,
+            MechanismName::Plain => self.tls,
+        };
+        let anonymous = self.anonymous.then_some(MechanismName::Anonymous);
+        let listed = settings.mechanisms.iter().copied().filter(|name| *name != MechanismName::Anonymous);
+        listed.chain(anonymous).filter(possible).collect()
+    }
+}
+
+/// What one kind of stream is offered.
+pub(super) struct Offer {
+    pub mechanisms: Vec<MechanismName>,
+    /// The children of `<stream:features/>`.
+    pub features: Vec<Element>,
+    /// XEP-0474, by hash.
+    downgrade: [Arc<str>; 3],
+}
+
+impl Offer {
+    fn new(kind: Kind, settings: &Settings) -> Offer {
+        let mechanisms = kind.mechanisms(settings);
+        let binds = mechanisms.iter().any(|name| name.binds());
+        let bindings = if binds { kind.bindings() } else { Vec::new() };
+        let mut features = Vec::new();
+        if !kind.tls && settings.tls_available {
+            features.push(features::starttls(settings.tls_required));
+        }
+        features.extend(features::channel_bindings(&bindings));
+        if !mechanisms.is_empty() {
+            features.push(features::mechanisms(&mechanisms));
+        }
+        let names: Vec<&str> = mechanisms.iter().map(|name| name.as_str()).collect();
+        let downgrade = ScramHash::ALL.map(|hash| downgrade::hash(hash, &names, &bindings).into());
+        Offer { mechanisms, features, downgrade }
+    }
+
+    /// Whether the mechanism is offered.
+    pub fn has(&self, name: MechanismName) -> bool {
+        self.mechanisms.contains(&name)
+    }
+
+    /// Whether any mechanism that binds to the channel is.
+    pub fn binds(&self) -> bool {
+        self.mechanisms.iter().any(|name| name.binds())
+    }
+
+    /// What an exchange with this hash says of all that was offered (XEP-0474).
+    pub fn downgrade(&self, hash: ScramHash) -> Arc<str> {
+        self.downgrade[hash as usize].clone()
+    }
+}
+
+/// The offers made so far, one for each kind.
+pub(super) struct Offers([OnceLock<Arc<Offer>>; Kind::COUNT]);
+
+impl Offers {
+    pub fn of(&self, kind: Kind, settings: &Settings) -> Arc<Offer> {
+        self.0[kind.index()].get_or_init(|| Arc::new(Offer::new(kind, settings))).clone()
+    }
+}
+
+impl Default for Offers {
+    fn default() -> Offers {
+        Offers(std::array::from_fn(|_| OnceLock::new()))
+    }
+}
+
+impl Clone for Offers {
+    /// Empty: a copy of the settings is made to be changed.
+    fn clone(&self) -> Offers {
+        Offers::default()
+    }
+}
