@@ -19,13 +19,13 @@ use futures::future::BoxFuture;
 use jid::{BareJid, FullJid, Jid};
 use parking_lot::Mutex;
 use stanza::{Condition, IqType, Kind, MessageType, PresenceType, Stanza, StanzaError};
-use store::{Store, StoreError};
+use store::{AccountError, AccountState, Accounts, Credentials, ScramKeys, Store, StoreError};
 
 use crate::card::Card;
-use crate::module::{Module, Offer, SessionEvent, Why};
+use crate::module::{Module, Offer, SessionEvent, Stranger, Why};
 use crate::passage::Passage;
 use crate::registry::{Registry, Switches};
-use crate::services::{About, Hold, How, Resource, Services};
+use crate::services::{About, Hold, How, Removal, Resource, Services};
 use crate::session::{SessionView, Sid};
 use crate::verdict::{Reply, Verdict};
 
@@ -134,15 +134,27 @@ impl Bench {
         self.nodes[0].shared.state.lock().accounts.insert(bare(jid));
     }
 
-    /// Tells the modules and removes the account with all of its data.
+    /// Removes the account: its sessions end, the modules of the first node are told, all of its data goes.
     pub async fn remove_account(&self, jid: &str) {
-        let account = bare(jid);
-        for node in &self.nodes {
-            node.registry.forget(&account, &node.services()).await;
-        }
-        let partition = store::Partition::Account(account.as_str().into());
-        self.store().delete_partition(&partition).await.expect("the memory store deletes");
-        self.nodes[0].shared.state.lock().accounts.remove(&account);
+        let removed = self.nodes[0].remove_account(&bare(jid), None).await;
+        removed.expect("an account that can be removed").end().await.expect("the memory store deletes");
+    }
+
+    /// The answer to an iq on a stream that nobody has logged in on, as XML; `None`: nobody answers there.
+    pub async fn greet(&self, stranger: &Stranger, xml: &str) -> Option<String> {
+        let request = parse(xml);
+        let reply = self.registry().greet(stranger, &request, &self.services()).await?;
+        let answer = match reply {
+            Reply::Result(payload) => request.result(payload.as_ref()),
+            Reply::Error(error) => request.error(&error)?,
+            Reply::Silent => return None,
+        };
+        Some(self::xml(&answer))
+    }
+
+    /// The accounts that were made by modules.
+    pub fn accounts(&self) -> Accounts {
+        self.nodes[0].accounts()
     }
 
     /// Binds a session on the first node; a session with the same full JID is displaced.
@@ -476,6 +488,29 @@ impl Node {
         self.registry.follow(&event, &self.services()).await;
     }
 
+    fn accounts(&self) -> Accounts {
+        Accounts::new(self.shared.store.clone())
+    }
+
+    /// Ends all sessions of an account; how many, and the address of each that was available.
+    async fn end_all(&self, account: &BareJid) -> (u32, Vec<FullJid>) {
+        let rows: Vec<(usize, Arc<SessionView>)> = {
+            let state = self.shared.state.lock();
+            let own = state.rows.iter().filter(|row| row.view.account() == account);
+            own.map(|row| (row.node, row.view.clone())).collect()
+        };
+        let mut available = Vec::new();
+        for (number, view) in &rows {
+            if view.set_presence(None).is_some() {
+                available.push(view.jid().clone());
+            }
+            if let Some(node) = self.peer(*number) {
+                node.end(view, Why::Closed).await;
+            }
+        }
+        (rows.len() as u32, available)
+    }
+
     fn agree(&self) -> Result<(), StoreError> {
         match self.shared.state.lock().cut_off {
             true => Err(StoreError::Unavailable { reason: "the bench is cut off".to_owned() }),
@@ -547,7 +582,61 @@ impl Services for Node {
     }
 
     fn account_exists<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<bool, StoreError>> {
-        async move { Ok(self.shared.state.lock().accounts.contains(account)) }.boxed()
+        async move {
+            let made = self.shared.state.lock().accounts.contains(account);
+            Ok(made || self.accounts().exists(account.as_str()).await?)
+        }
+        .boxed()
+    }
+
+    fn create_account<'a>(
+        &'a self,
+        account: &'a BareJid,
+        password: &'a str,
+    ) -> BoxFuture<'a, Result<(), AccountError>> {
+        async move {
+            if self.account_exists(account).await? {
+                return Err(AccountError::AlreadyExists);
+            }
+            self.accounts().create(account.as_str(), &keys(password)?).await
+        }
+        .boxed()
+    }
+
+    fn set_password<'a>(
+        &'a self,
+        account: &'a BareJid,
+        password: &'a str,
+    ) -> BoxFuture<'a, Result<(), AccountError>> {
+        async move { self.accounts().set_keys(account.as_str(), &keys(password)?).await }.boxed()
+    }
+
+    fn remove_account<'a>(
+        &'a self,
+        account: &'a BareJid,
+        last: Option<Stanza>,
+    ) -> BoxFuture<'a, Result<Removal, AccountError>> {
+        async move {
+            self.agree()?;
+            let named = self.shared.state.lock().accounts.remove(account);
+            match self.accounts().begin_removal(account.as_str()).await {
+                Err(AccountError::NotFound) if named => {}
+                begun => begun?,
+            }
+            if let Some(last) = last {
+                self.route(last, How::Ahead).await;
+            }
+            let (ended, available) = self.end_all(account).await;
+            for jid in available {
+                self.announce(SessionEvent::Lost { account: account.clone(), jid }).await;
+            }
+            self.registry.forget(account, &self.services()).await;
+            let partition = store::Partition::Account(account.as_str().into());
+            self.shared.store.delete_partition(&partition).await?;
+            self.accounts().end_removal(account.as_str()).await?;
+            Ok(Removal::new(async move { Ok(ended) }))
+        }
+        .boxed()
     }
 
     fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()> {
@@ -581,6 +670,25 @@ impl Services for Node {
     fn cards(&self, host: &str) -> Vec<Card> {
         self.registry.cards(host)
     }
+}
+
+/// Keys that show their password, which no real ones do: `password_of` reads it.
+fn keys(password: &str) -> Result<Credentials, AccountError> {
+    if password.chars().any(char::is_control) || password.is_empty() {
+        return Err(AccountError::BadPassword);
+    }
+    let keys = ScramKeys {
+        salt: Vec::new(),
+        iterations: 0,
+        stored_key: password.as_bytes().to_vec(),
+        server_key: Vec::new(),
+    };
+    Ok(Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, state: AccountState::Open })
+}
+
+/// The password of an account that a module of the bench made or changed.
+pub fn password_of(credentials: &Credentials) -> String {
+    String::from_utf8_lossy(&credentials.sha1.stored_key).into_owned()
 }
 
 /// Reads one stanza; the content namespace may be left out.

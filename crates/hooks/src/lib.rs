@@ -11,13 +11,15 @@ pub mod verdict;
 
 pub use card::{Card, Status, Xep};
 pub use module::{
-    Addressee, Answering, Arriving, Delivering, Following, Forgetting, Leaving, Module, Offer, Offering,
-    SessionEvent, Speaking, Why,
+    Addressee, Answering, Arriving, Delivering, Following, Forgetting, Greeting, Leaving, Module, Offer,
+    Offering, SessionEvent, Speaking, Stranger, Why,
 };
 pub use passage::Passage;
 pub use registry::{Clash, Hooks, Registry, Step, Switches};
-pub use services::{About, Hold, How, Resource, Services};
+pub use services::{About, Hold, How, Removal, Resource, Services};
 pub use session::{Full, Notes, SessionView, Sid};
 pub use verdict::{Answer, Reply, Verdict};
 // What `Services` speaks of, so that who implements it needs no other crate.
-pub use store::{Accounts, Credentials, Partition, ScramKeys, Store, StoreError, Stored, Table};
+pub use store::{
+    AccountError, AccountState, Accounts, Credentials, Partition, ScramKeys, Store, StoreError, Stored, Table,
+};

@@ -1,5 +1,6 @@
 //! The hooks: a trait for each, named by what the module does with what passes.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jid::{BareJid, FullJid};
@@ -57,6 +58,28 @@ pub struct Offer {
     /// `None`: before authentication.
     pub account: Option<BareJid>,
     pub secure: bool,
+}
+
+/// Who speaks on a stream before anybody has logged in on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stranger {
+    /// The host that the stream is to.
+    pub host: String,
+    /// Where the client is connected from.
+    pub address: IpAddr,
+    /// Whether the stream is under TLS.
+    pub secure: bool,
+}
+
+/// Answers an iq of type get or set in a namespace that it claimed, on a stream that nobody has logged in on.
+/// The request has no `from`, and is to the host of the stream or to nobody.
+pub trait Greeting: Send + Sync + 'static {
+    fn greeting<'a>(
+        &'a self,
+        stranger: &'a Stranger,
+        request: &'a Stanza,
+        services: &'a Arc<dyn Services>,
+    ) -> Answer<'a, Reply>;
 }
 
 /// Adds to the stream features.
@@ -117,7 +140,9 @@ pub trait Following: Send + Sync + 'static {
     fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()>;
 }
 
-/// Is told that an account is about to be removed, while its data can still be read.
+/// Is told that an account is about to be removed: its sessions have ended, its data can still be read. All that
+/// its partition holds is erased afterwards, so only what is kept elsewhere, or told to others, is left to do.
+/// May be told twice of one removal.
 pub trait Forgetting: Send + Sync + 'static {
     fn forgetting<'a>(&'a self, account: &'a BareJid, services: &'a Arc<dyn Services>) -> Answer<'a, ()>;
 }

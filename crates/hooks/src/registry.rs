@@ -9,8 +9,8 @@ use stanza::Stanza;
 
 use crate::card::Card;
 use crate::module::{
-    Addressee, Answering, Arriving, Delivering, Following, Forgetting, Leaving, Module, Offer, Offering,
-    SessionEvent, Speaking,
+    Addressee, Answering, Arriving, Delivering, Following, Forgetting, Greeting, Leaving, Module, Offer,
+    Offering, SessionEvent, Speaking, Stranger,
 };
 use crate::passage::Passage;
 use crate::services::Services;
@@ -93,6 +93,7 @@ pub struct Hooks {
     arriving: Vec<(Step, Plugged<dyn Arriving>)>,
     delivering: Vec<(Step, Plugged<dyn Delivering>)>,
     answering: HashMap<(Addressee, String), Plugged<dyn Answering>>,
+    greeting: HashMap<String, Plugged<dyn Greeting>>,
     offering: Vec<Plugged<dyn Offering>>,
     speaking: HashMap<String, Plugged<dyn Speaking>>,
     following: Vec<Plugged<dyn Following>>,
@@ -121,6 +122,15 @@ impl Hooks {
         let plugged = self.plugged(handler);
         let second = self.module;
         if let Some(first) = self.answering.insert((addressee, namespace.to_owned()), plugged) {
+            self.clash.get_or_insert(Clash { namespace: namespace.to_owned(), first: first.module, second });
+        }
+    }
+
+    /// Claims iqs on streams that nobody has logged in on, whose payload is in `namespace`.
+    pub fn greeting(&mut self, namespace: &str, handler: Arc<dyn Greeting>) {
+        let plugged = self.plugged(handler);
+        let second = self.module;
+        if let Some(first) = self.greeting.insert(namespace.to_owned(), plugged) {
             self.clash.get_or_insert(Clash { namespace: namespace.to_owned(), first: first.module, second });
         }
     }
@@ -265,6 +275,22 @@ impl Registry {
         Some(plugged.handler.answering(passage).await)
     }
 
+    /// Answers an iq of type get or set on a stream that nobody has logged in on. `None`: nobody claimed its
+    /// namespace there.
+    pub async fn greet(
+        &self,
+        stranger: &Stranger,
+        request: &Stanza,
+        services: &Arc<dyn Services>,
+    ) -> Option<Reply> {
+        let plugged = self.hooks.greeting.get(&request.payload()?.ns())?;
+        if !plugged.is_on(Some(&stranger.host)) {
+            return None;
+        }
+        let _blame = Blame { module: plugged.module, hook: "greeting" };
+        Some(plugged.handler.greeting(stranger, request, services).await)
+    }
+
     /// Stream features of the modules, in the order of the list.
     pub fn offered(&self, offer: &Offer) -> Vec<Element> {
         let on = self.hooks.offering.iter().filter(|plugged| plugged.is_on(Some(&offer.host)));
@@ -332,6 +358,11 @@ impl Registry {
         claims.sort_by_key(|((addressee, namespace), _)| (*addressee as u8, namespace.clone()));
         for ((addressee, namespace), plugged) in claims {
             add("Answering", format!("{addressee:?} `{namespace}`"), plugged.module);
+        }
+        let mut claims: Vec<_> = hooks.greeting.iter().collect();
+        claims.sort_by_key(|(namespace, _)| namespace.to_string());
+        for (namespace, plugged) in claims {
+            add("Greeting", format!("`{namespace}`"), plugged.module);
         }
         for plugged in &hooks.offering {
             add("Offering", String::new(), plugged.module);

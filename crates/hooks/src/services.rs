@@ -1,13 +1,14 @@
 //! What a handler may ask of the server; the server implements it, and so does the bench.
 
 use std::any::Any;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use jid::{BareJid, FullJid, Jid};
 use stanza::Stanza;
-use store::{Store, StoreError};
+use store::{AccountError, Store, StoreError};
 
 use crate::card::Card;
 use crate::module::SessionEvent;
@@ -34,6 +35,26 @@ impl Hold {
     /// A hold that ends when `guard` is dropped.
     pub fn new(guard: impl Any + Send + Sync) -> Hold {
         Hold { _guard: Box::new(guard) }
+    }
+}
+
+/// A removal of an account that has begun and goes on by itself.
+pub struct Removal {
+    end: BoxFuture<'static, Result<u32, AccountError>>,
+}
+
+impl Removal {
+    /// A removal that ends when `end` does.
+    pub fn new(end: impl Future<Output = Result<u32, AccountError>> + Send + 'static) -> Removal {
+        Removal { end: Box::pin(end) }
+    }
+
+    /// Waits for the end; how many sessions were ended with the account. Nobody has to wait.
+    ///
+    /// # Errors
+    /// What could not be done; the account is locked all the same, and the rest is tried again later.
+    pub async fn end(self) -> Result<u32, AccountError> {
+        self.end.await
     }
 }
 
@@ -94,6 +115,30 @@ pub trait Services: Send + Sync + 'static {
     fn read_barrier(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
     fn account_exists<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Makes an account, with keys that are made of the password off this thread.
+    fn create_account<'a>(
+        &'a self,
+        account: &'a BareJid,
+        password: &'a str,
+    ) -> BoxFuture<'a, Result<(), AccountError>>;
+
+    /// Replaces the password of an account, with keys that are made of it off this thread. From its return every
+    /// login at every node needs the new one; sessions go on.
+    fn set_password<'a>(
+        &'a self,
+        account: &'a BareJid,
+        password: &'a str,
+    ) -> BoxFuture<'a, Result<(), AccountError>>;
+
+    /// Begins to remove an account; when it returns, the account is there for nobody any more. Then `last` is
+    /// given to the session that it is for, the sessions of the account end at every node, modules are told
+    /// (`Forgetting`), and all that its partition holds is erased.
+    fn remove_account<'a>(
+        &'a self,
+        account: &'a BareJid,
+        last: Option<Stanza>,
+    ) -> BoxFuture<'a, Result<Removal, AccountError>>;
 
     /// Tells every `Following` module; awaits them one after the other.
     fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()>;

@@ -49,7 +49,7 @@ impl Cli {
 pub enum Command {
     /// Run a node; with no config a single node for the host localhost, with its data in ./data
     Serve(Serve),
-    /// Accounts: add, remove, passwd, list
+    /// Accounts: add, passwd, disable, enable, remove, list
     User {
         #[command(subcommand)]
         what: User,
@@ -89,25 +89,50 @@ pub struct Serve {
 #[derive(Debug, Subcommand)]
 pub enum User {
     /// Create an account
+    ///
+    /// The password is asked for, or read as one line from a stdin that is no terminal. Names that are reserved
+    /// from in-band registration ([accounts] reserved) can be given here.
     Add {
-        /// Its address, as in alice@localhost
+        /// Its address, as in alice@localhost; the host must be one of the server's
         jid: String,
         #[command(flatten)]
         password: Password,
     },
-    /// Remove an account and all that is kept for it
-    Remove {
-        /// Its address
-        jid: String,
-    },
-    /// Set a new password
+    /// Set a new password; sessions go on unless they are to end
+    ///
+    /// Every login at every node needs the new password from then on. The password is asked for, or read as one
+    /// line from a stdin that is no terminal.
     Passwd {
         /// Address of the account
         jid: String,
         #[command(flatten)]
         password: Password,
+        /// End all sessions of the account, for a password that somebody else may have known
+        #[arg(long)]
+        end_sessions: bool,
     },
-    /// List the accounts
+    /// Let nobody log in to an account, and end its sessions
+    ///
+    /// What is kept for the account stays, and messages for it are kept as for a user who is away. Who logs in
+    /// with the right password is told that the account is disabled.
+    Disable {
+        /// Address of the account
+        jid: String,
+    },
+    /// Let the owner of a disabled account log in again
+    Enable {
+        /// Address of the account
+        jid: String,
+    },
+    /// Remove an account and all that is kept for it
+    ///
+    /// Its sessions end, its contacts are told (unsubscribed both ways), and its roster, waiting messages and keys
+    /// are erased. There is no way back; `disable` is the gentler one.
+    Remove {
+        /// Address of the account
+        jid: String,
+    },
+    /// List the accounts, one address per line; behind one that is not open stands its state
     List {
         /// Only the accounts of this host
         #[arg(long)]
@@ -218,6 +243,9 @@ mod tests {
             "rookery user add alice@localhost",
             "rookery user remove alice@localhost",
             "rookery user passwd alice@localhost --password x",
+            "rookery user passwd alice@localhost --end-sessions",
+            "rookery user disable alice@localhost",
+            "rookery user enable alice@localhost",
             "rookery user list --host localhost",
             "rookery user list --admin http://127.0.0.1:1",
             "rookery user --admin http://127.0.0.1:1 list",

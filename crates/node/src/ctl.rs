@@ -83,14 +83,30 @@ pub async fn user(admin: &str, what: User) -> Result<(), CtlError> {
             let mut client = connect(admin).await?;
             let request = admin::RemoveAccountRequest { jid: jid.clone() };
             let done = client.remove_account(request).await.map_err(refused(format!("remove `{jid}`")))?;
-            println!("removed {jid} ({} sessions ended)", done.into_inner().kicked);
+            println!("removed {jid} ({})", ended(done.into_inner().kicked));
         }
-        User::Passwd { jid, password } => {
+        User::Passwd { jid, password, end_sessions } => {
             let password = ask(password, &jid)?;
             let mut client = connect(admin).await?;
-            let request = admin::SetPasswordRequest { jid: jid.clone(), password };
-            client.set_password(request).await.map_err(refused(format!("set the password of `{jid}`")))?;
-            println!("password of {jid} set");
+            let request = admin::SetPasswordRequest { jid: jid.clone(), password, end_sessions };
+            let done = client.set_password(request).await;
+            let kicked = done.map_err(refused(format!("set the password of `{jid}`")))?.into_inner().kicked;
+            match end_sessions {
+                true => println!("password of {jid} set ({})", ended(kicked)),
+                false => println!("password of {jid} set"),
+            }
+        }
+        User::Disable { jid } => {
+            let mut client = connect(admin).await?;
+            let request = admin::DisableAccountRequest { jid: jid.clone() };
+            let done = client.disable_account(request).await.map_err(refused(format!("disable `{jid}`")))?;
+            println!("disabled {jid} ({})", ended(done.into_inner().kicked));
+        }
+        User::Enable { jid } => {
+            let mut client = connect(admin).await?;
+            let request = admin::EnableAccountRequest { jid: jid.clone() };
+            client.enable_account(request).await.map_err(refused(format!("enable `{jid}`")))?;
+            println!("enabled {jid}");
         }
         User::List { host, format } => {
             let mut client = connect(admin).await?;
@@ -100,8 +116,9 @@ pub async fn user(admin: &str, what: User) -> Result<(), CtlError> {
             let mut jids = Vec::new();
             while let Some(account) = list.message().await.map_err(refused("list the accounts"))? {
                 match format {
-                    Format::Table => println!("{}", account.jid),
-                    Format::Json => jids.push(json!({ "jid": account.jid })),
+                    Format::Table if account.state == "open" => println!("{}", account.jid),
+                    Format::Table => println!("{} ({})", account.jid, account.state),
+                    Format::Json => jids.push(json!({ "jid": account.jid, "state": account.state })),
                 }
             }
             if format == Format::Json {
@@ -110,6 +127,13 @@ pub async fn user(admin: &str, what: User) -> Result<(), CtlError> {
         }
     }
     Ok(())
+}
+
+fn ended(sessions: u32) -> String {
+    match sessions {
+        1 => "1 session ended".to_owned(),
+        n => format!("{n} sessions ended"),
+    }
 }
 
 /// `rookery cluster ...`

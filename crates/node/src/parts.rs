@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     admin, certificate,
     config::{Modules, Settings},
-    http, logs, metrics,
+    http, logs, metrics, password,
 };
 
 /// How often the certificate files are looked at: two questions to the file system.
@@ -128,8 +128,7 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
         cluster: cluster.clone(),
         accounts: accounts.clone(),
         hosts: settings.hosts.clone(),
-        registry: registry.clone(),
-        services: router.services(),
+        router: router.clone(),
         local,
     };
     // before the cluster is ready: an operator wants to see what it waits for
@@ -196,6 +195,7 @@ fn router_deps(
             // the operating system's generator does not fail once it is seeded
             assert!(aws_lc_rs::rand::fill(buffer).is_ok(), "the random generator works");
         },
+        keys: |password| password::keys(password).ok(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Makes the keys that are kept of a password.
 
-use store::{Credentials, ScramKeys};
+use store::{AccountState, Credentials, ScramKeys};
 use stream::sasl::keys::{self, BadPassword, ScramHash};
 
 /// Length of a salt, in bytes.
@@ -27,7 +27,7 @@ pub fn keys(password: &str) -> Result<Credentials, BadPassword> {
         sha1: make(ScramHash::Sha1)?,
         sha256: make(ScramHash::Sha256)?,
         sha512: make(ScramHash::Sha512)?,
-        disabled: false,
+        state: AccountState::Open,
     })
 }
 

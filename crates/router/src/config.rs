@@ -38,6 +38,9 @@ pub struct Config {
     pub refused_wait_ms: u64,
     /// Sessions of a lost node whose contacts are told at the same time; the others wait for their turn.
     pub lost_sessions_at_once: usize,
+    /// New passwords that may wait to be turned into keys; for further ones the client hears
+    /// `resource-constraint`.
+    pub new_password_queue: usize,
 }
 
 impl Default for Config {
@@ -55,6 +58,7 @@ impl Default for Config {
             relay_batch_bytes: 256 * 1024,
             refused_wait_ms: 2_000,
             lost_sessions_at_once: 32,
+            new_password_queue: 64,
         }
     }
 }

@@ -8,6 +8,7 @@
 //! - [`holds`]: what waits while kept messages are handed over.
 //! - [`mailboxes`], [`receipt`]: what waits to be written to each session, and who wants to know when it was.
 //! - [`services`]: what modules may ask of the server.
+//! - [`removal`], [`keysmith`]: the end of an account, and the keys of a new password.
 //! - [`envelope`], [`peer`], [`lane`], [`link`], [`relay`]: acknowledged streams to and from other nodes.
 //! - [`lost`]: what is done for the sessions of a node that is gone.
 //! - [`whereabouts`], [`config`], [`metrics`]: what it is told, its bounds and its counters.
@@ -21,6 +22,8 @@ mod holds;
 pub mod mailboxes;
 pub mod receipt;
 pub mod services;
+mod removal;
+mod keysmith;
 mod envelope;
 mod peer;
 mod lane;
@@ -32,6 +35,7 @@ pub mod config;
 pub mod metrics;
 
 pub use config::Config;
+pub use keysmith::MakeKeys;
 pub use mailboxes::{Delivery, End, Mailbox, Waiting};
 pub use metrics::{Counters, Fate, LaneFacts};
 pub use receipt::Receipt;

@@ -63,6 +63,16 @@ pub struct Counters {
     pub refusals: AtomicU64,
     /// Sessions of lost nodes whose contacts this node told.
     pub lost_told: AtomicU64,
+    /// Accounts made at this node.
+    pub accounts_created: AtomicU64,
+    /// Accounts removed, counted where the removal ended.
+    pub accounts_removed: AtomicU64,
+    /// Accounts disabled at this node.
+    pub accounts_disabled: AtomicU64,
+    /// Passwords replaced at this node.
+    pub passwords_set: AtomicU64,
+    /// New passwords that were refused because too many waited to be turned into keys.
+    pub passwords_busy: AtomicU64,
 }
 
 impl Counters {

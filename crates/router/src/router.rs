@@ -15,6 +15,7 @@ use crate::arrival;
 use crate::config::Config;
 use crate::decision::{Address, Decision, Receiver, Subject, decide, decide_host, is_doubtful};
 use crate::holds::Holds;
+use crate::keysmith::{Keysmith, MakeKeys};
 use crate::lane::InFlight;
 use crate::lost;
 use crate::mailboxes::{Delivery, Mailbox, MailboxLimits, Mailboxes, Waiting};
@@ -22,6 +23,7 @@ use crate::metrics::{Counters, Fate, LaneFacts};
 use crate::peer::{self, Peers};
 use crate::queues::{Entered, Queues, Work};
 use crate::relay::LanesIn;
+use crate::removal;
 use crate::transit::{Stage, Transit};
 use crate::whereabouts::SharedWhereabouts;
 
@@ -41,6 +43,8 @@ pub struct Deps {
     pub clock: fn() -> SystemTime,
     /// Fills a buffer with random bytes fit for secrets.
     pub random: fn(&mut [u8]),
+    /// Makes the keys of a new password.
+    pub keys: MakeKeys,
 }
 
 /// Carries stanzas. Every session of the node, every module and every other node hands them to it.
@@ -56,6 +60,7 @@ pub struct Router {
     pub(crate) about: (&'static str, &'static str),
     pub(crate) clock: fn() -> SystemTime,
     pub(crate) random: fn(&mut [u8]),
+    pub(crate) keysmith: Keysmith,
     pub(crate) config: Config,
     pub(crate) mailboxes: Mailboxes,
     pub(crate) queues: Queues,
@@ -81,12 +86,14 @@ impl Router {
             whereabouts: deps.whereabouts,
             registry: deps.registry,
             accounts: Accounts::new(deps.store.clone()),
-            store: deps.store,
+            // Whoever is late keeps nothing for an account that is gone.
+            store: deps.store.guarded(),
             keepers,
             hosts: deps.hosts,
             about: deps.about,
             clock: deps.clock,
             random: deps.random,
+            keysmith: Keysmith::new(deps.keys, config.new_password_queue),
             mailboxes: Mailboxes::new(limits),
             queues: Queues::new(config.account_queue_stanzas, config.account_queues_at_once),
             holds: Arc::default(),
@@ -104,6 +111,7 @@ impl Router {
                 router.take_back(account, deliveries);
             }
         }));
+        router.runtime.spawn(removal::finish(Arc::downgrade(&router)));
         router.runtime.spawn(lost::follow(Arc::downgrade(&router), router.whereabouts.changes()));
         router
     }

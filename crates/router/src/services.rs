@@ -6,7 +6,10 @@ use std::time::SystemTime;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
-use hooks::{About, Card, Hold, How, Resource, Services, SessionEvent, SessionView, Store, StoreError};
+use hooks::{
+    About, AccountError, Card, Hold, How, Removal, Resource, Services, SessionEvent, SessionView, Store,
+    StoreError,
+};
 use jid::{BareJid, Jid};
 use stanza::Stanza;
 
@@ -77,6 +80,44 @@ impl Services for Router {
         Box::pin(self.accounts.exists(account.as_str()))
     }
 
+    fn create_account<'a>(
+        &'a self,
+        account: &'a BareJid,
+        password: &'a str,
+    ) -> BoxFuture<'a, Result<(), AccountError>> {
+        Box::pin(async move {
+            let keys = self.keysmith.keys(&self.runtime, password).await;
+            let keys = keys.inspect_err(|error| self.count_busy(error))?;
+            self.accounts.create(account.as_str(), &keys).await?;
+            one(&self.counters.accounts_created);
+            tracing::info!(%account, "account created");
+            Ok(())
+        })
+    }
+
+    fn set_password<'a>(
+        &'a self,
+        account: &'a BareJid,
+        password: &'a str,
+    ) -> BoxFuture<'a, Result<(), AccountError>> {
+        Box::pin(async move {
+            let keys = self.keysmith.keys(&self.runtime, password).await;
+            let keys = keys.inspect_err(|error| self.count_busy(error))?;
+            self.accounts.set_keys(account.as_str(), &keys).await?;
+            one(&self.counters.passwords_set);
+            tracing::info!(%account, "password set");
+            Ok(())
+        })
+    }
+
+    fn remove_account<'a>(
+        &'a self,
+        account: &'a BareJid,
+        last: Option<Stanza>,
+    ) -> BoxFuture<'a, Result<Removal, AccountError>> {
+        Box::pin(self.remove(account, last))
+    }
+
     fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let services = self.services();
@@ -106,5 +147,13 @@ impl Services for Router {
 
     fn cards(&self, host: &str) -> Vec<Card> {
         self.registry.cards(host)
+    }
+}
+
+impl Router {
+    fn count_busy(&self, error: &AccountError) {
+        if *error == AccountError::Busy {
+            one(&self.counters.passwords_busy);
+        }
     }
 }

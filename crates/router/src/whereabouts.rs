@@ -36,6 +36,8 @@ pub trait Whereabouts: Send + Sync + 'static {
         sid: Sid,
         priority: Option<i8>,
     ) -> BoxFuture<'a, Result<(), Unavailable>>;
+    /// Takes a full JID from whoever has it, whose session ends with that; whether somebody had it.
+    fn kick<'a>(&'a self, jid: &'a FullJid) -> BoxFuture<'a, Result<bool, Unavailable>>;
     /// A link to another node, if its address is known.
     fn channel(&self, node: NodeId) -> Option<Channel>;
     /// What happens from now on.
@@ -82,6 +84,10 @@ impl Whereabouts for Cluster {
         priority: Option<i8>,
     ) -> BoxFuture<'a, Result<(), Unavailable>> {
         Box::pin(Cluster::set_priority(self, jid, sid, priority))
+    }
+
+    fn kick<'a>(&'a self, jid: &'a FullJid) -> BoxFuture<'a, Result<bool, Unavailable>> {
+        Box::pin(Cluster::kick(self, jid))
     }
 
     fn channel(&self, node: NodeId) -> Option<Channel> {

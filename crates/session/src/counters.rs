@@ -57,6 +57,7 @@ pub struct Counters {
     refusals: Mutex<BTreeMap<&'static str, u64>>,
     stream_errors: Mutex<BTreeMap<&'static str, u64>>,
     ends: Mutex<BTreeMap<&'static str, u64>>,
+    greetings: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// One total.
@@ -93,6 +94,15 @@ impl Counters {
     pub(crate) fn refuse(&self, why: &'static str) {
         self.refused.add(1);
         *self.refusals.lock().entry(why).or_default() += 1;
+    }
+
+    /// Requests answered before the login (in-band registration): `result`, or the condition of the error.
+    pub fn greetings(&self) -> Vec<(&'static str, u64)> {
+        self.greetings.lock().iter().map(|(name, n)| (*name, *n)).collect()
+    }
+
+    pub(crate) fn greeted(&self, outcome: &'static str) {
+        *self.greetings.lock().entry(outcome).or_default() += 1;
     }
 
     pub(crate) fn stream_error(&self, condition: &'static str) {

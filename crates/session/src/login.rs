@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use cluster::BindError;
-use hooks::{Offer, SessionView, Sid};
+use hooks::{AccountState, Offer, Reply, SessionView, Sid, Stranger};
 use jid::{BareJid, FullJid, ResourcePart};
 use router::Mailbox;
-use stanza::{Condition, ErrorKind, StanzaError, StreamCondition, StreamError};
+use stanza::{Condition, ErrorKind, Stanza, StanzaError, StreamCondition, StreamError};
 use stream::sasl::keys;
 use stream::sasl::mechanism::Password;
 use stream::sasl::{Checked, Found, SaslCondition, ScramHash, ScramKeys};
@@ -50,6 +50,8 @@ struct Login<'a> {
     header_due: Option<Instant>,
     failures: u32,
     mechanism: &'static str,
+    /// The account that is being tried is one with keys, and not one of a guest.
+    has_keys: bool,
     bound: Option<(Arc<SessionView>, Mailbox)>,
 }
 
@@ -83,6 +85,7 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
         header_due: Some(Instant::now() + limits.header()),
         failures: 0,
         mechanism: "",
+        has_keys: false,
         bound: None,
     };
     loop {
@@ -165,6 +168,10 @@ impl Login<'_> {
                 }
                 Act::LookUp { account, hash } => self.look_up(&account, hash).await,
                 Act::CheckPassword { account, password } => self.check(account, password).await,
+                Act::Greet { host, request } => {
+                    let answer = self.greet(host.as_str(), &request.0).await;
+                    self.negotiation.on_greeted(answer)
+                }
                 Act::AuthFailed { account, condition } => {
                     self.failed(account.as_ref(), condition).await;
                     continue;
@@ -182,7 +189,10 @@ impl Login<'_> {
                 }
                 Act::Bind { account, requested } => {
                     let bound = self.bind(&account, requested).await;
-                    self.negotiation.on_bound(bound)
+                    match self.still_open(&account, &bound).await {
+                        Ok(()) => self.negotiation.on_bound(bound),
+                        Err(error) => self.negotiation.end(error),
+                    }
                 }
                 Act::Bound { .. } => continue,
                 Act::Close { error } => return Err(self.closed(error)),
@@ -207,6 +217,45 @@ impl Login<'_> {
                 _ => Outcome::Broke(error),
             },
         }
+    }
+
+    /// Answers who has not logged in; `None` where nobody answers that.
+    async fn greet(&mut self, host: &str, request: &Stanza) -> Option<Stanza> {
+        let world = &self.connection.world;
+        world.serving().await;
+        let stranger = Stranger {
+            host: host.to_owned(),
+            address: self.connection.peer.ip(),
+            secure: self.negotiation.tls().is_some(),
+        };
+        let (outcome, answer) = match world.registry.greet(&stranger, request, &world.services).await? {
+            Reply::Result(payload) => ("result", Some(request.result(payload.as_ref()))),
+            Reply::Error(error) => (error.condition.tag(), request.error(&error)),
+            Reply::Silent => return None,
+        };
+        world.counters.greeted(outcome);
+        answer
+    }
+
+    /// Looks at the account once more, behind the binding: whoever disables or removes it either finds the
+    /// session or is found here.
+    async fn still_open(
+        &mut self,
+        account: &BareJid,
+        bound: &Result<FullJid, StanzaError>,
+    ) -> Result<(), StreamError> {
+        if bound.is_err() || !self.has_keys {
+            return Ok(());
+        }
+        match self.connection.world.accounts.state(account.as_str()).await {
+            Ok(Some(AccountState::Open)) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%account, %error, "failed to look at an account once more");
+                return Err(StreamCondition::InternalServerError.into());
+            }
+        }
+        Err(StreamError::new(StreamCondition::NotAuthorized).with_text("nobody may log in to this account"))
     }
 
     async fn look_up(&mut self, account: &BareJid, hash: ScramHash) -> Acts {
@@ -245,11 +294,13 @@ impl Login<'_> {
     }
 
     /// The account with its keys for one hash; `None` where there is none of that name.
-    async fn find(&self, account: &BareJid, hash: ScramHash) -> Result<Option<Found>, ()> {
+    async fn find(&mut self, account: &BareJid, hash: ScramHash) -> Result<Option<Found>, ()> {
         let found = self.connection.world.accounts.credentials(account.as_str()).await;
         let credentials = found.map_err(|error| {
             tracing::warn!(%error, "failed to read credentials");
         })?;
+        let credentials = credentials.filter(|credentials| credentials.state != AccountState::Leaving);
+        self.has_keys = credentials.is_some();
         Ok(credentials.map(|credentials| {
             let keys = match hash {
                 ScramHash::Sha1 => credentials.sha1,
@@ -262,7 +313,7 @@ impl Login<'_> {
                 stored_key: keys.stored_key,
                 server_key: keys.server_key,
             };
-            Found { keys, disabled: credentials.disabled }
+            Found { keys, disabled: credentials.state == AccountState::Disabled }
         }))
     }
 

@@ -29,6 +29,10 @@ pub enum Outcome {
     Displaced,
     /// An operator closed the session.
     Kicked,
+    /// An operator disabled the account.
+    Disabled,
+    /// The account was removed.
+    Removed,
     /// More waited for the client than its mailbox may hold.
     Overflowed,
     /// This node stops.
@@ -55,6 +59,8 @@ impl Outcome {
             Outcome::Broke(_) => "broke-a-rule",
             Outcome::Displaced => "displaced",
             Outcome::Kicked => "kicked",
+            Outcome::Disabled => "disabled",
+            Outcome::Removed => "removed",
             Outcome::Overflowed => "overflowed",
             Outcome::Stopping => "stopping",
             Outcome::Unavailable => "unavailable",
@@ -65,6 +71,10 @@ impl Outcome {
     /// What the client is told before its stream is closed.
     pub(crate) fn farewell(&self) -> Farewell {
         let error = |condition| Farewell::Error(StreamError::new(condition));
+        // XEP-0077, 3.2, of a removed account; a disabled one may do as little (RFC 6120, 4.9.3.12). Clients ask
+        // their user then, in place of coming back at once.
+        let not_authorized =
+            |text: &str| Farewell::Error(StreamError::new(StreamCondition::NotAuthorized).with_text(text));
         match self {
             Outcome::Gone | Outcome::Stalled | Outcome::NoTls | Outcome::Silent => Farewell::Nothing,
             Outcome::NoProxy | Outcome::Refused => Farewell::Nothing,
@@ -75,6 +85,8 @@ impl Outcome {
             // Not `conflict`: some clients come back at once after it, others never.
             Outcome::Kicked => error(StreamCondition::PolicyViolation),
             Outcome::Overflowed | Outcome::Evicted => error(StreamCondition::ResourceConstraint),
+            Outcome::Disabled => not_authorized("the account is disabled"),
+            Outcome::Removed => not_authorized("the account was removed"),
             Outcome::Stopping => error(StreamCondition::SystemShutdown),
             Outcome::Unavailable | Outcome::Panicked => error(StreamCondition::InternalServerError),
         }
@@ -82,15 +94,14 @@ impl Outcome {
 
     /// Whether the client ended the session as it should, so that its contacts see no accident.
     pub(crate) fn is_clean(&self) -> bool {
-        matches!(self, Outcome::Closed | Outcome::Displaced | Outcome::Kicked | Outcome::Stopping)
+        use Outcome::{Closed, Disabled, Displaced, Kicked, Removed, Stopping};
+        matches!(self, Closed | Displaced | Kicked | Disabled | Removed | Stopping)
     }
 
     /// Whether what waits for the client is still worth writing before the stream is closed.
     pub(crate) fn may_flush(&self) -> bool {
-        matches!(
-            self,
-            Outcome::Closed | Outcome::Broke(_) | Outcome::Kicked | Outcome::Stopping | Outcome::Late
-        )
+        use Outcome::{Broke, Closed, Disabled, Kicked, Late, Removed, Stopping};
+        matches!(self, Closed | Broke(_) | Kicked | Disabled | Removed | Stopping | Late)
     }
 }
 
@@ -112,6 +123,16 @@ mod tests {
         for outcome in [Gone, Stalled, NoTls, Silent, NoProxy, Refused] {
             assert_eq!(outcome.farewell(), Farewell::Nothing, "{}", outcome.name());
             assert!(!outcome.may_flush(), "{}", outcome.name());
+        }
+    }
+
+    #[test]
+    fn who_may_log_in_no_more_is_told_why() {
+        for (outcome, word) in [(Outcome::Disabled, "disabled"), (Outcome::Removed, "removed")] {
+            let Farewell::Error(error) = outcome.farewell() else { panic!("no error") };
+            assert_eq!(error.condition, StreamCondition::NotAuthorized);
+            assert!(error.text.is_some_and(|text| text.contains(word)));
+            assert!(outcome.may_flush(), "the answer to a removal is still to be written");
         }
     }
 

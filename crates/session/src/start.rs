@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use actix_rt::{Arbiter, ArbiterHandle, System};
 use cluster::{Change, Living, Loss};
-use hooks::{Accounts, Registry, Services};
+use hooks::{AccountState, Accounts, Registry, Services};
 use jid::FullJid;
 use parking_lot::Mutex;
 use router::Router;
@@ -229,6 +229,7 @@ async fn come_back(world: Arc<World>, serving: watch::Sender<bool>) {
                 for sid in taken {
                     world.table.order(hooks::Sid(sid.0), Order::Displaced);
                 }
+                actix_rt::spawn(end_locked(world.clone()));
                 break;
             }
             Err(error) => {
@@ -238,6 +239,22 @@ async fn come_back(world: Arc<World>, serving: watch::Sender<bool>) {
         }
     }
     serving.send_replace(world.claims.is_serving());
+}
+
+/// Ends the sessions of accounts that were disabled or removed while this node could not hear of it.
+async fn end_locked(world: Arc<World>) {
+    for view in world.table.with_keys() {
+        match world.accounts.state(view.account().as_str()).await {
+            Ok(Some(AccountState::Open)) => {}
+            Ok(_) => {
+                // Taken back by its end like any other.
+                world.table.order(view.sid(), Order::Kick);
+            }
+            Err(error) => {
+                tracing::warn!(session = %view.jid(), %error, "failed to look at an account after the lease came back");
+            }
+        }
+    }
 }
 
 fn living(view: &hooks::SessionView) -> Living {

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt;
-use hooks::{SessionEvent, SessionView, Why};
+use hooks::{AccountState, SessionEvent, SessionView, Why};
 use router::Delivery;
 use tokio::time::{sleep, timeout};
 
@@ -30,6 +30,8 @@ const FINISH_STOPPING: Duration = Duration::from_secs(1);
 /// How long a session of a node that stops waits for its route to be taken back, and then for its contacts to
 /// be told. What is not done by then the other nodes do, when they see that this one has left.
 const LEAVE: Duration = Duration::from_millis(750);
+/// How long the end of a session waits for the store to say why it was ordered.
+const LOOK: Duration = Duration::from_secs(1);
 /// How often a route that could not be taken back is tried again, and with what pause.
 const UNBIND_AGAIN: (u32, Duration) = (60, Duration::from_secs(1));
 
@@ -119,6 +121,7 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn) -> (Outcome, Ve
     world.counters.bound.add(1);
     let mut post = Post::new(mailbox);
     let outcome = halves(connection, &view, reader, input, &mut post, &life).await;
+    let outcome = if outcome == Outcome::Kicked { why_kicked(world, &view).await } else { outcome };
     if outcome.may_flush() {
         let flush = connection::flush(connection, &view, &mut post, world.config.limits.linger());
         // What panics here is a stanza that did the same before; it goes back with the others.
@@ -127,6 +130,15 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn) -> (Outcome, Ve
     // No address of the actor is left behind the table's: a lost message ends it as well.
     let _ = actor.try_send(Ended);
     (outcome, post.into_unwritten())
+}
+
+/// Whoever disables or removes an account marks it first: the order to go needs no reason of its own.
+async fn why_kicked(world: &World, view: &SessionView) -> Outcome {
+    match timeout(LOOK, world.accounts.state(view.account().as_str())).await {
+        Ok(Ok(Some(AccountState::Disabled))) => Outcome::Disabled,
+        Ok(Ok(Some(AccountState::Leaving) | None)) => Outcome::Removed,
+        Ok(Ok(Some(AccountState::Open)) | Err(_)) | Err(_) => Outcome::Kicked,
+    }
 }
 
 /// Runs both halves of the connection until one of them or an order ends the session.
@@ -201,6 +213,10 @@ async fn take_back(world: &Arc<World>, claims: Vec<Claim>, outcome: &Outcome, un
         world.router.close(view, unwritten.take().unwrap_or_default());
         if *outcome == Outcome::Displaced && succeeded(world, view) {
             // The contacts see the successor under the same address: it must not seem to leave.
+            view.set_presence(None);
+        }
+        if *outcome == Outcome::Removed {
+            // Whoever removes the account tells its contacts: from here they may be unknown by now.
             view.set_presence(None);
         }
         let why = if outcome.is_clean() { Why::Closed } else { Why::Lost };

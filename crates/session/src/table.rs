@@ -110,6 +110,13 @@ impl Table {
         self.0.lock().sessions.values().map(|entry| entry.view.clone()).collect()
     }
 
+    /// The sessions of accounts that the store knows; guests have none.
+    pub(crate) fn with_keys(&self) -> Vec<Arc<SessionView>> {
+        let lines = self.0.lock();
+        let known = lines.sessions.values().filter(|entry| entry.mechanism != "ANONYMOUS");
+        known.map(|entry| entry.view.clone()).collect()
+    }
+
     /// Gives an order to one session; false where it is not here (any more).
     pub(crate) fn order(&self, sid: Sid, order: Order) -> bool {
         let mut lines = self.0.lock();

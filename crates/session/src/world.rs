@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::claims::Claims;
-use hooks::{Accounts, Registry, Services};
+use hooks::{Accounts, Offer, Registry, Services};
 use jid::DomainPart;
 use router::Router;
 use stream::negotiation::Settings;
@@ -86,6 +86,10 @@ impl World {
         settings.auth_failures_max = self.config.limits.auth_failures_per_stream;
         let mechanisms = self.config.auth.mechanisms.iter();
         settings.mechanisms = mechanisms.filter_map(|name| MechanismName::from_name(name)).collect();
+        let registry = self.registry.clone();
+        settings.greetings = Arc::new(move |host, secure| {
+            registry.offered(&Offer { host: host.as_str().to_owned(), account: None, secure })
+        });
         Arc::new(settings)
     }
 

@@ -230,10 +230,12 @@ impl Suite<'_> {
         for (key, expect, holds) in [
             ("there", Expect::Any, true),
             ("there", Expect::Absent, false),
+            ("there", Expect::Present, true),
             ("there", Expect::Version(1), true),
             ("there", Expect::Version(2), false),
             ("gone", Expect::Any, true),
             ("gone", Expect::Absent, true),
+            ("gone", Expect::Present, false),
             ("gone", Expect::Version(1), false),
             ("gone", Expect::Version(0), false),
         ] {

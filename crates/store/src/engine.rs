@@ -119,6 +119,8 @@ pub enum Expect {
     Absent,
     /// The key is there with exactly this version.
     Version(Version),
+    /// The key is there, with whatever version.
+    Present,
     /// The key may be there or not: always true.
     Any,
 }
@@ -129,6 +131,7 @@ impl Expect {
         match self {
             Expect::Absent => current.is_none(),
             Expect::Version(version) => current == Some(version),
+            Expect::Present => current.is_some(),
             Expect::Any => true,
         }
     }
@@ -343,6 +346,9 @@ pub enum StoreError {
     /// A name, key, value or batch passes a bound.
     #[error("{what} is too large, at most {max}")]
     TooLarge { what: &'static str, max: usize },
+    /// The account is not there, or no longer: nothing may be kept for it. Nothing was applied.
+    #[error("there is no {partition}")]
+    Gone { partition: Partition },
     /// A compare-and-set loop met another writer at each of its attempts.
     #[error("gave up after {attempts} conflicts on table `{table}`")]
     Contended { table: &'static str, attempts: usize },

@@ -18,7 +18,7 @@ pub mod facts;
 pub mod record;
 pub mod table;
 
-pub use accounts::{Account, AccountError, Accounts, Credentials, ScramKeys};
+pub use accounts::{Account, AccountError, AccountState, Accounts, Credentials, ScramKeys};
 pub use engine::{
     Batch, BoxFuture, Committed, Engine, Expect, Key, Op, Partition, Range, Record, StoreError, Table,
     Version,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    accounts,
     engine::{Batch, Committed, Engine, Expect, Key, Op, Partition, Range, StoreError, Table, Version},
     engines::memory::Memory,
     facts::{Call, Facts},
@@ -30,11 +31,12 @@ pub struct Store {
     engine: Arc<dyn Engine>,
     facts: Arc<Facts>,
     deadline: Duration,
+    guarded: bool,
 }
 
 impl Store {
     pub fn new(engine: Arc<dyn Engine>) -> Store {
-        Store { engine, facts: Arc::default(), deadline: DEADLINE }
+        Store { engine, facts: Arc::default(), deadline: DEADLINE, guarded: false }
     }
 
     /// A store in memory, for tests.
@@ -45,6 +47,13 @@ impl Store {
     /// The same store with another time for each call.
     pub fn with_deadline(&self, deadline: Duration) -> Store {
         Store { deadline, ..self.clone() }
+    }
+
+    /// The same store, which keeps nothing for an account that is not there: what would put something into its
+    /// partition fails with [`StoreError::Gone`] and does nothing, so that nobody who comes late brings a
+    /// removed account's data back.
+    pub fn guarded(&self) -> Store {
+        Store { guarded: true, ..self.clone() }
     }
 
     /// The engine below, for what is not typed.
@@ -198,9 +207,27 @@ impl Store {
     }
 
     /// Applies batches in their order, each atomic on its own; one outcome per batch.
-    pub async fn commit(&self, batches: Vec<Batch>) -> Result<Vec<Committed>, StoreError> {
+    ///
+    /// # Errors
+    /// Beside those of the engine, [`StoreError::Gone`] where the store is [guarded](Store::guarded); other
+    /// batches of the call may be applied.
+    pub async fn commit(&self, mut batches: Vec<Batch>) -> Result<Vec<Committed>, StoreError> {
+        let mut guarded = Vec::new();
+        if self.guarded {
+            for (at, batch) in batches.iter_mut().enumerate() {
+                if accounts::guard(batch) {
+                    guarded.push((at, batch.partition.clone()));
+                }
+            }
+        }
         let call = self.engine.commit(batches, self.until());
-        self.timed(Call::Commit, call).await
+        let outcomes = self.timed(Call::Commit, call).await?;
+        for (at, partition) in guarded {
+            if outcomes.get(at).is_some_and(accounts::is_stopped_by_guard) {
+                return Err(StoreError::Gone { partition });
+            }
+        }
+        Ok(outcomes)
     }
 
     fn until(&self) -> Instant {

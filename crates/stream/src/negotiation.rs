@@ -2,6 +2,7 @@
 
 mod act;
 mod exchange;
+mod greeting;
 mod offer;
 mod settings;
 
@@ -15,7 +16,8 @@ use stanza::{
 };
 
 pub use self::act::{Act, Acts};
-pub use self::settings::{ClientCertificate, Entry, Random, Settings, TlsFacts, TlsVersion};
+pub use self::greeting::Request;
+pub use self::settings::{ClientCertificate, Entry, Greetings, Random, Settings, TlsFacts, TlsVersion};
 use crate::features;
 use crate::reader::{ReadError, StreamEvent, StreamHeader};
 use crate::sasl::{
@@ -38,6 +40,7 @@ pub struct Negotiation {
     account: Option<BareJid>,
     failures: u8,
     bind_failures: u8,
+    greeted: u8,
     offered: Vec<Element>,
 }
 
@@ -50,6 +53,8 @@ enum State {
     Tls,
     /// A SASL exchange runs.
     Exchange { mechanism: Box<dyn Mechanism>, name: MechanismName, trying: Option<BareJid>, wants: Wants },
+    /// The caller answers a request before the login.
+    Greeting,
     /// The caller binds; the request's id.
     Binding(Box<str>),
     /// Over, bound or closed.
@@ -79,6 +84,7 @@ impl Negotiation {
             account: None,
             failures: 0,
             bind_failures: 0,
+            greeted: 0,
             offered: Vec::new(),
         }
     }
@@ -102,7 +108,7 @@ impl Negotiation {
     pub fn is_waiting(&self) -> bool {
         match &self.state {
             State::Exchange { wants, .. } => *wants != Wants::Message,
-            State::Binding(_) | State::Tls => true,
+            State::Binding(_) | State::Greeting | State::Tls => true,
             State::Header | State::Open | State::Done => false,
         }
     }
@@ -215,7 +221,11 @@ impl Negotiation {
             self.send(acts, |writer, out| writer.features(&features, out));
         } else {
             let offer = self.offer_now();
-            self.send(acts, |writer, out| writer.features(&offer.features, out));
+            let more = self.greetings();
+            self.send(acts, |writer, out| match more.is_empty() {
+                true => writer.features(&offer.features, out),
+                false => writer.features(&[&offer.features[..], &more].concat(), out),
+            });
         }
         self.state = State::Open;
     }
@@ -299,8 +309,10 @@ impl Negotiation {
     }
 
     fn on_stanza(&mut self, stanza: &Stanza, acts: &mut Acts) {
+        if self.account.is_none() {
+            return self.on_request(stanza, acts);
+        }
         let (Some(account), State::Open) = (self.account.clone(), &self.state) else {
-            // RFC 6120, 4.9.3.12: nothing is routed for somebody unknown.
             return self.fail(acts, StreamCondition::NotAuthorized.into());
         };
         let is_set = stanza.head.kind == Kind::Iq && stanza.iq_type() == Ok(IqType::Set);

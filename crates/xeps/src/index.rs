@@ -10,6 +10,7 @@ use crate::disco::Disco;
 use crate::offline::Offline;
 use crate::ping::Ping;
 use crate::presence::Presence;
+use crate::registration::Registration;
 use crate::roster::RosterModule;
 use crate::rosters::Rosters;
 use crate::session::Session;
@@ -17,11 +18,24 @@ use crate::settings::{Key, Settings, Wrong};
 use crate::subscription::Subscription;
 use crate::time::Time;
 use crate::version::Version;
-use crate::{disco, offline, presence, rosters, subscription, version};
+use crate::{disco, offline, presence, registration, rosters, subscription, version};
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 9] =
-    ["disco", "roster", "subscription", "presence", "offline", "ping", "version", "time", "session"];
+pub const NAMES: [&str; 10] = [
+    "disco",
+    "roster",
+    "subscription",
+    "presence",
+    "offline",
+    "ping",
+    "version",
+    "time",
+    "session",
+    "registration",
+];
+
+/// Modules that are there only if they are asked for.
+const OFF: [&str; 1] = ["registration"];
 
 crate::settings! {
     /// What every `[modules.NAME]` table may say.
@@ -38,6 +52,13 @@ crate::settings! {
     pub struct Nothing {}
 }
 
+impl Switch {
+    /// What a module's table says if it says nothing.
+    fn of(module: &str) -> Switch {
+        Switch { enabled: !OFF.contains(&module), ..Switch::default() }
+    }
+}
+
 /// `[modules.NAME]` of all modules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModulesConfig {
@@ -47,7 +68,10 @@ pub struct ModulesConfig {
     pub presence: presence::Config,
     pub offline: offline::Config,
     pub version: version::Config,
-    /// By the name of the module; one that is not here is on everywhere.
+    pub registration: registration::Config,
+    /// Names of accounts that cannot be registered in-band: `[accounts] reserved`, which is no module's.
+    pub reserved: Vec<String>,
+    /// By the name of the module; one that is not here is as by default, and on everywhere if it is on.
     pub switches: BTreeMap<String, Switch>,
 }
 
@@ -57,7 +81,7 @@ impl ModulesConfig {
         let mut config = ModulesConfig::default();
         let mut keys = Vec::new();
         for module in NAMES {
-            keys.extend(Switch::default().keys(module));
+            keys.extend(Switch::of(module).keys(module));
             keys.extend(config.of(module).keys(module));
         }
         keys
@@ -66,7 +90,7 @@ impl ModulesConfig {
     /// Sets one key of `[modules.NAME]`.
     pub fn set(&mut self, module: &str, key: &str, value: &Value) -> Result<(), Wrong> {
         let name = *NAMES.iter().find(|name| **name == module).ok_or(Wrong::UnknownModule)?;
-        let mut switch = self.switches.get(name).cloned().unwrap_or_default();
+        let mut switch = self.switches.get(name).cloned().unwrap_or_else(|| Switch::of(name));
         match switch.set(key, value) {
             Err(Wrong::UnknownKey) => self.of(name).set(key, value),
             Err(wrong) => Err(wrong),
@@ -78,7 +102,13 @@ impl ModulesConfig {
     }
 
     fn is_enabled(&self, module: &str) -> bool {
-        self.switches.get(module).is_none_or(|switch| switch.enabled)
+        self.switches.get(module).map_or_else(|| Switch::of(module).enabled, |switch| switch.enabled)
+    }
+
+    /// The default settings with every module switched on, for the pages that show all of them.
+    pub fn all() -> ModulesConfig {
+        let switches = NAMES.map(|name| (name.to_owned(), Switch::default())).into();
+        ModulesConfig { switches, ..ModulesConfig::default() }
     }
 
     fn of(&mut self, module: &str) -> Box<dyn Settings + '_> {
@@ -89,6 +119,7 @@ impl ModulesConfig {
             "presence" => Box::new(&mut self.presence),
             "offline" => Box::new(&mut self.offline),
             "version" => Box::new(&mut self.version),
+            "registration" => Box::new(&mut self.registration),
             _ => Box::new(Nothing::default()),
         }
     }
@@ -109,6 +140,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("version", Arc::new(Version::new(config.version.clone()))),
         ("time", Arc::new(Time)),
         ("session", Arc::new(Session)),
+        ("registration", Arc::new(Registration::new(config.registration.clone(), &config.reserved))),
     ];
     let enabled = modules.into_iter().filter(|(name, _)| config.is_enabled(name));
     enabled.map(|(_, module)| module).collect()
@@ -132,8 +164,11 @@ mod tests {
 
     #[test]
     fn the_list_and_the_cards_agree_on_names() {
-        let names: Vec<&str> = modules(&ModulesConfig::default()).iter().map(|m| m.card().name).collect();
-        assert_eq!(names, NAMES);
+        let names = |config| modules(&config).iter().map(|m| m.card().name).collect::<Vec<_>>();
+        assert_eq!(names(ModulesConfig::all()), NAMES);
+        let mut usual = NAMES.to_vec();
+        usual.retain(|name| !OFF.contains(name));
+        assert_eq!(names(ModulesConfig::default()), usual);
     }
 
     #[test]

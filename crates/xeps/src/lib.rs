@@ -3,6 +3,7 @@
 //! Read in this order:
 //! - [`index`]: the list of modules, whose order is the order of their handlers.
 //! - [`ping`], the smallest module, then [`disco`], [`roster`], [`subscription`], [`presence`], [`offline`].
+//! - [`registration`]: the one that speaks with clients before they log in.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
 //! - [`settings`]: how a module says which keys its `[modules.NAME]` table has.
 //! - [`pages`]: the pages of `docs/` that are made from the modules' cards.
@@ -15,6 +16,7 @@ pub mod offline;
 pub mod pages;
 pub mod ping;
 pub mod presence;
+pub mod registration;
 pub mod roster;
 pub mod rosters;
 pub mod session;

@@ -14,8 +14,9 @@ pub struct Page {
 }
 
 /// What each hook is for, in the order in which a stanza meets them.
-const HOOKS: [(&str, &str); 8] = [
+const HOOKS: [(&str, &str); 9] = [
     ("Offering", "adds to the stream features"),
+    ("Greeting", "answers requests in a namespace that it claimed, on a stream that nobody has logged in on"),
     ("Speaking", "takes elements on the stream that are no stanzas"),
     ("Leaving", "sees what a session sends, on the sender's side, before it is routed"),
     ("Arriving", "sees what comes for an account, on the receiver's side, before it is delivered"),
@@ -25,9 +26,9 @@ const HOOKS: [(&str, &str); 8] = [
     ("Forgetting", "is told that an account is about to be removed"),
 ];
 
-/// All pages, made from the modules with their default settings.
+/// All pages, made from all modules with their default settings.
 pub fn pages() -> Vec<Page> {
-    let modules = modules(&ModulesConfig::default());
+    let modules = modules(&ModulesConfig::all());
     let registry = match Registry::build(modules, &Switches::everywhere()) {
         Ok(registry) => registry,
         Err(clash) => unreachable!("the list of modules is a constant: {clash}"),
@@ -160,7 +161,7 @@ mod tests {
 
     #[test]
     fn every_hook_of_a_module_is_on_the_page() {
-        let registry = Registry::build(modules(&ModulesConfig::default()), &Switches::everywhere()).unwrap();
+        let registry = Registry::build(modules(&ModulesConfig::all()), &Switches::everywhere()).unwrap();
         for place in registry.places() {
             assert!(HOOKS.iter().any(|(hook, _)| *hook == place.hook), "{place:?}");
         }

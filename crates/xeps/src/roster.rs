@@ -1,6 +1,6 @@
 //! RFC 6121, section 2: Managing the Roster. A user's contacts, the same on all of their devices.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hooks::{
@@ -11,6 +11,7 @@ use jid::{BareJid, Jid};
 use minidom::Element;
 use stanza::address::same_account;
 use stanza::{Condition, IqType, Kind, PresenceType, Stanza, StanzaError, ns};
+use store::StoreError;
 
 use crate::failure::{Failure, bad_request};
 use crate::rosters::{Item, Roster, Rosters, Standing};
@@ -316,17 +317,37 @@ impl Following for RosterModule {
 impl Forgetting for RosterModule {
     fn forgetting<'a>(&'a self, account: &'a BareJid, services: &'a Arc<dyn Services>) -> Answer<'a, ()> {
         Answer::later(async move {
-            match self.rosters.read(&**services, account).await {
-                Ok(roster) => {
-                    for (jid, item) in &roster.items {
-                        let Ok(contact) = Jid::new(jid) else { continue };
-                        end_standing(&**services, account, &contact, item.standing, false).await;
+            match self.contacts(&**services, account).await {
+                Ok(contacts) => {
+                    for (contact, (standing, requested)) in contacts {
+                        let Ok(contact) = Jid::new(&contact) else { continue };
+                        end_standing(&**services, account, &contact, standing, requested).await;
                     }
                 }
                 Err(error) => tracing::warn!(module = NAME, %error, "contacts were not told of a removal"),
             }
             self.rosters.forget(account);
         })
+    }
+}
+
+impl RosterModule {
+    /// Everyone with whom the account has to do, and whether they wait for an answer.
+    async fn contacts(
+        &self,
+        services: &dyn Services,
+        account: &BareJid,
+    ) -> Result<BTreeMap<String, (Standing, bool)>, StoreError> {
+        let roster = self.rosters.read(services, account).await?;
+        let of_roster = roster.items.iter().map(|(jid, item)| (jid.clone(), (item.standing, false)));
+        let mut contacts: BTreeMap<_, _> = of_roster.collect();
+        for request in self.rosters.requests(services, account).await? {
+            let from = request.stanza.stanza().and_then(|stanza| stanza.head.from);
+            if let Some(from) = from {
+                contacts.entry(from.to_bare().to_string()).or_default().1 = true;
+            }
+        }
+        Ok(contacts)
     }
 }
 

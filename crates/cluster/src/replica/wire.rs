@@ -81,6 +81,7 @@ pub(super) fn batch(batch: Batch) -> wire::Batch {
         state: match expect {
             Expect::Absent => Some(wire::expectation::State::Absent(true)),
             Expect::Version(version) => Some(wire::expectation::State::Version(version)),
+            Expect::Present => Some(wire::expectation::State::Present(true)),
             Expect::Any => None,
         },
     });
@@ -111,6 +112,7 @@ pub(super) fn read_batch(batch: wire::Batch) -> Result<Batch, Malformed> {
         let expect = match e.state {
             Some(wire::expectation::State::Absent(_)) => Expect::Absent,
             Some(wire::expectation::State::Version(version)) => Expect::Version(version),
+            Some(wire::expectation::State::Present(_)) => Expect::Present,
             None => Expect::Any,
         };
         read.expect.push((read_table(&e.table)?, e.key.into(), expect));
@@ -249,7 +251,8 @@ pub(super) fn failure(error: StoreError) -> wire::Failure {
             failure.max = max as u64;
             (Kind::TooLarge, what.to_owned())
         }
-        StoreError::Contended { .. } => (Kind::Engine, error.to_string()),
+        // Both are made above the engines.
+        StoreError::Contended { .. } | StoreError::Gone { .. } => (Kind::Engine, error.to_string()),
         StoreError::Engine { reason } => (Kind::Engine, reason),
     };
     failure.kind = kind.into();

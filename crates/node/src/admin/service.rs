@@ -4,16 +4,16 @@ use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
 use cluster::{Cluster, Row};
 use futures::Stream;
-use hooks::{Registry, Services};
+use hooks::Services;
 use jid::{BareJid, Jid};
 use proto::admin;
-use store::{AccountError, Accounts, Credentials, StoreError};
+use router::Router;
+use store::{AccountError, Accounts, StoreError};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{answers, peers, peers::LocalSessions};
-use crate::password;
 
 /// Messages of a streamed answer that wait for a slow reader.
 const WAITING: usize = 64;
@@ -30,10 +30,8 @@ pub struct Admin {
     pub accounts: Accounts,
     /// The domains that this server serves.
     pub hosts: Vec<String>,
-    /// The modules, which forget what they keep for a removed account.
-    pub registry: Arc<Registry>,
-    /// The server, as modules see it.
-    pub services: Arc<dyn Services>,
+    /// What makes, changes and ends accounts.
+    pub router: Arc<Router>,
     /// Connections of this node's sessions.
     pub local: LocalSessions,
 }
@@ -108,9 +106,7 @@ impl admin::admin_server::Admin for Admin {
     ) -> Result<Response<admin::CreateAccountResponse>, Status> {
         let request = request.into_inner();
         let jid = self.account(&request.jid)?;
-        let credentials = keys(request.password).await?;
-        self.accounts.create(jid.as_str(), &credentials).await.map_err(account_error)?;
-        tracing::info!(account = %jid, "account created");
+        self.router.create_account(&jid, &request.password).await.map_err(account_error)?;
         Ok(Response::new(admin::CreateAccountResponse { jid: jid.to_string() }))
     }
 
@@ -119,15 +115,8 @@ impl admin::admin_server::Admin for Admin {
         request: Request<admin::RemoveAccountRequest>,
     ) -> Result<Response<admin::RemoveAccountResponse>, Status> {
         let jid = self.account(&request.into_inner().jid)?;
-        let found = self.accounts.credentials(jid.as_str()).await.map_err(store_error)?;
-        let Some(credentials) = found else { return Err(Status::not_found("no such account")) };
-        // locked first: a login between the kick and the removal would outlive its account
-        let locked = Credentials { disabled: true, ..credentials };
-        self.accounts.set_credentials(jid.as_str(), &locked).await.map_err(account_error)?;
-        let kicked = self.kick_all(&jid).await?;
-        self.registry.forget(&jid, &self.services).await;
-        self.accounts.remove(jid.as_str()).await.map_err(account_error)?;
-        tracing::info!(account = %jid, "account removed");
+        let removal = self.router.remove_account(&jid, None).await.map_err(account_error)?;
+        let kicked = removal.end().await.map_err(|error| unfinished("is being removed", error))?;
         Ok(Response::new(admin::RemoveAccountResponse { kicked }))
     }
 
@@ -137,10 +126,31 @@ impl admin::admin_server::Admin for Admin {
     ) -> Result<Response<admin::SetPasswordResponse>, Status> {
         let request = request.into_inner();
         let jid = self.account(&request.jid)?;
-        let credentials = keys(request.password).await?;
-        self.accounts.set_credentials(jid.as_str(), &credentials).await.map_err(account_error)?;
-        tracing::info!(account = %jid, "password set");
-        Ok(Response::new(admin::SetPasswordResponse {}))
+        self.router.set_password(&jid, &request.password).await.map_err(account_error)?;
+        let kicked = match request.end_sessions {
+            true => self.kick_all(&jid).await?,
+            false => 0,
+        };
+        Ok(Response::new(admin::SetPasswordResponse { kicked }))
+    }
+
+    async fn disable_account(
+        &self,
+        request: Request<admin::DisableAccountRequest>,
+    ) -> Result<Response<admin::DisableAccountResponse>, Status> {
+        let jid = self.account(&request.into_inner().jid)?;
+        let disabled = self.router.disable_account(&jid).await;
+        let kicked = disabled.map_err(|error| unfinished("is disabled, but its sessions go on", error))?;
+        Ok(Response::new(admin::DisableAccountResponse { kicked }))
+    }
+
+    async fn enable_account(
+        &self,
+        request: Request<admin::EnableAccountRequest>,
+    ) -> Result<Response<admin::EnableAccountResponse>, Status> {
+        let jid = self.account(&request.into_inner().jid)?;
+        self.router.enable_account(&jid).await.map_err(account_error)?;
+        Ok(Response::new(admin::EnableAccountResponse {}))
     }
 
     type ListAccountsStream = Streamed<admin::Account>;
@@ -211,18 +221,12 @@ async fn list(
         let Some(last) = page.last() else { return Ok(()) };
         after = Some(last.bare.clone());
         for account in page {
-            if sender.send(Ok(admin::Account { jid: account.bare })).await.is_err() {
+            let line = admin::Account { jid: account.bare, state: account.state.word().to_owned() };
+            if sender.send(Ok(line)).await.is_err() {
                 return Ok(());
             }
         }
     }
-}
-
-/// The keys of a password, made on a blocking thread since that is slow by intention.
-async fn keys(password: String) -> Result<Credentials, Status> {
-    let made = tokio::task::spawn_blocking(move || password::keys(&password)).await;
-    made.map_err(|_| Status::internal("failed to make keys"))?
-        .map_err(|e| Status::invalid_argument(format!("this password cannot be used: {e}")))
 }
 
 fn bare(text: &str) -> Result<BareJid, Status> {
@@ -236,8 +240,28 @@ fn unavailable(error: cluster::Unavailable) -> Status {
 fn account_error(error: AccountError) -> Status {
     match error {
         AccountError::AlreadyExists => Status::already_exists("the account exists already"),
+        AccountError::Leaving => Status::already_exists(
+            "an account of that name is being removed; when that is done, a new one can be made",
+        ),
         AccountError::NotFound => Status::not_found("no such account"),
+        AccountError::BadPassword => Status::invalid_argument(
+            "this password cannot be used: it is empty or holds forbidden characters",
+        ),
+        AccountError::Busy => {
+            Status::resource_exhausted("too many passwords are being set; try again in a moment")
+        }
         AccountError::Store(error) => store_error(error),
+    }
+}
+
+/// What was begun counts, and the rest did not happen: the operator is told both.
+fn unfinished(what: &str, error: AccountError) -> Status {
+    match error {
+        AccountError::Store(error) => {
+            let status = store_error(error);
+            Status::new(status.code(), format!("the account {what}: {}; try again", status.message()))
+        }
+        error => account_error(error),
     }
 }
 

@@ -27,6 +27,8 @@ pub enum Form {
     Networks,
     /// A list of accounts and domains, which may be empty.
     Accounts,
+    /// A list of names of accounts, without a host; it may be empty.
+    Names,
     /// A path, relative to the working directory of the server.
     Path,
 }
@@ -54,6 +56,7 @@ impl Form {
             Form::Accounts => {
                 "a list of accounts or domains, as in [\"bot@example.org\", \"bots.example.org\"]".into()
             }
+            Form::Names => "a list of account names without a host, as in [\"admin\"]".into(),
             Form::Path => "a path in quotes".into(),
         }
     }
@@ -182,6 +185,14 @@ pub const KEYS: &[Key] = &[
         Address,
         Is("\"127.0.0.1:5280\""),
         "Where the admin service (gRPC) listens; loopback only.",
+    ),
+    key(
+        "accounts.reserved",
+        Names,
+        Is(
+            "[\"abuse\", \"admin\", \"administrator\", \"daemon\", \"ftp\", \"help\", \"hostmaster\", \"info\", \"jabber\", \"mailer-daemon\", \"marketing\", \"moderator\", \"news\", \"no-reply\", \"nobody\", \"noc\", \"noreply\", \"operator\", \"owner\", \"postmaster\", \"root\", \"sales\", \"security\", \"server\", \"staff\", \"support\", \"system\", \"usenet\", \"uucp\", \"webmaster\", \"www\", \"xmpp\"]",
+        ),
+        "Names that nobody can register in-band, in whatever spelling: those of RFC 2142 and others that people trust. `rookery user add` gives them all the same.",
     ),
     key(
         "cluster.listen",
@@ -621,6 +632,12 @@ pub const KEYS: &[Key] = &[
         Whole(1, MANY),
         Is("32"),
         "Sessions of a lost node whose contacts are told at the same time; the others wait for their turn.",
+    ),
+    key(
+        "limits.new_password_queue",
+        Whole(1, MANY),
+        Is("64"),
+        "New passwords that may wait to be turned into keys; for further ones the client hears `resource-constraint`.",
     ),
 ];
 

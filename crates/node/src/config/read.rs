@@ -315,6 +315,7 @@ fn fits(form: Form, value: &Value) -> Result<(), String> {
         Form::Accounts => {
             each(value, 0, |t| jid::BareJid::new(t).map(|_| ()).map_err(|e| format!("found `{t}`: {e}")))
         }
+        Form::Names => each(value, 0, account_name),
     }
 }
 
@@ -376,6 +377,10 @@ pub fn domain(text: &str) -> Result<String, String> {
         return Err(format!("found the address `{text}`"));
     }
     Ok(parsed.domain().as_str().to_owned())
+}
+
+fn account_name(text: &str) -> Result<(), String> {
+    jid::NodePart::new(text).map(|_| ()).map_err(|e| format!("found `{text}`: {e}"))
 }
 
 /// Whether `host:port` can only be reached from this machine.

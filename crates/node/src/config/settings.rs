@@ -77,7 +77,8 @@ impl Settings {
         let v = Typed(values);
         let hosts: Vec<String> = v.texts("hosts").iter().filter_map(|h| read::domain(h).ok()).collect();
         let mut faults = Vec::new();
-        let modules = modules::read(values, &hosts, &mut faults);
+        let mut modules = modules::read(values, &hosts, &mut faults);
+        modules.reserved = v.texts("accounts.reserved");
         if !faults.is_empty() {
             return Err(Faults(faults));
         }

@@ -61,6 +61,10 @@ fn each_bad_file_is_refused_with_line_key_and_hint() {
             "[limits]\nsession_rates_exempt = [\"bot@example.org/phone\"]\n",
             "bad.toml:2: `limits.session_rates_exempt`: expected a list of accounts or domains, as in [\"bot@example.org\", \"bots.example.org\"], found `bot@example.org/phone`: resource found while parsing a bare JID",
         ),
+        (
+            "[accounts]\nreserved = [\"admin\", \"root@localhost\"]\n",
+            "bad.toml:2: `accounts.reserved`: expected a list of account names without a host, as in [\"admin\"], found `root@localhost`: localpart doesn’t pass nodeprep validation",
+        ),
         ("[tls]\ncert = \"a.pem\"\n", "bad.toml:2: `tls.cert`: needs `tls.key` beside it, which is not set"),
         (
             "[node]\nroles = [\"frontend\"]\n",

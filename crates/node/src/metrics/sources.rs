@@ -157,6 +157,11 @@ impl Sources {
             ("relay_batches", "Batches given to other nodes.", &counters.batches_sent),
             ("relay_refusals", "Targets that other nodes refused.", &counters.refusals),
             ("lost_sessions_told", "Sessions of lost nodes whose contacts were told.", &counters.lost_told),
+            ("accounts_created", "Accounts made.", &counters.accounts_created),
+            ("accounts_removed", "Accounts removed.", &counters.accounts_removed),
+            ("accounts_disabled", "Accounts disabled.", &counters.accounts_disabled),
+            ("passwords_set", "Passwords replaced.", &counters.passwords_set),
+            ("passwords_busy", "New passwords refused because too many waited.", &counters.passwords_busy),
         ];
         for (name, help, counter) in totals {
             page.counter(name, help, of(counter))?;
@@ -244,6 +249,8 @@ impl Sources {
         };
         let refusals = named("bound", counters.refusals());
         page.counters("connections_refused", "Sockets closed at a bound on connections.", refusals)?;
+        let greetings = named("outcome", counters.greetings());
+        page.counters("requests_before_login", "Registration requests before a login.", greetings)?;
         let errors = named("condition", counters.stream_errors());
         page.counters("stream_errors", "Stream errors sent, by condition.", errors)?;
         page.counters("connections_ended", "Connections that ended, by why.", named("why", counters.ends()))

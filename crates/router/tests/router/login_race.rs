@@ -74,7 +74,8 @@ impl Engine for Late {
 
 async fn create(store: &Store, names: &[&str]) {
     let keys = ScramKeys { salt: vec![], iterations: 1, stored_key: vec![], server_key: vec![] };
-    let credentials = Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, disabled: false };
+    let credentials =
+        Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, state: Default::default() };
     for name in names {
         Accounts::new(store.clone()).create(name, &credentials).await.unwrap();
     }

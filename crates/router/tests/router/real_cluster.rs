@@ -21,7 +21,8 @@ async fn a_session_is_reached_from_its_bind_to_its_end_and_then_its_messages_are
     let keeper = Arc::new(Keeper::default());
     let store = Store::memory();
     let keys = ScramKeys { salt: vec![], iterations: 1, stored_key: vec![], server_key: vec![] };
-    let credentials = Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, disabled: false };
+    let credentials =
+        Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, state: Default::default() };
     Accounts::new(store.clone()).create("bob@localhost", &credentials).await.unwrap();
     let router = Router::start(
         Deps {
@@ -32,6 +33,7 @@ async fn a_session_is_reached_from_its_bind_to_its_end_and_then_its_messages_are
             about: ("Rookery", "test"),
             clock: SystemTime::now,
             random: |buffer| buffer.fill(7),
+            keys: |_| None,
         },
         Config::default(),
     );

@@ -213,6 +213,16 @@ impl Whereabouts for Here {
         Box::pin(ready(Ok(())))
     }
 
+    fn kick<'a>(&'a self, jid: &'a FullJid) -> BoxFuture<'a, Result<bool, Unavailable>> {
+        let mut rows = self.world.rows.lock();
+        let before = rows.len();
+        rows.retain(|row| row.jid != *jid);
+        let kicked = rows.len() < before;
+        drop(rows);
+        self.world.step();
+        Box::pin(ready(Ok(kicked)))
+    }
+
     fn channel(&self, node: NodeId) -> Option<Channel> {
         let address = *self.world.addresses.lock().get(&node)?;
         Some(Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy())
@@ -257,6 +267,7 @@ pub fn node(
         about: ("Rookery", "test"),
         clock: || SystemTime::UNIX_EPOCH,
         random: |buffer| buffer.fill(7),
+        keys: |_| None,
     };
     Node { router: Router::start(deps, config), here, registry }
 }

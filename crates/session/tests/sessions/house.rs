@@ -205,6 +205,11 @@ impl router::Whereabouts for Town {
         Box::pin(ready(applied.map(|_| ())))
     }
 
+    fn kick<'a>(&'a self, jid: &'a FullJid) -> BoxFuture<'a, Result<bool, Unavailable>> {
+        let applied = self.apply(Command::Kick { jid: jid.clone() });
+        Box::pin(ready(applied.map(|(outcome, _)| outcome == Outcome::Done)))
+    }
+
     fn channel(&self, _node: NodeId) -> Option<tonic::transport::Channel> {
         None
     }
@@ -282,6 +287,8 @@ pub struct House {
     pub town: Arc<Town>,
     pub trouble: Arc<Trouble>,
     pub listeners: Arc<Listeners>,
+    pub router: Arc<Router>,
+    pub accounts: Accounts,
     pub cert: String,
 }
 
@@ -320,6 +327,7 @@ impl House {
             about: ("Rookery", "0"),
             clock: SystemTime::now,
             random: |buffer| aws_lc_rs::rand::fill(buffer).unwrap(),
+            keys: |_| None,
         };
         let router = Router::start(deps, routing);
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
@@ -330,8 +338,9 @@ impl House {
         config.c2s.direct_tls_listen = config.c2s.listen.clone();
         change(&mut config);
         let claims: Arc<dyn Claims> = town.clone();
+        let kept = accounts.clone();
         let listeners = session::start(config, tls, router.clone(), registry, claims, accounts).unwrap();
-        House { town, trouble, listeners, cert }
+        House { town, trouble, listeners, router, accounts: kept, cert }
     }
 
     pub fn address(&self, door: Door) -> SocketAddr {
@@ -364,7 +373,7 @@ fn credentials() -> store::Credentials {
         sha1: keys(ScramHash::Sha1),
         sha256: keys(ScramHash::Sha256),
         sha512: keys(ScramHash::Sha512),
-        disabled: false,
+        state: Default::default(),
     }
 }
 

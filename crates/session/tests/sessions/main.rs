@@ -5,5 +5,6 @@ mod client;
 mod login;
 mod door;
 mod life;
+mod accounts;
 mod memory;
 mod modules;

@@ -1,8 +1,9 @@
 //! What a negotiation asks of its caller.
 
 use bytes::Bytes;
-use stanza::{BareJid, FullJid, ResourcePart, StreamError};
+use stanza::{BareJid, DomainPart, FullJid, ResourcePart, StreamError};
 
+use super::greeting::Request;
 use crate::sasl::mechanism::Password;
 use crate::sasl::{MechanismName, SaslCondition, ScramHash};
 
@@ -30,6 +31,14 @@ pub enum Act {
         account: BareJid,
         /// What the client sent.
         password: Password,
+    },
+    /// Answer an iq of type get or set of a client that has not logged in (in-band registration, XEP-0077), with
+    /// [`on_greeted`](super::Negotiation::on_greeted); feed no event before.
+    Greet {
+        /// The host that the stream is to.
+        host: DomainPart,
+        /// The request, without `from`; to the host or to nobody.
+        request: Request,
     },
     /// An exchange failed: for logs, counters and the back-off of an address.
     AuthFailed {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use minidom::Element;
 use stanza::{BareJid, DomainPart, ResourcePart};
 
 use super::offer::Offers;
@@ -11,6 +12,9 @@ use crate::sasl::{MechanismName, anonymous, keys};
 
 /// Fills a buffer with unpredictable bytes.
 pub type Random = Arc<dyn Fn(&mut [u8]) + Send + Sync>;
+
+/// Features of modules for who has not logged in, by the host and by whether the stream is under TLS.
+pub type Greetings = Arc<dyn Fn(&DomainPart, bool) -> Vec<Element> + Send + Sync>;
 
 /// What is the same for all streams of a listener.
 #[derive(Clone)]
@@ -34,6 +38,8 @@ pub struct Settings {
     pub auth_failures_max: u8,
     /// Stream ids, nonces, resources.
     pub random: Random,
+    /// What modules offer before the login.
+    pub greetings: Greetings,
     /// What was announced before, to be announced again.
     pub(super) offers: Offers,
 }
@@ -51,6 +57,7 @@ impl Settings {
             iterations: keys::ITERATIONS,
             auth_failures_max: 3,
             random,
+            greetings: Arc::new(|_, _| Vec::new()),
             offers: Offers::default(),
         }
     }
