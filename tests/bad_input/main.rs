@@ -8,8 +8,10 @@
 mod accounts;
 mod address;
 mod auth;
+mod differential;
 #[allow(dead_code, reason = "rows take what they need")]
 mod door;
+mod generator;
 mod header;
 #[allow(dead_code, reason = "rows take what they need")]
 mod metric;

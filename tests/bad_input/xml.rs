@@ -201,7 +201,7 @@ async fn row_011_an_attribute_that_comes_twice_ends_the_stream() -> Result<()> {
     each_ends(Way::ALL, inputs, "not-well-formed").await
 }
 
-/// Input: a prefix that nobody declared, or that is declared to nothing.
+/// Input: a prefix that nobody declared, or that is declared to nothing, or to a namespace that is reserved.
 ///
 /// Outcome: the stream ends with `not-well-formed`.
 #[tokio::test]

@@ -416,4 +416,6 @@ fn speaks_1_0(version: &str) -> bool {
 #[cfg(test)]
 mod exchange_tests;
 #[cfg(test)]
+mod splits;
+#[cfg(test)]
 mod tests;

@@ -92,6 +92,10 @@ pub struct Reader {
     lang: Option<Box<str>>,
     state: State,
     whitespace: u64,
+    /// Bytes at the front of the input whose line ends are folded.
+    folded: usize,
+    /// The last of them was a carriage return.
+    after_return: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +139,8 @@ impl Reader {
             lang: None,
             state: State::Fresh,
             whitespace: 0,
+            folded: 0,
+            after_return: false,
         }
     }
 
@@ -151,7 +157,9 @@ impl Reader {
     /// Forgets everything and expects a new stream header (RFC 6120, 4.3.3). Bytes that the caller still
     /// holds belong to the new stream, or are to be thrown away before (after `<starttls/>`).
     pub fn restart(&mut self) {
-        *self = Reader { whitespace: self.whitespace, ..Reader::new(self.limits) };
+        let Reader { whitespace, folded, after_return, .. } = *self;
+        // The line ends of what the caller holds are folded already.
+        *self = Reader { whitespace, folded, after_return, ..Reader::new(self.limits) };
     }
 
     /// Gives scratch memory back; for a stream that has gone quiet.
@@ -187,17 +195,17 @@ impl Reader {
                 input.clear();
                 return Ok(None);
             }
-            State::Fresh => {
-                // A keep-alive may still be on its way when a stream restarts.
-                let spaces = input.iter().take_while(|b| is_space(**b)).count();
-                self.whitespace += spaces as u64;
-                input.advance(spaces);
-                if input.is_empty() {
-                    return Ok(None);
-                }
-                self.state = State::Open;
+            State::Fresh | State::Open => self.fold_line_ends(input),
+        }
+        if self.state == State::Fresh {
+            // A keep-alive may still be on its way when a stream restarts.
+            let spaces = input.iter().take_while(|b| is_space(**b)).count();
+            self.whitespace += spaces as u64;
+            self.consume(input, spaces);
+            if input.is_empty() {
+                return Ok(None);
             }
-            State::Open => {}
+            self.state = State::Open;
         }
         let result = self.read(input);
         if let Err(error) = result {
@@ -207,13 +215,39 @@ impl Reader {
         result
     }
 
+    /// XML 1.0, 2.11: a carriage return, with a line feed behind it or alone, is a line feed. Done before the
+    /// parser, which loses one that stands alone in an attribute.
+    fn fold_line_ends(&mut self, input: &mut BytesMut) {
+        let from = self.folded.min(input.len());
+        let mut to = input.len();
+        if self.after_return || input[from..].contains(&b'\r') {
+            to = from;
+            for at in from..input.len() {
+                let byte = input[at];
+                let is_second = byte == b'\n' && self.after_return;
+                self.after_return = byte == b'\r';
+                if !is_second {
+                    input[to] = if byte == b'\r' { b'\n' } else { byte };
+                    to += 1;
+                }
+            }
+            input.truncate(to);
+        }
+        self.folded = to;
+    }
+
+    fn consume(&mut self, input: &mut BytesMut, count: usize) {
+        input.advance(count);
+        self.folded = self.folded.saturating_sub(count);
+    }
+
     fn read(&mut self, input: &mut BytesMut) -> Result<Option<StreamEvent>, ReadError> {
         loop {
             let mut rest = &input[..];
             let parsed = self.parser.parse(&mut rest, false);
             let used = input.len() - rest.len();
             self.raw.extend_from_slice(&input[..used]);
-            input.advance(used);
+            self.consume(input, used);
             // Counted on what was read, not on what is complete: a stanza that never ends is refused too.
             let keep_alive = self.scope.depth() == 1 && matches!(parsed, Ok(Some(RawEvent::Text(..))));
             if self.raw.len() > self.limits.stanza_bytes && !keep_alive {

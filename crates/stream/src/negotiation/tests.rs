@@ -155,7 +155,7 @@ pub fn auth(mechanism: &str, payload: &str) -> String {
 }
 
 const STARTTLS: &str = "<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>";
-const BIND: &str = "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>";
+pub const BIND: &str = "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>";
 pub const FEATURES: &str = "<features><sasl-channel-binding><channel-binding type='tls-exporter'/>\
     <channel-binding type='tls-server-end-point'/></sasl-channel-binding><mechanisms>\
     <mechanism>SCRAM-SHA-512-PLUS</mechanism><mechanism>SCRAM-SHA-256-PLUS</mechanism>\

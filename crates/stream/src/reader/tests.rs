@@ -88,6 +88,28 @@ fn stanzas_keep_their_bytes() {
 }
 
 #[test]
+fn every_end_of_a_line_is_a_line_feed() {
+    let cases = [
+        ("<message id='a\rb\r\nc\r\rd\r'/>", "<message id='a b c  d ' xml:lang='de'/>"),
+        ("<message id='\r&#13;\r&lt;'/>", "<message id=' &#13; &lt;' xml:lang='de'/>"),
+        ("<message>a\rb\r\nc\n\rd&#13;</message>", "<message xml:lang='de'>a\nb\nc\n\nd&#13;</message>"),
+        (
+            "<message><p:x k='\r'>\r\n</p:x></message>",
+            "<message xml:lang='de'><x xmlns='urn:p' k=' '>\n</x></message>",
+        ),
+        ("<message>\r<![CDATA[\r]]>\r\n</message>", "<message xml:lang='de'>\n<![CDATA[\n]]>\n</message>"),
+    ];
+    for (xml, expected) in cases {
+        for size in [1, 2, xml.len()] {
+            let pieces: Vec<_> =
+                std::iter::once(OPEN.as_bytes()).chain(xml.as_bytes().chunks(size)).collect();
+            let (heard, error) = hear(Limits::after_auth(), &pieces);
+            assert_eq!((heard.last().map(String::as_str), error), (Some(expected), None), "{xml:?}");
+        }
+    }
+}
+
+#[test]
 fn a_stanza_that_leans_on_the_outside_is_made_anew() {
     let cases = [
         ("<message><p:x/></message>", "<message xml:lang='de'><x xmlns='urn:p'/></message>"),
