@@ -23,6 +23,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use crate::{
+    certificates::Identity,
     scram::{Exchange, Hash},
     xml::{Assembler, CLIENT, Node, Piece, STREAM, escape},
 };
@@ -83,6 +84,8 @@ pub struct Channel {
     pub exporter: Option<Vec<u8>>,
     /// The server's certificate.
     pub certificate: Vec<u8>,
+    /// Whether an older session was resumed.
+    pub resumed: bool,
 }
 
 impl Channel {
@@ -91,7 +94,9 @@ impl Channel {
         let export = || tls.export_keying_material(vec![0; 32], b"EXPORTER-Channel-Binding", Some(&[]));
         let exporter = if tls13 { Some(export()?) } else { None };
         let chain = tls.peer_certificates().context("no certificate")?;
-        Ok(Channel { exporter, certificate: chain.first().context("an empty chain")?.to_vec() })
+        let certificate = chain.first().context("an empty chain")?.to_vec();
+        let resumed = tls.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        Ok(Channel { exporter, certificate, resumed })
     }
 
     /// `tls-server-end-point` (RFC 5929, 4) of a certificate that is signed with SHA-256.
@@ -516,7 +521,8 @@ pub fn unique(word: &str) -> String {
     format!("{word}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-fn offers(features: &Node, mechanism: &str) -> bool {
+/// Whether stream features name a mechanism.
+pub fn offers(features: &Node, mechanism: &str) -> bool {
     let mechanisms = features.child("mechanisms", SASL);
     mechanisms.is_some_and(|m| m.nodes().any(|n| n.name == "mechanism" && n.text() == mechanism))
 }
@@ -527,15 +533,26 @@ fn condition(answer: &Node) -> String {
 
 /// TLS as every client here speaks it: any certificate will do.
 pub fn tls_config() -> Arc<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("the provider knows TLS 1.2 and 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"xmpp-client".to_vec()];
+    let config = tls_config_with(rustls::ALL_VERSIONS, None).expect("the provider knows TLS 1.2 and 1.3");
     Arc::new(config)
+}
+
+/// The same in these versions only, by a client with a certificate of its own or without.
+pub fn tls_config_with(
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    identity: Option<&Identity>,
+) -> Result<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate));
+    let mut config = match identity.map(Identity::chain) {
+        Some((chain, key)) => config.with_client_auth_cert(chain, key)?,
+        None => config.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"xmpp-client".to_vec()];
+    Ok(config)
 }
 
 /// Takes any certificate: the servers under test sign their own.

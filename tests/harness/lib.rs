@@ -1,9 +1,9 @@
 //! The tests' harness: the real binary on free ports, XMPP clients over TLS, plays read from text.
 //!
 //! Read in this order: `xml` and `pattern` say what XML is here and when it is as expected, `client` speaks
-//! XMPP, `nodes` runs the binary, `people`
-//! have accounts, `play` reads a story and `stage` performs it.
+//! XMPP, `certificates` are what TLS shows, `nodes` runs the binary, `people` have accounts, `play` reads a story and `stage` performs it.
 
+pub mod certificates;
 pub mod client;
 pub mod diff;
 pub mod metrics;

@@ -9,3 +9,4 @@ mod metrics;
 mod services;
 mod sessions;
 mod stopping;
+mod tls;

@@ -169,12 +169,12 @@ impl Node {
 /// The settings of the client side with a certificate, made now if none was given; what was made, if so.
 fn certified(settings: &Settings) -> Result<(session::Config, Option<std::path::PathBuf>), Failure> {
     let mut config = settings.session.clone();
-    if !settings.node.frontend || !config.tls.cert.as_os_str().is_empty() {
+    if !settings.node.frontend || !config.tls.files.cert.as_os_str().is_empty() {
         return Ok((config, None));
     }
     let (files, _) = certificate::self_signed(&settings.node.data_dir, &settings.hosts)?;
     let made = files.cert.clone();
-    config.tls = files;
+    config.tls.files = files;
     Ok((config, Some(made)))
 }
 

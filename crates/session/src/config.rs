@@ -1,5 +1,6 @@
 //! What an operator may set about client connections: where to listen, who speaks for clients, what TLS is asked for.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -19,7 +20,7 @@ pub struct Config {
     /// The table `[auth]`.
     pub auth: Auth,
     /// The table `[tls]`.
-    pub tls: TlsFiles,
+    pub tls: Tls,
     /// The session keys of the table `[limits]`.
     pub limits: Limits,
 }
@@ -94,7 +95,67 @@ impl Default for Auth {
     }
 }
 
-/// The server's certificate and its key.
+/// What TLS connections of clients may be, and what is shown on them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tls {
+    /// The certificate of every host that has none of its own.
+    #[serde(skip)]
+    pub files: TlsFiles,
+    /// Certificates of single hosts, chosen by the name that a client asks for.
+    #[serde(skip)]
+    pub hosts: BTreeMap<String, TlsFiles>,
+    /// The lowest version that is spoken.
+    pub min_version: TlsMinimum,
+    /// Cipher suites that may be agreed on, by their IANA names, best first.
+    pub ciphers: Vec<String>,
+    /// Longest life of a resumption ticket, in seconds; 0 gives none.
+    pub ticket_lifetime_s: u32,
+    /// PEM file with the authorities that sign certificates of clients; only with it is one asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<PathBuf>,
+    /// Whether a client must have one.
+    pub client_certificates: ClientCertificates,
+}
+
+/// The lowest version of TLS that is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum TlsMinimum {
+    /// 1.2.
+    #[default]
+    #[serde(rename = "1.2")]
+    Tls12,
+    /// 1.3.
+    #[serde(rename = "1.3")]
+    Tls13,
+}
+
+/// Whether a client must show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientCertificates {
+    /// Without one, or with one that is not trusted, it may log in by other means.
+    #[default]
+    Optional,
+    /// Without one that is trusted the handshake fails.
+    Required,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Tls {
+            files: TlsFiles::default(),
+            hosts: BTreeMap::new(),
+            min_version: TlsMinimum::default(),
+            ciphers: crate::tls::cipher_names(),
+            ticket_lifetime_s: 7_200,
+            client_ca: None,
+            client_certificates: ClientCertificates::default(),
+        }
+    }
+}
+
+/// A certificate and its key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(default)]
 pub struct TlsFiles {

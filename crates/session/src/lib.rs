@@ -27,7 +27,7 @@ mod tls;
 mod world;
 
 pub use claims::Claims;
-pub use config::{Auth, C2s, Config, ResourceConflict, TlsFiles};
+pub use config::{Auth, C2s, ClientCertificates, Config, ResourceConflict, Tls, TlsFiles, TlsMinimum};
 pub use counters::{Counter, Counters};
 pub use limits::Limits;
 pub use listener::Door;
@@ -36,4 +36,4 @@ pub use outcome::Outcome;
 pub use passwords::{Busy, Passwords};
 pub use start::{Listeners, StartError, start};
 pub use table::SessionFacts;
-pub use tls::{TlsError, TlsStore};
+pub use tls::{TlsError, TlsStore, ciphers_fit};

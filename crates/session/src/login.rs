@@ -9,19 +9,20 @@ use cluster::BindError;
 use hooks::{AccountState, Offer, Reply, SessionView, Sid, Stranger};
 use jid::{BareJid, FullJid, ResourcePart};
 use router::Mailbox;
+use rustls::server::ClientHello;
 use stanza::{Condition, ErrorKind, Stanza, StanzaError, StreamCondition, StreamError};
 use stream::sasl::keys;
 use stream::sasl::mechanism::Password;
 use stream::sasl::{Checked, Found, SaslCondition, ScramHash, ScramKeys};
-use stream::{Act, Acts, ClientCertificate, Entry, Negotiation, Reader, TlsFacts, TlsVersion};
+use stream::{Act, Acts, Entry, Negotiation, Reader, TlsFacts, TlsVersion};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_rustls::TlsAcceptor;
 
 use crate::claim::Claim;
 use crate::connection::Connection;
 use crate::failures::Crowded;
 use crate::listener::Door;
 use crate::outcome::Outcome;
+use crate::tls::{Served, TlsStore};
 
 /// What a login that succeeded hands to the session.
 pub(crate) struct LoggedIn {
@@ -73,7 +74,7 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
     }
     let entry = match door {
         Door::StartTls => Entry::Clear,
-        Door::DirectTls => Entry::DirectTls(handshake(connection, connection.world.tls.direct()).await?),
+        Door::DirectTls => Entry::DirectTls(handshake(connection, door, None).await?),
     };
     let settings = connection.world.settings().await;
     let mut login = Login {
@@ -160,8 +161,8 @@ impl Login<'_> {
                     // attacker's bytes would run inside the protected stream.
                     self.input.clear();
                     self.reader.restart();
-                    let acceptor = self.connection.world.tls.starttls();
-                    let facts = handshake(self.connection, acceptor).await?;
+                    let host = self.negotiation.host().map(|host| host.as_str().to_owned());
+                    let facts = handshake(self.connection, Door::StartTls, host.as_deref()).await?;
                     self.negotiation.on_tls(facts);
                     self.expect_header();
                     continue;
@@ -420,13 +421,17 @@ impl Login<'_> {
     }
 }
 
-async fn handshake(connection: &Connection, acceptor: &TlsAcceptor) -> Result<TlsFacts, Outcome> {
+/// `host`: whom the client named on the stream, where it began in the clear.
+async fn handshake(connection: &Connection, door: Door, host: Option<&str>) -> Result<TlsFacts, Outcome> {
     let world = &connection.world;
     let limit = world.config.limits.tls_handshake();
-    // Remembered before the handshake: the certificate may be another one behind it.
-    let endpoint_hash = world.tls.endpoint_hash();
-    match timeout(limit, connection.wire.handshake(acceptor)).await {
-        Ok(Ok(())) => connection.wire.tls(|tls| facts(tls, endpoint_hash)).ok_or(Outcome::NoTls),
+    let choose = |hello: &ClientHello<'_>| {
+        // Kept for the facts: when the handshake is done another certificate may be served.
+        let served = world.tls.choose(hello, host);
+        (served.config(door), served)
+    };
+    match timeout(limit, connection.wire.handshake(choose)).await {
+        Ok(Ok(served)) => connection.wire.tls(|tls| facts(tls, &served, &world.tls)).ok_or(Outcome::NoTls),
         Ok(Err(error)) => {
             world.counters.tls_failures.add(1);
             tracing::debug!(peer = %connection.peer, %error, "a TLS handshake failed");
@@ -439,7 +444,7 @@ async fn handshake(connection: &Connection, acceptor: &TlsAcceptor) -> Result<Tl
     }
 }
 
-fn facts(tls: &rustls::ServerConnection, endpoint_hash: Vec<u8>) -> TlsFacts {
+fn facts(tls: &rustls::ServerConnection, served: &Served, store: &TlsStore) -> TlsFacts {
     let version = match tls.protocol_version() {
         Some(rustls::ProtocolVersion::TLSv1_3) => TlsVersion::Tls13,
         _ => TlsVersion::Tls12,
@@ -451,10 +456,10 @@ fn facts(tls: &rustls::ServerConnection, endpoint_hash: Vec<u8>) -> TlsFacts {
     TlsFacts {
         version,
         exporter,
-        endpoint_hash: Some(endpoint_hash),
+        endpoint_hash: Some(served.endpoint().to_vec()),
         alpn: tls.alpn_protocol().map(<[u8]>::to_vec),
         sni: tls.server_name().map(str::to_owned),
-        client: ClientCertificate::Absent,
+        client: store.client(tls.peer_certificates()),
     }
 }
 

@@ -4,12 +4,15 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
+use rustls::ServerConfig;
+use rustls::server::{Acceptor, ClientHello};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 /// Bytes read at once; the buffer is one per arbiter, so that an idle session owns none.
@@ -99,8 +102,12 @@ impl Wire {
         .await
     }
 
-    /// Does the server's side of a TLS handshake; a socket that fails it is lost.
-    pub(crate) async fn handshake(&self, acceptor: &TlsAcceptor) -> io::Result<()> {
+    /// Does the server's side of a TLS handshake, with the settings that `choose` has for what the client asks; a
+    /// socket that fails it is lost.
+    pub(crate) async fn handshake<T>(
+        &self,
+        choose: impl FnOnce(&ClientHello<'_>) -> (Arc<ServerConfig>, T),
+    ) -> io::Result<T> {
         let tcp = match self.0.replace(Socket::Lost) {
             Socket::Plain(tcp) => tcp,
             other => {
@@ -109,9 +116,11 @@ impl Wire {
             }
         };
         // Boxed: the state of a handshake is large and soon gone.
-        let tls = Box::pin(acceptor.accept(tcp)).await?;
+        let asked = Box::pin(LazyConfigAcceptor::new(Acceptor::default(), tcp)).await?;
+        let (config, chosen) = choose(&asked.client_hello());
+        let tls = Box::pin(asked.into_stream(config)).await?;
         self.0.replace(Socket::Tls(Box::new(tls)));
-        Ok(())
+        Ok(chosen)
     }
 
     /// Looks at the TLS connection, if there is one.

@@ -1,31 +1,39 @@
-//! The server's certificate and the TLS settings of both kinds of listeners; files that change are read again.
+//! The server's certificates, one for each host that has its own, and the TLS settings of both kinds of listeners;
+//! files that change are read again.
 
-use std::path::{Path, PathBuf};
+mod certificate;
+mod client;
+mod policy;
+
+pub(crate) use self::policy::cipher_names;
+pub use self::policy::is_usable as ciphers_fit;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use aws_lc_rs::digest::{Algorithm, SHA256, SHA384, SHA512, digest};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustls::ServerConfig;
-use rustls::crypto::aws_lc_rs as provider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
-use tokio_rustls::TlsAcceptor;
+use rustls::pki_types::CertificateDer;
+use rustls::server::{ClientHello, VerifierBuilderError};
+use stream::ClientCertificate;
 
-use crate::config::TlsFiles;
+use self::certificate::{Leaf, Stamp};
+use self::client::Clients;
+use self::policy::Policy;
+use crate::config::{Tls, TlsFiles};
+use crate::listener::Door;
 
-/// Name of the protocol in ALPN for direct TLS (XEP-0368, 3).
-const ALPN: &[u8] = b"xmpp-client";
-
-/// The certificate that is served now, and acceptors that always serve the newest one.
+/// The certificates that are served now, and who may show one to us.
 pub struct TlsStore {
-    files: Option<TlsFiles>,
-    served: Arc<Served>,
-    read: parking_lot::Mutex<Option<Stamp>>,
-    starttls: TlsAcceptor,
-    direct: TlsAcceptor,
+    policy: Policy,
+    /// For every name that has no certificate of its own.
+    default: Place,
+    /// By the names that a client may ask for.
+    hosts: HashMap<String, Arc<Place>>,
+    clients: RwLock<Option<Arc<Clients>>>,
+    client_ca: Option<Watched>,
 }
 
 /// Why a certificate or key cannot be served.
@@ -45,106 +53,166 @@ pub enum TlsError {
     /// Certificate and key do not belong together, or TLS cannot use them.
     #[error("failed to use certificate and key: {0}")]
     Refused(#[from] rustls::Error),
+    /// Nobody's certificate could be verified with these authorities.
+    #[error("failed to use `{path}` for the certificates of clients: {source}")]
+    ClientCa {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: VerifierBuilderError,
+    },
 }
 
-/// A certificate with the hash that binds a login to it.
-struct Leaf {
-    key: Arc<CertifiedKey>,
-    endpoint: Vec<u8>,
+/// One certificate in service, and the files that it came from.
+struct Place {
+    files: Option<TlsFiles>,
+    read: Mutex<Option<Stamp>>,
+    served: RwLock<Arc<Served>>,
 }
 
-struct Served(RwLock<Leaf>);
+/// A file beside the certificates.
+struct Watched {
+    path: PathBuf,
+    read: Mutex<Option<Stamp>>,
+}
 
-impl std::fmt::Debug for Served {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Served")
+/// All that belongs to one certificate. Its tickets are its own: one that was given out under another certificate
+/// opens no session here, so that a resumed session is always bound to the certificate that is served.
+pub(crate) struct Served {
+    leaf: Arc<Leaf>,
+    starttls: Arc<ServerConfig>,
+    direct: Arc<ServerConfig>,
+}
+
+impl Served {
+    /// The settings of the handshake.
+    pub(crate) fn config(&self, door: Door) -> Arc<ServerConfig> {
+        match door {
+            Door::StartTls => self.starttls.clone(),
+            Door::DirectTls => self.direct.clone(),
+        }
+    }
+
+    /// Hash of the certificate for the channel binding `tls-server-end-point` (RFC 5929, 4.1).
+    pub(crate) fn endpoint(&self) -> &[u8] {
+        &self.leaf.endpoint
     }
 }
-
-impl ResolvesServerCert for Served {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.read().key.clone())
-    }
-}
-
-/// When the two files were last written.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp(SystemTime, SystemTime);
 
 impl TlsStore {
-    /// Reads certificate and key from their files, and remembers where they are for [`TlsStore::watch`].
+    /// Reads certificates and keys from their files, and remembers where they are for [`TlsStore::watch`].
     ///
     /// # Errors
-    /// [`TlsError`] where a file cannot be read or the pair cannot be used.
-    pub fn load(files: &TlsFiles) -> Result<Arc<TlsStore>, TlsError> {
-        let stamp = stamp(files);
-        let leaf = read(files)?;
-        TlsStore::new(Some(files.clone()), leaf, stamp)
+    /// [`TlsError`] where a file cannot be read, a pair cannot be used, or the policy leaves nothing to agree on.
+    pub fn load(config: &Tls) -> Result<Arc<TlsStore>, TlsError> {
+        let policy = Policy::new(config);
+        let client_ca = config.client_ca.clone().map(|path| {
+            let read = Mutex::new(certificate::stamp([&path]));
+            Watched { path, read }
+        });
+        let clients = match &client_ca {
+            Some(ca) => Some(Arc::new(Clients::load(&ca.path, config.client_certificates)?)),
+            None => None,
+        };
+        let clients = clients.as_ref();
+        let default = Place::load(&config.files, &policy, clients)?;
+        let mut hosts = HashMap::new();
+        for (host, files) in &config.hosts {
+            let place = Arc::new(Place::load(files, &policy, clients)?);
+            for name in names(host) {
+                hosts.insert(name, place.clone());
+            }
+        }
+        let clients = RwLock::new(clients.cloned());
+        Ok(Arc::new(TlsStore { policy, default, hosts, clients, client_ca }))
     }
 
-    /// Serves a certificate chain and key given as PEM text.
+    /// Serves a certificate chain and key given as PEM text, with the settings that are the default.
     ///
     /// # Errors
     /// [`TlsError`] where the text is no PEM or the pair cannot be used.
     pub fn from_pem(cert: &str, key: &str) -> Result<Arc<TlsStore>, TlsError> {
-        let at = |source| TlsError::Read { path: PathBuf::from("PEM text"), source };
-        let chain =
-            CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(at)?;
-        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(at)?;
-        TlsStore::new(None, leaf(Path::new("PEM text"), chain, key)?, None)
+        let policy = Policy::new(&Tls::default());
+        let leaf = Arc::new(Leaf::from_pem(cert, key)?);
+        let served = RwLock::new(Arc::new(policy.serve(leaf, None)?));
+        let default = Place { files: None, read: Mutex::new(None), served };
+        let clients = RwLock::new(None);
+        Ok(Arc::new(TlsStore { policy, default, hosts: HashMap::new(), clients, client_ca: None }))
     }
 
-    fn new(files: Option<TlsFiles>, leaf: Leaf, stamp: Option<Stamp>) -> Result<Arc<TlsStore>, TlsError> {
-        let served = Arc::new(Served(RwLock::new(leaf)));
-        let tickets = provider::Ticketer::new()?;
-        let config = |alpn: &[&[u8]]| -> Result<TlsAcceptor, TlsError> {
-            let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
-                .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-                .with_no_client_auth()
-                .with_cert_resolver(served.clone());
-            config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-            // Tickets carry the resumed state to the client: no table of sessions here, no 0-RTT.
-            config.session_storage = Arc::new(NoServerSessionStorage {});
-            config.ticketer = tickets.clone();
-            config.send_tls13_tickets = 1;
-            config.max_early_data_size = 0;
-            Ok(TlsAcceptor::from(Arc::new(config)))
-        };
-        let (starttls, direct) = (config(&[])?, config(&[ALPN])?);
-        Ok(Arc::new(TlsStore { files, served, read: parking_lot::Mutex::new(stamp), starttls, direct }))
+    /// What to serve to a client that asks for this name, on a stream to `host` (known before STARTTLS only).
+    pub(crate) fn choose(&self, hello: &ClientHello<'_>, host: Option<&str>) -> Arc<Served> {
+        self.choose_by(hello.server_name(), host)
     }
 
-    /// For a stream that asked for TLS after it began in the clear.
-    pub(crate) fn starttls(&self) -> &TlsAcceptor {
-        &self.starttls
+    fn choose_by(&self, sni: Option<&str>, host: Option<&str>) -> Arc<Served> {
+        let by_name = |name: &str| self.hosts.get(&name.to_ascii_lowercase());
+        // A name that nobody here has says nothing: the stream's host may have.
+        let place = sni.and_then(by_name).or_else(|| host.and_then(by_name));
+        place.map_or(&self.default, |place| place).served.read().clone()
     }
 
-    /// For a socket that begins with TLS.
-    pub(crate) fn direct(&self) -> &TlsAcceptor {
-        &self.direct
+    /// Who the client is by the certificate that it showed, which is verified here: the handshake may have been one
+    /// that takes any, or that resumed an older session.
+    pub(crate) fn client(&self, chain: Option<&[CertificateDer<'_>]>) -> ClientCertificate {
+        match (&*self.clients.read(), chain) {
+            (Some(clients), Some([leaf, issuers @ ..])) => clients.judge(leaf, issuers),
+            _ => ClientCertificate::Absent,
+        }
     }
 
-    /// Hash of the certificate for the channel binding `tls-server-end-point` (RFC 5929, 4.1).
+    /// Hash of the default certificate for the channel binding `tls-server-end-point` (RFC 5929, 4.1).
     pub fn endpoint_hash(&self) -> Vec<u8> {
-        self.served.0.read().endpoint.clone()
+        self.default.served.read().endpoint().to_vec()
     }
 
-    /// Reads the files again if one of them was written since; true if a new certificate is served now.
-    /// Blocks on the disk: not for an arbiter.
+    /// Reads files again that were written since; true if anything new is served now. All are tried; what cannot be
+    /// used leaves the old in service, and is told once. Blocks on the disk: not for an arbiter.
     ///
     /// # Errors
-    /// [`TlsError`] where the new files cannot be used; the old certificate stays in service.
+    /// The first [`TlsError`].
     pub fn reload(&self) -> Result<bool, TlsError> {
-        let Some(files) = &self.files else { return Ok(false) };
-        let now = stamp(files);
-        let mut last = self.read.lock();
-        if now.is_none() || *last == now {
+        let mut first = None;
+        let mut changed = false;
+        let mut tell = |result: Result<bool, TlsError>| match result {
+            Ok(new) => changed |= new,
+            Err(error) => {
+                if first.is_some() {
+                    tracing::error!(%error, "keeping the old certificate");
+                }
+                first.get_or_insert(error);
+            }
+        };
+        let authorities = self.reload_clients();
+        let all = authorities.as_ref().is_ok_and(|new| *new);
+        tell(authorities);
+        let clients = self.clients.read().clone();
+        let places: Vec<&Place> = self.places();
+        for place in places {
+            tell(place.reload(&self.policy, clients.as_ref(), all));
+        }
+        first.map_or(Ok(changed), Err)
+    }
+
+    fn reload_clients(&self) -> Result<bool, TlsError> {
+        let Some(ca) = &self.client_ca else { return Ok(false) };
+        if !certificate::is_newer(&ca.read, certificate::stamp([&ca.path])) {
             return Ok(false);
         }
-        // Remembered before the attempt: a broken pair is reported once, not at each look.
-        *last = now;
-        *self.served.0.write() = read(files)?;
+        let how = self.clients.read().as_ref().map(|clients| clients.how).unwrap_or_default();
+        *self.clients.write() = Some(Arc::new(Clients::load(&ca.path, how)?));
         Ok(true)
+    }
+
+    /// Every certificate once.
+    fn places(&self) -> Vec<&Place> {
+        let mut places: Vec<&Place> = vec![&self.default];
+        for place in self.hosts.values() {
+            if !places.iter().any(|known| std::ptr::eq(*known, &**place)) {
+                places.push(place);
+            }
+        }
+        places
     }
 
     /// Looks at the files every `every` until the store is dropped, on a thread of its own.
@@ -152,7 +220,7 @@ impl TlsStore {
     /// # Errors
     /// Fails when the system gives no thread.
     pub fn watch(self: &Arc<Self>, every: Duration) -> std::io::Result<()> {
-        if self.files.is_none() {
+        if self.default.files.is_none() {
             return Ok(());
         }
         let store = Arc::downgrade(self);
@@ -171,98 +239,41 @@ impl TlsStore {
     }
 }
 
-fn stamp(files: &TlsFiles) -> Option<Stamp> {
-    let written = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    Some(Stamp(written(&files.cert)?, written(&files.key)?))
-}
-
-fn read(files: &TlsFiles) -> Result<Leaf, TlsError> {
-    let at = |path: &Path| {
-        let path = path.to_owned();
-        move |source| TlsError::Read { path, source }
-    };
-    let chain = CertificateDer::pem_file_iter(&files.cert)
-        .and_then(|certs| certs.collect::<Result<Vec<_>, _>>())
-        .map_err(at(&files.cert))?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(at(&files.key))?;
-    leaf(&files.cert, chain, key)
-}
-
-fn leaf(
-    path: &Path,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> Result<Leaf, TlsError> {
-    let Some(first) = chain.first() else { return Err(TlsError::NoCertificate(path.to_owned())) };
-    let endpoint = digest(endpoint_algorithm(first), first).as_ref().to_vec();
-    let key = CertifiedKey::from_der(chain, key, &provider::default_provider())?;
-    Ok(Leaf { key: Arc::new(key), endpoint })
-}
-
-/// RFC 5929, 4.1: the hash of the certificate's own signature, but never less than SHA-256.
-fn endpoint_algorithm(cert: &[u8]) -> &'static Algorithm {
-    let oid = x509_parser::parse_x509_certificate(cert)
-        .map(|(_, cert)| cert.signature_algorithm.algorithm.to_id_string())
-        .unwrap_or_default();
-    match oid.as_str() {
-        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => &SHA384,
-        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => &SHA512,
-        _ => &SHA256,
+impl Place {
+    fn load(files: &TlsFiles, policy: &Policy, clients: Option<&Arc<Clients>>) -> Result<Place, TlsError> {
+        let read = Mutex::new(certificate::stamp([&files.cert, &files.key]));
+        let leaf = Arc::new(Leaf::read(files)?);
+        let served = RwLock::new(Arc::new(policy.serve(leaf, clients)?));
+        Ok(Place { files: Some(files.clone()), read, served })
     }
+
+    /// Reads the pair again if it is newer; with `all`, makes its settings anew in any case.
+    fn reload(&self, policy: &Policy, clients: Option<&Arc<Clients>>, all: bool) -> Result<bool, TlsError> {
+        let newer = self
+            .files
+            .as_ref()
+            .filter(|files| certificate::is_newer(&self.read, certificate::stamp([&files.cert, &files.key])));
+        let (leaf, failed) = match newer.map(Leaf::read) {
+            Some(Ok(leaf)) => (Some(Arc::new(leaf)), None),
+            Some(Err(error)) => (None, Some(error)),
+            None => (None, None),
+        };
+        if leaf.is_none() && !all {
+            return failed.map_or(Ok(false), Err);
+        }
+        let leaf = leaf.unwrap_or_else(|| self.served.read().leaf.clone());
+        let served = Arc::new(policy.serve(leaf, clients)?);
+        *self.served.write() = served;
+        failed.map_or(Ok(true), Err)
+    }
+}
+
+/// The names by which clients ask for a host: as it is written in addresses, and as it stands in DNS.
+fn names(host: &str) -> Vec<String> {
+    let mut names = vec![host.to_ascii_lowercase()];
+    names.extend(idna::domain_to_ascii(host).ok().filter(|ascii| *ascii != names[0]));
+    names
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pair(name: &str) -> (String, String) {
-        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
-        (made.cert.pem(), made.signing_key.serialize_pem())
-    }
-
-    fn write(dir: &Path, (cert, key): &(String, String)) -> TlsFiles {
-        let files = TlsFiles { cert: dir.join("cert.pem"), key: dir.join("key.pem") };
-        std::fs::write(&files.cert, cert).unwrap();
-        std::fs::write(&files.key, key).unwrap();
-        files
-    }
-
-    /// Moves the file's time on, as a later write would.
-    fn touch(files: &TlsFiles, seconds: u64) {
-        let cert = std::fs::File::options().write(true).open(&files.cert).unwrap();
-        cert.set_modified(SystemTime::now() + Duration::from_secs(seconds)).unwrap();
-    }
-
-    #[test]
-    fn a_changed_certificate_is_served_without_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = write(dir.path(), &pair("one.example"));
-        let store = TlsStore::load(&files).unwrap();
-        let before = store.endpoint_hash();
-        assert!(!store.reload().unwrap());
-        write(dir.path(), &pair("two.example"));
-        touch(&files, 5);
-        assert!(store.reload().unwrap());
-        assert_ne!(store.endpoint_hash(), before);
-    }
-
-    #[test]
-    fn a_broken_file_keeps_the_old_certificate() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = write(dir.path(), &pair("one.example"));
-        let store = TlsStore::load(&files).unwrap();
-        let before = store.endpoint_hash();
-        std::fs::write(&files.cert, "nothing").unwrap();
-        touch(&files, 5);
-        assert!(matches!(store.reload(), Err(TlsError::NoCertificate(_))));
-        assert_eq!(store.endpoint_hash(), before);
-        assert!(!store.reload().unwrap(), "the same broken file is not reported twice");
-    }
-
-    #[test]
-    fn a_key_of_another_certificate_is_refused() {
-        let (cert, _) = pair("one.example");
-        let (_, key) = pair("one.example");
-        assert!(matches!(TlsStore::from_pem(&cert, &key), Err(TlsError::Refused(_))));
-    }
-}
+mod tests;

@@ -10,6 +10,7 @@ use super::read::{self, Fault, Values};
 pub fn check(values: &Values) -> Vec<Fault> {
     let mut faults = Vec::new();
     pairs(values, &mut faults);
+    tls(values, &mut faults);
     roles(values, &mut faults);
     links(values, &mut faults);
     store(values, &mut faults);
@@ -40,6 +41,41 @@ fn pairs(values: &Values, faults: &mut Vec<Fault>) {
     for (given, missing) in needs {
         if values.said(given).is_some() && values.said(missing).is_none() {
             faults.push(values.fault(given, format!("needs `{missing}` beside it, which is not set")));
+        }
+    }
+}
+
+fn tls(values: &Values, faults: &mut Vec<Fault>) {
+    if text(values, "tls.client_certificates").is_some_and(|how| how == "required")
+        && values.said("tls.client_ca").is_none()
+    {
+        let what = "no certificate can be trusted: expected `tls.client_ca` beside it";
+        faults.push(values.fault("tls.client_certificates", what));
+    }
+    let min_version = match text(values, "tls.min_version").as_deref() {
+        Some("1.3") => session::TlsMinimum::Tls13,
+        _ => session::TlsMinimum::Tls12,
+    };
+    if !session::ciphers_fit(&texts(values, "tls.ciphers"), min_version) {
+        faults.push(
+            values.fault("tls.ciphers", "none of these is of TLS 1.3, which `tls.min_version` asks for"),
+        );
+    }
+    let served: Vec<String> = texts(values, "hosts").iter().filter_map(|h| read::domain(h).ok()).collect();
+    for (name, host) in &values.tls_hosts {
+        let key = format!("tls.hosts.{name}");
+        let place = host.place.clone().or_else(|| host.keys.values().next().map(|found| found.place.clone()));
+        let place = place.unwrap_or_else(|| values.fault("tls.hosts", "").place);
+        let mut wrong = |what: String| faults.push(Fault { place: place.clone(), key: key.clone(), what });
+        match read::domain(name) {
+            Err(why) => wrong(format!("expected the name of a host, {why}")),
+            Ok(domain) if !served.contains(&domain) => {
+                wrong(format!("`{name}` is not one of the `hosts` of the server"));
+            }
+            Ok(_) => {}
+        }
+        for missing in ["cert", "key"].into_iter().filter(|key| !host.keys.contains_key(*key)) {
+            wrong(format!("needs `{missing}`, which is not set"));
         }
     }
 }

@@ -31,6 +31,8 @@ pub enum Form {
     Names,
     /// A path, relative to the working directory of the server.
     Path,
+    /// A table with a table for each host, in which stand `cert` and `key`.
+    HostFiles,
 }
 
 impl Form {
@@ -50,6 +52,7 @@ impl Form {
                 "a list of names or addresses with ports, as in [\"node1.example.org:7400\"]".into()
             }
             Form::Domains => "a list of domain names, as in [\"example.org\"]".into(),
+            Form::HostFiles => "a table for each host, as in [tls.hosts.\"example.org\"]".into(),
             Form::Networks => {
                 "a list of networks or addresses, as in [\"10.0.0.0/8\", \"2001:db8::1\"]".into()
             }
@@ -100,6 +103,19 @@ const MANY: i64 = 1 << 40;
 
 /// Seconds of a day: the longest timeout.
 const DAY: i64 = 86_400;
+
+/// Cipher suites that a config may name.
+const CIPHERS: &[&str] = &[
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+];
 
 /// SASL mechanisms that a config may name.
 const MECHANISMS: &[&str] = &[
@@ -179,6 +195,46 @@ pub const KEYS: &[Key] = &[
         Path,
         Unset("\"/etc/rookery/key.pem\""),
         "Private key of `tls.cert`, in PEM; read again when the file changes.",
+    ),
+    key(
+        "tls.hosts",
+        HostFiles,
+        Unset(
+            "{ \"example.org\" = { cert = \"/etc/rookery/example.org.pem\", key = \"/etc/rookery/example.org.key\" } }",
+        ),
+        "Certificates of single hosts, also written as [tls.hosts.\"example.org\"]: served to clients that ask for that name in the handshake, or on the stream before STARTTLS. All others get `tls.cert`. Read again when they change.",
+    ),
+    key(
+        "tls.min_version",
+        Choice(&["1.2", "1.3"]),
+        Is("\"1.2\""),
+        "The lowest version of TLS that clients may use; with an older one the handshake fails.",
+    ),
+    key(
+        "tls.ciphers",
+        Choices(CIPHERS),
+        Is(
+            "[\"TLS_AES_256_GCM_SHA384\", \"TLS_AES_128_GCM_SHA256\", \"TLS_CHACHA20_POLY1305_SHA256\", \"TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384\", \"TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256\", \"TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256\", \"TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384\", \"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256\", \"TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256\"]",
+        ),
+        "Cipher suites that may be agreed on, best first. Those without ECDHE in their names are of TLS 1.3.",
+    ),
+    key(
+        "tls.ticket_lifetime_s",
+        Whole(0, 604_800),
+        Is("7200"),
+        "Seconds in which a client may resume a TLS session with the ticket that it was given; the keys of tickets are made anew twice in that time and kept in memory only, so that another node or a new certificate asks for a whole handshake. 0 gives no tickets.",
+    ),
+    key(
+        "tls.client_ca",
+        Path,
+        Unset("\"/etc/rookery/clients.pem\""),
+        "Authorities that sign certificates of clients, in PEM; read again when the file changes. With it clients are asked for a certificate, and one that names an account (SAN `xmppAddr`) may log in by EXTERNAL.",
+    ),
+    key(
+        "tls.client_certificates",
+        Choice(&["optional", "required"]),
+        Is("\"optional\""),
+        "Whether a client without a trusted certificate may log in by other means, or fails the handshake.",
     ),
     key(
         "admin.listen",

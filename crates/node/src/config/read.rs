@@ -100,9 +100,11 @@ pub struct Values {
     found: BTreeMap<String, Found>,
     /// Keys of `[modules.NAME]`: module, then key.
     pub modules: BTreeMap<String, Module>,
+    /// Keys of `[tls.hosts."NAME"]`: host as it was written, then `cert` or `key`.
+    pub tls_hosts: BTreeMap<String, Module>,
 }
 
-/// What was said about one module.
+/// What was said about one module, or one host.
 #[derive(Debug, Default)]
 pub struct Module {
     /// Where its table begins.
@@ -167,6 +169,9 @@ fn line_of(text: &str, span: Option<&Range<usize>>) -> usize {
     text.as_bytes()[..start].iter().filter(|b| **b == b'\n').count() + 1
 }
 
+/// What a host may have of its own.
+const HOST_KEYS: [&str; 2] = ["cert", "key"];
+
 struct Reading {
     values: Values,
     faults: Vec<Fault>,
@@ -184,6 +189,11 @@ impl Reading {
     fn item(&mut self, path: &str, item: &Item, at: Place, place: &dyn Fn(Option<Range<usize>>) -> Place) {
         if path == "modules" || path.starts_with("modules.") {
             return self.module(path, item, at, place);
+        }
+        if let Some(host) =
+            path.strip_prefix("tls.hosts").filter(|rest| rest.is_empty() || rest.starts_with('.'))
+        {
+            return self.host(path, host.trim_start_matches('.'), item, at, place);
         }
         if let Some(key) = keys::find(path) {
             let what = match item.as_value() {
@@ -248,6 +258,44 @@ impl Reading {
         }
     }
 
+    /// `[tls.hosts."NAME"]`, however its dots are written; `rest` is the path below `tls.hosts`.
+    fn host(
+        &mut self,
+        path: &str,
+        rest: &str,
+        item: &Item,
+        at: Place,
+        place: &dyn Fn(Option<Range<usize>>) -> Place,
+    ) {
+        if let Some(table) = item.as_table_like() {
+            let is_leaf = table.iter().any(|(_, item)| item.as_table_like().is_none());
+            if is_leaf && !rest.is_empty() {
+                self.values.tls_hosts.entry(rest.to_owned()).or_default().place = Some(at);
+            }
+            return self.table(path, table, place);
+        }
+        let (host, key) = rest.rsplit_once('.').unwrap_or(("", rest));
+        let what = match item.as_value() {
+            Some(_) if host.is_empty() => {
+                format!("expected {}, found {}", Form::HostFiles.expected(), kind(item))
+            }
+            Some(_) if !HOST_KEYS.contains(&key) => match nearest(key, HOST_KEYS) {
+                Some(near) => format!("unknown key; the nearest known key is `{near}`"),
+                None => "unknown key; a host has `cert` and `key`".to_owned(),
+            },
+            Some(value) => match fits(Form::Path, value) {
+                Ok(()) => {
+                    let host = self.values.tls_hosts.entry(host.to_owned()).or_default();
+                    host.keys.insert(key.to_owned(), Found { value: value.clone(), place: at });
+                    return;
+                }
+                Err(why) => format!("expected {}, {why}", Form::Path.expected()),
+            },
+            None => "found a list of tables".to_owned(),
+        };
+        self.faults.push(Fault { place: at, key: path.to_owned(), what });
+    }
+
     fn set(&mut self, pair: &str) {
         let at = Place::Set(pair.to_owned());
         let Some((path, text)) = pair.split_once('=') else {
@@ -308,6 +356,8 @@ fn fits(form: Form, value: &Value) -> Result<(), String> {
         Form::HostPort => host_port(text()?),
         Form::HostPorts => each(value, 1, host_port),
         Form::Domains => each(value, 1, |t| domain(t).map(|_| ())),
+        // read where the tables are
+        Form::HostFiles => Err(found()),
         Form::Networks => each(value, 0, |t| {
             let network: Result<session::Network, _> = t.parse();
             network.map(|_| ()).map_err(|_| format!("found `{t}`"))

@@ -1,6 +1,6 @@
 //! The settings of a node, typed, as the parts of the server take them.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, de::DeserializeOwned};
 use toml_edit::Value;
@@ -143,12 +143,26 @@ impl Typed<'_> {
         session::Config {
             c2s: self.part("c2s"),
             auth: self.part("auth"),
-            tls: session::TlsFiles {
-                cert: self.path("tls.cert").unwrap_or_default(),
-                key: self.path("tls.key").unwrap_or_default(),
+            tls: session::Tls {
+                files: session::TlsFiles {
+                    cert: self.path("tls.cert").unwrap_or_default(),
+                    key: self.path("tls.key").unwrap_or_default(),
+                },
+                hosts: self.certified_hosts(),
+                ..self.part("tls")
             },
             limits: self.part("limits"),
         }
+    }
+
+    /// `[tls.hosts."NAME"]`, by prepared name.
+    fn certified_hosts(&self) -> BTreeMap<String, session::TlsFiles> {
+        let path = |host: &read::Module, key: &str| {
+            host.keys.get(key).and_then(|found| found.value.as_str()).map(PathBuf::from).unwrap_or_default()
+        };
+        let files = |host| session::TlsFiles { cert: path(host, "cert"), key: path(host, "key") };
+        let hosts = self.0.tls_hosts.iter();
+        hosts.filter_map(|(name, host)| Some((read::domain(name).ok()?, files(host)))).collect()
     }
 
     /// The settings of a crate, from the keys directly below a table. That each of its fields has a key, with

@@ -124,6 +124,57 @@ fn each_bad_file_is_refused_with_line_key_and_hint() {
 }
 
 #[test]
+fn hosts_have_certificates_of_their_own_however_the_table_is_written() {
+    let hosts = "hosts = [\"a.example\", \"b\"]\n";
+    for table in [
+        "[tls.hosts.\"a.example\"]\ncert = \"c\"\nkey = \"k\"\n",
+        "[tls.hosts.a.example]\ncert = \"c\"\nkey = \"k\"\n",
+        "[tls]\nhosts = { \"a.example\" = { cert = \"c\", key = \"k\" } }\n",
+    ] {
+        let settings = parse("a.toml", &format!("{hosts}{table}"), &[]).unwrap();
+        let files = &settings.session.tls.hosts["a.example"];
+        assert_eq!((files.cert.to_str(), files.key.to_str()), (Some("c"), Some("k")), "{table}");
+    }
+    let said = |table: &str| faults(&format!("{hosts}{table}"));
+    let host = "[tls.hosts.\"a.example\"]\n";
+    for (table, expected) in [
+        (format!("{host}cert = \"c\"\n"), "bad.toml:2: `tls.hosts.a.example`: needs `key`, which is not set"),
+        (
+            format!("{host}cert = 1\nkey = \"k\"\n"),
+            "bad.toml:3: `tls.hosts.a.example.cert`: expected a path in quotes, found a whole number",
+        ),
+        (
+            format!("{host}certs = \"c\"\nkey = \"k\"\n"),
+            "bad.toml:3: `tls.hosts.a.example.certs`: unknown key; the nearest known key is `cert`",
+        ),
+        (
+            "[tls.hosts.\"c\"]\ncert = \"c\"\nkey = \"k\"\n".into(),
+            "bad.toml:2: `tls.hosts.c`: `c` is not one of the `hosts` of the server",
+        ),
+    ] {
+        assert_eq!(said(&table)[0], expected, "{table}");
+    }
+}
+
+#[test]
+fn a_tls_policy_that_cannot_work_is_refused() {
+    for (text, expected) in [
+        ("[tls]\nciphers = [\"TLS_AES_128_GCM_SHA265\"]\n", "the nearest is `TLS_AES_128_GCM_SHA256`"),
+        (
+            "[tls]\nmin_version = \"1.3\"\nciphers = [\"TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384\"]\n",
+            "bad.toml:3: `tls.ciphers`: none of these is of TLS 1.3, which `tls.min_version` asks for",
+        ),
+        (
+            "[tls]\nclient_certificates = \"required\"\n",
+            "bad.toml:2: `tls.client_certificates`: no certificate can be trusted: expected `tls.client_ca` beside it",
+        ),
+    ] {
+        let told = faults(text);
+        assert!(told.len() == 1 && told[0].contains(expected), "{told:?}");
+    }
+}
+
+#[test]
 fn every_fault_of_a_file_is_told_at_once() {
     assert_eq!(faults("a = 1\nb = 2\n[log]\nformat = 1\n").len(), 3);
 }
@@ -215,6 +266,7 @@ fn each_setting_of_the_crates_has_a_key_with_the_same_default() {
         ("limits", of(serde_json::to_value(session::Limits::default()))),
         ("limits", of(serde_json::to_value(router::Config::default()))),
         ("c2s", of(serde_json::to_value(session::C2s::default()))),
+        ("tls", of(serde_json::to_value(session::Tls::default()))),
         ("auth", of(serde_json::to_value(session::Auth::default()))),
         ("cluster.times", of(serde_json::to_value(cluster::Times::default()))),
     ];

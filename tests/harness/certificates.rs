@@ -1,0 +1,70 @@
+//! Authorities that sign certificates, and clients and servers that show them.
+
+use anyhow::Result;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// An authority that signs whatever it is asked to.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    pub fn new() -> Result<Authority> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "An authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Ok(Authority(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
+    }
+
+    /// Its own certificate.
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A certificate with these names, whatever else `edit` makes of it.
+    pub fn certify(
+        &self,
+        names: Vec<SanType>,
+        edit: impl FnOnce(&mut CertificateParams),
+    ) -> Result<Identity> {
+        let (mut params, key) = (named(names), KeyPair::generate()?);
+        edit(&mut params);
+        let cert = params.signed_by(&key, &self.0)?;
+        Ok(Identity { cert: cert.der().clone(), key })
+    }
+}
+
+/// A certificate and its key.
+pub struct Identity {
+    cert: CertificateDer<'static>,
+    key: KeyPair,
+}
+
+impl Identity {
+    /// One that nobody vouches for.
+    pub fn self_signed(names: Vec<SanType>) -> Result<Identity> {
+        let (params, key) = (named(names), KeyPair::generate()?);
+        let cert = params.self_signed(&key)?;
+        Ok(Identity { cert: cert.der().clone(), key })
+    }
+
+    /// The certificate.
+    pub fn der(&self) -> &CertificateDer<'static> {
+        &self.cert
+    }
+
+    /// What a client shows.
+    pub fn chain(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        (vec![self.cert.clone()], PrivateKeyDer::Pkcs8(self.key.serialize_der().into()))
+    }
+}
+
+fn named(names: Vec<SanType>) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = names;
+    params
+}
+
+/// An account's address as RFC 6120, 13.7.1.4 wants it in a certificate.
+pub fn account(address: &str) -> SanType {
+    SanType::OtherName((vec![1, 3, 6, 1, 5, 5, 7, 8, 5], address.into()))
+}
