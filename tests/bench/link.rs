@@ -46,6 +46,23 @@ pub fn tls_config() -> Result<Arc<ClientConfig>> {
 }
 
 impl Link {
+    /// Connects by direct TLS (XEP-0368), and no more.
+    pub async fn connect(address: &str, tls: &Arc<ClientConfig>) -> Result<Link> {
+        let tcp =
+            TcpStream::connect(address).await.with_context(|| format!("failed to connect to `{address}`"))?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::try_from("localhost")?;
+        let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await?;
+        Ok(Link { tls: stream, buffer: Vec::new() })
+    }
+
+    /// Ends the connection, and waits until the server has done so as well, whether with an alert or without.
+    pub async fn close(mut self) -> Result<()> {
+        self.tls.shutdown().await?;
+        while self.tls.read_buf(&mut self.buffer).await.is_ok_and(|read| read > 0) {}
+        Ok(())
+    }
+
     /// Connects by direct TLS (XEP-0368), authenticates with SCRAM-SHA-1 and binds `resource`.
     pub async fn log_in(
         address: &str,
@@ -54,12 +71,7 @@ impl Link {
         password: &str,
         resource: &str,
     ) -> Result<Link> {
-        let tcp =
-            TcpStream::connect(address).await.with_context(|| format!("failed to connect to `{address}`"))?;
-        tcp.set_nodelay(true)?;
-        let name = ServerName::try_from("localhost")?;
-        let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await?;
-        let mut link = Link { tls: stream, buffer: Vec::new() };
+        let mut link = Link::connect(address, tls).await?;
         link.write(HEADER).await?;
         link.until("</stream:features>").await?;
         let first = scram::first(user);

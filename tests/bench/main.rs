@@ -1,7 +1,7 @@
 //! Measures what a chat message, a login and an idle session cost the server, from the kernel's accounting.
 //!
-//! `cargo run --release -p tests --bin bench -- [chat|login|idle]... [--binary PATH]` prints one line per
-//! figure. Every message is numbered and checked for loss, duplicates and order.
+//! `cargo run --release -p tests --bin bench -- [chat|login|idle]... [--binary PATH] [--logins N] [--at-once N]`
+//! prints one line per figure. Every message is numbered and checked for loss, duplicates and order.
 
 mod link;
 mod process;
@@ -24,24 +24,36 @@ const PAIRS: usize = 20;
 const MESSAGES: usize = 20_000;
 /// Messages of a pair that are on their way at most.
 const WINDOW: usize = 64;
-/// Logins before those that are measured, how many are, and how many run at once.
+/// Logins before those that are measured; then, where nothing else is asked for, how many are and how many run
+/// at once.
 const WARM_UP: usize = 200;
-const LOGINS: usize = 1_000;
-const LOGINS_AT_ONCE: usize = 32;
+const LOGINS: Load = Load { count: 1_000, at_once: 32 };
 /// Idle sessions, and over how many accounts they spread.
 const IDLE: usize = 5_000;
 const IDLE_ACCOUNTS: usize = 500;
+
+/// So many of something, so many of them at a time.
+#[derive(Clone, Copy)]
+struct Load {
+    count: usize,
+    at_once: usize,
+}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let mut binary = PathBuf::from("target/release/rookery");
     let mut wanted = Vec::new();
+    let mut logins = LOGINS;
     let mut args = env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--binary" => binary = args.next().context("`--binary` wants a path")?.into(),
+            "--logins" => logins.count = args.next().context("`--logins` wants a number")?.parse()?,
+            "--at-once" => logins.at_once = args.next().context("`--at-once` wants a number")?.parse()?,
             "chat" | "login" | "idle" => wanted.push(arg),
-            _ => bail!("unknown argument `{arg}`: expected `chat`, `login`, `idle` or `--binary PATH`"),
+            _ => bail!(
+                "unknown argument `{arg}`: expected `chat`, `login`, `idle`, `--binary PATH`, `--logins N` or `--at-once N`"
+            ),
         }
     }
     let all = wanted.is_empty();
@@ -50,7 +62,7 @@ async fn main() -> Result<()> {
         chat(&Server::start(&binary, BASE_PORT)?).await?;
     }
     if runs("login") {
-        login(&Server::start(&binary, BASE_PORT + 10)?).await?;
+        login(&Server::start(&binary, BASE_PORT + 10)?, logins).await?;
     }
     if runs("idle") {
         idle(&Server::start(&binary, BASE_PORT + 20)?).await?;
@@ -141,16 +153,19 @@ async fn receive(mut link: Link, window: Arc<Semaphore>) -> Result<Link> {
     Ok(link)
 }
 
-/// CPU per login (TLS 1.3 handshake without resumption, SCRAM-SHA-1, bind, roster, presence) and per logout,
-/// each account once.
-async fn login(server: &Server) -> Result<()> {
+/// CPU per TLS handshake, per login (TLS 1.3 handshake without resumption, SCRAM-SHA-1, bind, roster, presence)
+/// and per logout, each account once.
+async fn login(server: &Server, load: Load) -> Result<()> {
     let tls = link::tls_config()?;
-    for n in 0..WARM_UP + LOGINS {
+    for n in 0..WARM_UP + load.count {
         server.add_user(&format!("l{n}"), PASSWORD)?;
     }
-    let warm = log_in(server, &tls, 0..WARM_UP).await?;
+    let warm = log_in(server, &tls, 0..WARM_UP, load.at_once).await?;
     let cpu = server.cpu_us()?;
-    let links = log_in(server, &tls, WARM_UP..WARM_UP + LOGINS).await?;
+    shake_hands(server, &tls, load).await?;
+    let handshake_cpu = server.cpu_us()? - cpu;
+    let cpu = server.cpu_us()?;
+    let links = log_in(server, &tls, WARM_UP..WARM_UP + load.count, load.at_once).await?;
     let in_cpu = server.cpu_us()? - cpu;
     let cpu = server.cpu_us()?;
     for mut link in links {
@@ -159,11 +174,33 @@ async fn login(server: &Server) -> Result<()> {
     }
     let out_cpu = server.cpu_us()? - cpu;
     drop(warm);
+    let Load { count, at_once } = load;
+    let each = |cpu: u64| cpu as f64 / count as f64;
     println!(
-        "login: {:.0} us of server CPU, logout: {:.0} us, {LOGINS} of each",
-        in_cpu as f64 / LOGINS as f64,
-        out_cpu as f64 / LOGINS as f64,
+        "login: {:.0} us of server CPU, of it {:.0} us for a connection with its TLS handshake; logout: {:.0} us; \
+         {count} of each, {at_once} logins at a time",
+        each(in_cpu),
+        each(handshake_cpu),
+        each(out_cpu),
     );
+    Ok(())
+}
+
+/// Connections that end behind their handshake.
+async fn shake_hands(server: &Server, tls: &Arc<rustls::ClientConfig>, load: Load) -> Result<()> {
+    let mut running = JoinSet::new();
+    for lane in 0..load.at_once {
+        let (address, tls) = (server.direct_tls.clone(), tls.clone());
+        running.spawn(async move {
+            for _ in (lane..load.count).step_by(load.at_once) {
+                Link::connect(&address, &tls).await?.close().await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(end) = running.join_next().await {
+        end??;
+    }
     Ok(())
 }
 
@@ -171,12 +208,13 @@ async fn log_in(
     server: &Server,
     tls: &Arc<rustls::ClientConfig>,
     numbers: std::ops::Range<usize>,
+    at_once: usize,
 ) -> Result<Vec<Link>> {
     let mut running = JoinSet::new();
     let first = numbers.start;
-    for lane in 0..LOGINS_AT_ONCE {
+    for lane in 0..at_once {
         let (address, tls) = (server.direct_tls.clone(), tls.clone());
-        let mine: Vec<usize> = numbers.clone().filter(|n| (n - first) % LOGINS_AT_ONCE == lane).collect();
+        let mine: Vec<usize> = numbers.clone().filter(|n| (n - first) % at_once == lane).collect();
         running.spawn(async move {
             let mut links = Vec::new();
             for n in mine {

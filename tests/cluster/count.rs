@@ -9,6 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
@@ -32,6 +33,8 @@ const PEERS: usize = 5;
 /// So many messages each.
 const ROUNDS: usize = 100;
 const ALL: usize = USERS * PEERS * ROUNDS;
+/// So many of them at first; the others are said as the node is killed, so that many are on their way then.
+const ROUNDS_BEFORE: usize = 40;
 /// The node is killed when so many were heard.
 const KILL_AT: usize = ALL * 3 / 10;
 const VICTIM: usize = 2;
@@ -128,9 +131,12 @@ async fn run(nodes: &mut Nodes) -> Result<()> {
         mouths.push(mouth);
     }
     for (n, mouth) in mouths.iter().enumerate() {
-        speak(n, mouth, &people);
+        speak(n, mouth, &people, 0..ROUNDS_BEFORE);
     }
     shared.until("the moment of the kill", |l| total(l) >= KILL_AT).await;
+    for (n, mouth) in mouths.iter().enumerate() {
+        speak(n, mouth, &people, ROUNDS_BEFORE..ROUNDS);
+    }
     nodes.kill(VICTIM).await?;
     println!("killed after {} messages were heard", total(&*shared.ledger.lock().await));
 
@@ -168,9 +174,9 @@ async fn run(nodes: &mut Nodes) -> Result<()> {
     judge(&*shared.ledger.lock().await)
 }
 
-/// Says everything at once; the server reads as fast as it can.
-fn speak(me: usize, mouth: &Mouth, people: &[Person]) {
-    for round in 0..ROUNDS {
+/// Says so many rounds at once; the server reads as fast as it can.
+fn speak(me: usize, mouth: &Mouth, people: &[Person], rounds: Range<usize>) {
+    for round in rounds {
         for peer in peers(me) {
             let id = Number { from: me, to: peer, round }.id();
             let to = people[peer].bare();
@@ -299,6 +305,8 @@ fn judge(ledger: &Ledger) -> Result<()> {
         on(Stream::Again),
         ledger.bounced.len(),
     );
+    // Else the kill came when all was over, and nothing was shown.
+    ensure!(on(Stream::Again) > 0, "no message was on its way to a receiver of the killed node");
     let some = |list: &[Number]| list.iter().take(10).map(|n| n.id()).collect::<Vec<_>>().join(" ");
     ensure!(ledger.odd.is_empty(), "not as it should be: {:#?}", &ledger.odd[..ledger.odd.len().min(5)]);
     ensure!(missing.is_empty(), "{} accepted messages are lost: {}", missing.len(), some(&missing));

@@ -11,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::{
+    runtime::Handle,
     sync::{Semaphore, mpsc, oneshot},
     task::AbortHandle,
     time::{Instant, sleep, timeout_at},
@@ -86,12 +87,13 @@ impl Drop for Batcher {
 }
 
 impl Batcher {
-    pub(crate) fn start(sink: Arc<dyn Sink>) -> Batcher {
+    /// Starts the queues; their tasks run on `runtime`.
+    pub(crate) fn start(sink: Arc<dyn Sink>, runtime: &Handle) -> Batcher {
         let (proposals, proposal_queue) = mpsc::channel(QUEUE);
         let (reads, read_queue) = mpsc::channel(QUEUE);
         let direct = Arc::new(Semaphore::new(1));
-        let write = tokio::spawn(run_proposals(proposal_queue, sink.clone(), direct.clone()));
-        let read = tokio::spawn(run_reads(read_queue, sink.clone()));
+        let write = runtime.spawn(run_proposals(proposal_queue, sink.clone(), direct.clone()));
+        let read = runtime.spawn(run_reads(read_queue, sink.clone()));
         let tasks = [write.abort_handle(), read.abort_handle()];
         Batcher { proposals, reads, sink, direct, queued: AtomicUsize::new(0), tasks }
     }
@@ -309,7 +311,7 @@ mod tests {
     #[tokio::test]
     async fn a_proposal_that_fails_on_its_direct_way_is_tried_again_from_the_queue() {
         let sink = Noting::new(true, 1, 9);
-        let batcher = Batcher::start(sink.clone());
+        let batcher = Batcher::start(sink.clone(), &Handle::current());
         let proposed = batcher.propose(Bytes::from_static(b"a"), soon()).await.unwrap();
         assert_eq!(proposed, Proposed { index: 7, reply: Bytes::from_static(b"a") });
         assert_eq!(*sink.sizes.lock(), [1, 1]);
@@ -318,7 +320,7 @@ mod tests {
     #[tokio::test]
     async fn proposals_beside_the_one_that_goes_directly_share_entries() {
         let sink = Noting::new(true, 0, 0);
-        let batcher = Batcher::start(sink.clone());
+        let batcher = Batcher::start(sink.clone(), &Handle::current());
         let all = (0..100).map(|_| batcher.propose(Bytes::from_static(b"a"), soon()));
         let open = async {
             // The direct one and the first batch are on their way.
@@ -338,7 +340,7 @@ mod tests {
     #[tokio::test]
     async fn a_queue_that_has_stopped_takes_nothing_directly() {
         let sink = Noting::new(true, 0, 9);
-        let batcher = Batcher::start(sink.clone());
+        let batcher = Batcher::start(sink.clone(), &Handle::current());
         batcher.stop();
         assert!(batcher.propose(Bytes::from_static(b"a"), soon()).await.is_err());
         assert!(sink.sizes.lock().is_empty());

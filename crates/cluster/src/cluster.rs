@@ -33,6 +33,7 @@ use crate::{
     membership,
     raft::{
         group::{Group, GroupStatus, Opening},
+        group_thread::GroupThread,
         machine::Machine,
         network::{self, Groups},
     },
@@ -93,6 +94,8 @@ pub struct ClusterStatus {
 pub struct Cluster {
     shared: Arc<Shared>,
     batcher: Arc<Batcher>,
+    /// Where route commands are gathered, and agreed on where this node is a backend.
+    _routes: Arc<GroupThread>,
     security: Security,
     listener: Mutex<Option<TcpListener>>,
     data_dir: PathBuf,
@@ -141,10 +144,12 @@ impl Cluster {
             phase: watch::Sender::new(Phase::Starting),
             config,
         });
-        let batcher = Arc::new(Batcher::start(Arc::new(RouteSink(shared.clone()))));
+        let routes = group_thread("routes")?;
+        let batcher = Arc::new(Batcher::start(Arc::new(RouteSink(shared.clone())), routes.handle()));
         let cluster = Arc::new(Cluster {
             shared: shared.clone(),
             batcher: batcher.clone(),
+            _routes: routes.clone(),
             security,
             listener: Mutex::new(listener),
             data_dir: dir,
@@ -152,7 +157,7 @@ impl Cluster {
             stopping: watch::Sender::new(false),
         });
         if shared.roles.backend {
-            cluster.open_group("routes", Box::new(RoutesMachine(hub))).await?;
+            cluster.open_group_on(routes, "routes", Box::new(RoutesMachine(hub))).await?;
             cluster.spawn(life::initialize_groups(shared.clone()));
             cluster.spawn(keeper::keep(shared.clone()));
         } else {
@@ -185,13 +190,22 @@ impl Cluster {
         name: &'static str,
         machine: Box<dyn Machine>,
     ) -> Result<Group, ClusterError> {
+        self.open_group_on(group_thread(name)?, name, machine).await
+    }
+
+    async fn open_group_on(
+        &self,
+        thread: Arc<GroupThread>,
+        name: &'static str,
+        machine: Box<dyn Machine>,
+    ) -> Result<Group, ClusterError> {
         let shared = &self.shared;
         let Some(member) = shared.member() else {
             return Err(ClusterError::Config(format!("a frontend takes no part in the group `{name}`")));
         };
         let dir = self.data_dir.join(name);
         let (links, times) = (shared.links.clone(), shared.config.times.clone());
-        let group = Group::open(Opening { name, dir, member, links, times }, machine).await?;
+        let group = Group::open(Opening { name, dir, member, links, times, thread }, machine).await?;
         shared.groups.add(group.clone());
         Ok(group)
     }
@@ -473,6 +487,11 @@ fn unexpected(outcome: Outcome) -> Unavailable {
 }
 
 /// Binds the listener, so that a port in use is an error at once, and says where others reach it.
+fn group_thread(name: &'static str) -> Result<Arc<GroupThread>, ClusterError> {
+    let failed = |e: std::io::Error| ClusterError::Raft { group: name.into(), reason: e.to_string() };
+    GroupThread::start(name).map(Arc::new).map_err(failed)
+}
+
 async fn listen(config: &Config) -> Result<(Option<TcpListener>, String), ClusterError> {
     let Some(listen) = config.listen else { return Ok((None, String::new())) };
     let refused = |e: std::io::Error| ClusterError::Config(format!("failed to listen on `{listen}`: {e}"));

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
 use tonic::{
     Status,
     transport::{Channel, ClientTlsConfig, Endpoint},
@@ -21,6 +22,8 @@ pub(crate) struct Links {
     cluster: RwLock<Option<ClusterId>>,
     members: RwLock<HashMap<MemberId, String>>,
     channels: Mutex<HashMap<String, Channel>>,
+    /// Where the sockets live, whoever asks for them.
+    runtime: Handle,
 }
 
 impl Links {
@@ -30,6 +33,7 @@ impl Links {
             cluster: RwLock::new(None),
             members: RwLock::new(HashMap::new()),
             channels: Mutex::new(HashMap::new()),
+            runtime: Handle::current(),
         }
     }
 
@@ -55,7 +59,10 @@ impl Links {
         if channels.len() >= CHANNELS_MAX {
             channels.clear();
         }
-        let channel = endpoint.connect_lazy();
+        let channel = {
+            let _on = self.runtime.enter();
+            endpoint.connect_lazy()
+        };
         channels.insert(address.into(), channel.clone());
         Ok(channel)
     }

@@ -23,6 +23,7 @@ use tokio::{
 use tonic::Request;
 
 use super::{
+    group_thread::GroupThread,
     log::Log,
     machine::Machine,
     network::{self, Network},
@@ -52,6 +53,7 @@ struct Inner {
     core: Arc<Core>,
     batcher: Batcher,
     tasks: Vec<AbortHandle>,
+    _thread: Arc<GroupThread>,
 }
 
 impl Drop for Inner {
@@ -67,6 +69,8 @@ pub(crate) struct Opening {
     pub(crate) member: MemberId,
     pub(crate) links: Arc<Links>,
     pub(crate) times: Times,
+    /// Where its tasks run.
+    pub(crate) thread: Arc<GroupThread>,
 }
 
 /// The part of a group that its own service and queues share.
@@ -167,7 +171,7 @@ impl Group {
 
     /// Opens the log and the machine and begins to take part; a group without members waits.
     pub(crate) async fn open(opening: Opening, machine: Box<dyn Machine>) -> Result<Group, ClusterError> {
-        let Opening { name, dir, member, links, times } = opening;
+        let Opening { name, dir, member, links, times, thread } = opening;
         let disk = |e: std::io::Error| ClusterError::Disk { path: dir.clone(), source: e.into() };
         let failed = |reason: String| ClusterError::Raft { group: name.into(), reason };
         let log_dir = dir.join("log");
@@ -178,7 +182,13 @@ impl Group {
         let applied = state.thread().applied();
         let config = raft_config(name, &times).validate().map_err(|e| failed(e.to_string()))?;
         let network = Network { links: links.clone(), group: name, dir: state_dir.clone() };
-        let raft = Raft::new(member.0, Arc::new(config), network, log.clone(), state).await;
+        let opened = log.clone();
+        // openraft starts its tasks where it is made.
+        let raft = thread
+            .handle()
+            .spawn(async move { Raft::new(member.0, Arc::new(config), network, opened, state).await })
+            .await
+            .map_err(|e| failed(e.to_string()))?;
         let raft = raft.map_err(|e| failed(e.to_string()))?;
         let quorum_age = Duration::from_millis(times.quorum_age_ms);
         let seen = Mutex::default();
@@ -188,11 +198,11 @@ impl Group {
             // Nobody else could lead, so there is nothing to wait for.
             core.raft.trigger().elect().await.map_err(|e| failed(e.to_string()))?;
         }
-        let batcher = Batcher::start(Arc::new(GroupSink(core.clone())));
-        let watching = tokio::spawn(watch_quorum(core.clone()));
-        let keeping = tokio::spawn(keep_log_short(core.clone()));
+        let batcher = Batcher::start(Arc::new(GroupSink(core.clone())), thread.handle());
+        let watching = thread.handle().spawn(watch_quorum(core.clone()));
+        let keeping = thread.handle().spawn(keep_log_short(core.clone()));
         let tasks = vec![watching.abort_handle(), keeping.abort_handle()];
-        Ok(Group { inner: Arc::new(Inner { core, batcher, tasks }) })
+        Ok(Group { inner: Arc::new(Inner { core, batcher, tasks, _thread: thread }) })
     }
 
     /// Whether the group has members.

@@ -1,6 +1,7 @@
 //! Agreement: the only place where openraft's types are seen.
 
 pub mod group;
+pub(crate) mod group_thread;
 mod log;
 pub mod machine;
 mod machine_thread;

@@ -26,6 +26,7 @@ use crate::{
     links::Links,
     raft::{
         group::{Group, Opening},
+        group_thread::GroupThread,
         network::{Groups, Service},
     },
     role::{ClusterId, MemberId},
@@ -84,6 +85,7 @@ impl Home {
                 member: MemberId(self.number as u64 + 1),
                 links: links.clone(),
                 times: Times::default(),
+                thread: Arc::new(GroupThread::start("data").unwrap()),
             },
             Box::new(machine),
         )
