@@ -87,6 +87,8 @@ pub struct Nodes {
     pub nodes: Vec<Node>,
     folder: PathBuf,
     keep: AtomicBool,
+    /// Soft and hard limit of the files that each process may open; `None`: those of the test.
+    files: Option<(u32, u32)>,
 }
 
 impl Nodes {
@@ -98,6 +100,15 @@ impl Nodes {
     /// As `start`, with configs that were edited: from all nodes, one of them, and its config.
     pub async fn start_edited(
         layout: Layout,
+        edit: impl Fn(&[Node], &Node, String) -> Result<String>,
+    ) -> Result<Nodes> {
+        Nodes::start_limited(layout, None, edit).await
+    }
+
+    /// As `start_edited`, with a soft and a hard limit of open files for each process.
+    pub async fn start_limited(
+        layout: Layout,
+        files: Option<(u32, u32)>,
         edit: impl Fn(&[Node], &Node, String) -> Result<String>,
     ) -> Result<Nodes> {
         let folder = target_dir()?.join("tests").join(unique(&layout.to_string().replace(' ', "-")));
@@ -118,7 +129,7 @@ impl Nodes {
                 child: None,
             });
         }
-        let mut cluster = Nodes { layout, nodes, folder, keep: AtomicBool::new(false) };
+        let mut cluster = Nodes { layout, nodes, folder, keep: AtomicBool::new(false), files };
         cluster.write_configs(edit)?;
         for at in 0..cluster.nodes.len() {
             cluster.spawn(at)?;
@@ -290,7 +301,16 @@ impl Nodes {
     fn spawn(&mut self, at: usize) -> Result<()> {
         let node = &mut self.nodes[at];
         let log = fs::OpenOptions::new().create(true).append(true).open(node.folder.join("log"))?;
-        let child = Command::new(binary()?)
+        let mut command = match self.files {
+            None => Command::new(binary()?),
+            Some((soft, hard)) => {
+                let mut shell = Command::new("sh");
+                let limited = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\"");
+                shell.arg("-c").arg(limited).arg(binary()?);
+                shell
+            }
+        };
+        let child = command
             .args(["serve", "--with-parent", "--config"])
             .arg(node.folder.join("rookery.toml"))
             .env("RUST_BACKTRACE", "1")

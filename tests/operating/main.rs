@@ -3,6 +3,7 @@
 mod certificates;
 mod commands;
 mod discovery;
+mod files;
 mod links;
 mod logs;
 mod metrics;
