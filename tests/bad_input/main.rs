@@ -8,6 +8,7 @@
 mod accounts;
 mod address;
 mod auth;
+mod crowd;
 mod differential;
 #[allow(dead_code, reason = "rows take what they need")]
 mod door;
@@ -15,6 +16,7 @@ mod generator;
 mod header;
 #[allow(dead_code, reason = "rows take what they need")]
 mod metric;
+mod pace;
 #[allow(dead_code, reason = "rows take what they need")]
 mod raw;
 #[allow(dead_code, reason = "rows take what they need")]

@@ -120,7 +120,7 @@ impl Client {
             .await
             .with_context(|| format!("failed to connect to {}", door.c2s))?;
         socket.set_nodelay(true)?;
-        Ok(Client::over(Box::new(socket), host))
+        Ok(Client::over(socket, host))
     }
 
     /// Connects to the direct TLS port and says nothing inside.
@@ -139,7 +139,7 @@ impl Client {
         let tls = tokio::time::timeout(PATIENCE, tls).await.context("the TLS handshake took too long")??;
         ensure!(tls.get_ref().1.alpn_protocol() == Some(b"xmpp-client"), "no ALPN `xmpp-client` was agreed");
         let channel = Channel::of(tls.get_ref().1)?;
-        Ok(Client { channel: Some(channel), ..Client::over(Box::new(tls), host) })
+        Ok(Client { channel: Some(channel), ..Client::over(tls, host) })
     }
 
     /// A stream inside TLS whose features were heard: by STARTTLS, or directly.
@@ -465,8 +465,9 @@ impl Client {
         self.send(&format!("<iq type='result' to='{}' id='{}'/>", escape(from), escape(id))).await
     }
 
-    fn over(socket: Box<dyn Socket>, host: &str) -> Client {
-        let (reader, writer) = tokio::io::split(socket);
+    /// A stream over a socket that is there, which speaks to `host`.
+    pub fn over(socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, host: &str) -> Client {
+        let (reader, writer) = tokio::io::split(Box::new(socket) as Box<dyn Socket>);
         Client {
             reader: Some(reader),
             writer: Some(writer),

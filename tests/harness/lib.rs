@@ -1,7 +1,8 @@
 //! The tests' harness: the real binary on free ports, XMPP clients over TLS, plays read from text.
 //!
 //! Read in this order: `xml` and `pattern` say what XML is here and when it is as expected, `client` speaks
-//! XMPP, `certificates` are what TLS shows, `nodes` runs the binary, `people` have accounts, `play` reads a story and `stage` performs it.
+//! XMPP, `certificates` are what TLS shows, `nodes` runs the binary, `people` have accounts, `play` reads a story
+//! and `stage` performs it; `soak` and `slow_reader` are crowds.
 
 pub mod certificates;
 pub mod client;
@@ -12,5 +13,7 @@ pub mod pattern;
 pub mod people;
 pub mod play;
 pub mod scram;
+pub mod slow_reader;
+pub mod soak;
 pub mod stage;
 pub mod xml;

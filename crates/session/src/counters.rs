@@ -36,6 +36,8 @@ pub struct Counters {
     pub slowed: Counter,
     /// Milliseconds that clients were not read for that reason, together.
     pub slowed_ms: Counter,
+    /// Sessions refused because their account has as many as it may.
+    pub binds_refused: Counter,
     /// Sessions bound.
     pub bound: Counter,
     /// Sessions that ended because code of ours panicked.

@@ -370,8 +370,11 @@ impl Login<'_> {
         let world = &self.connection.world;
         world.serving().await;
         if world.services.local_sessions(account).len() >= world.config.limits.sessions_per_account {
+            world.counters.binds_refused.add(1);
+            // XEP-0205, 4: how a client can tell it from other constraints.
+            let which = minidom::Element::bare("resource-limit-exceeded", "urn:xmpp:errors");
             let error = StanzaError::new(Condition::ResourceConstraint).with_text("too many sessions");
-            return Err(error.with_kind(ErrorKind::Wait));
+            return Err(error.with_kind(ErrorKind::Wait).with_extra(which));
         }
         let resource = match requested {
             Some(resource) => resource,

@@ -5,7 +5,7 @@ use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 use cluster::{Cluster, Row};
 use futures::Stream;
 use hooks::Services;
-use jid::{BareJid, Jid};
+use jid::{BareJid, FullJid, Jid};
 use proto::admin;
 use router::Router;
 use store::{AccountError, Accounts, StoreError};
@@ -90,11 +90,7 @@ impl admin::admin_server::Admin for Admin {
         let text = request.into_inner().jid;
         let jid =
             Jid::new(&text).map_err(|e| Status::invalid_argument(format!("`{text}` is no address: {e}")))?;
-        let kicked = match jid.try_into_full() {
-            Ok(full) => u32::from(self.cluster.kick(&full).await.map_err(unavailable)?),
-            Err(bare) => self.kick_all(&bare).await?,
-        };
-        match kicked {
+        match self.kick_all(&jid).await? {
             0 => Err(Status::not_found("no such session")),
             kicked => Ok(Response::new(admin::KickSessionResponse { kicked })),
         }
@@ -185,10 +181,16 @@ impl Admin {
         let _ = tokio::time::timeout(FRESH, self.cluster.barrier()).await;
     }
 
-    async fn kick_all(&self, account: &BareJid) -> Result<u32, Status> {
+    /// Ends one session, or all of an account. What the table does not know is not proposed: it would stay in
+    /// the log.
+    async fn kick_all(&self, jid: &Jid) -> Result<u32, Status> {
         self.freshen().await;
         let mut kicked = 0;
-        for row in self.cluster.routes().users(account) {
+        let named = |row: &FullJid| jid.resource().is_none_or(|resource| resource == row.resource());
+        for row in self.cluster.routes().users(&jid.to_bare()) {
+            if !named(&row.jid) {
+                continue;
+            }
             kicked += u32::from(self.cluster.kick(&row.jid).await.map_err(unavailable)?);
         }
         Ok(kicked)

@@ -236,6 +236,7 @@ impl Sources {
             ),
             ("reads_slowed", "Pauses in the reading of clients that exceed their rates.", &counters.slowed),
             ("reads_slowed_ms", "Milliseconds of such pauses.", &counters.slowed_ms),
+            ("binds_refused", "Sessions refused at `limits.sessions_per_account`.", &counters.binds_refused),
             ("sessions_bound", "Sessions bound since the start.", &counters.bound),
             ("session_panics", "Sessions that ended by a panic.", &counters.panics),
             ("bytes_read", "Bytes read from clients.", &counters.bytes_in),
