@@ -656,6 +656,7 @@ mod tests {
         let path = {
             let mut log = Log::open("t", dir.path()).unwrap();
             log.blocking_append((1..=5).map(|n| entry(1, n, 50))).await.unwrap();
+            log.blocking_append([entry(1, 6, 50)]).await.unwrap();
             newest_segment(dir.path())
         };
         let mut bytes = fs::read(&path).unwrap();
@@ -663,6 +664,61 @@ mod tests {
         fs::write(&path, &bytes).unwrap();
         let error = Log::open("t", dir.path()).err().unwrap();
         assert!(error.to_string().contains("is damaged at byte"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_group_of_which_only_later_parts_reached_the_disk_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = {
+            let mut log = Log::open("t", dir.path()).unwrap();
+            log.blocking_append([entry(1, 1, 50)]).await.unwrap();
+            log.blocking_append((2..=5).map(|n| entry(1, n, 50))).await.unwrap();
+            newest_segment(dir.path())
+        };
+        let mut bytes = fs::read(&path).unwrap();
+        let (_, _, second) = wal::record_at(&bytes, wal::SEGMENT_HEAD as usize).unwrap();
+        bytes[second + 20..second + 40].fill(0);
+        // A process that was killed leaves the zeros behind what it wrote.
+        bytes.extend([0; 1000]);
+        fs::write(&path, &bytes).unwrap();
+        let mut log = Log::open("t", dir.path()).unwrap();
+        assert_eq!(indexes(&mut log).await, [1]);
+    }
+
+    #[tokio::test]
+    async fn zeros_behind_the_records_are_no_damage_in_any_segment() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let mut log = Log::open("t", dir.path()).unwrap();
+            log.blocking_append([entry(1, 1, 50)]).await.unwrap();
+            let length = fs::metadata(newest_segment(dir.path())).unwrap().len();
+            assert_eq!(length % (256 << 10), 0, "the open segment is filled up");
+        }
+        let path = newest_segment(dir.path());
+        let mut bytes = fs::read(&path).unwrap();
+        assert!(bytes.len() < 1000, "a closed segment is cut");
+        bytes.extend([0; 1000]);
+        fs::write(&path, &bytes).unwrap();
+        drop(Log::open("t", dir.path()).unwrap());
+        fs::write(&path, &bytes).unwrap();
+        let mut log = Log::open("t", dir.path()).unwrap();
+        assert_eq!(indexes(&mut log).await, [1]);
+    }
+
+    #[tokio::test]
+    async fn a_segment_of_the_first_version_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = {
+            let mut log = Log::open("t", dir.path()).unwrap();
+            log.blocking_append([entry(1, 1, 50), entry(1, 2, 50)]).await.unwrap();
+            newest_segment(dir.path())
+        };
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[..8].copy_from_slice(b"RKWAL-1\n");
+        bytes[16] &= 0x7f;
+        fs::write(&path, &bytes).unwrap();
+        let mut log = Log::open("t", dir.path()).unwrap();
+        assert_eq!(indexes(&mut log).await, [1, 2]);
     }
 
     #[tokio::test]

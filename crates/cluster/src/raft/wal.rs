@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::mpsc,
@@ -11,14 +11,24 @@ use std::{
 
 use tokio::sync::oneshot;
 
-/// First bytes of each segment; the digit is the version of the format.
-const MAGIC: &[u8; 8] = b"RKWAL-1\n";
+/// First bytes of each segment; the digit is the version of the format. In the first version a record did not
+/// say whether it began a group.
+const MAGIC: &[u8; 8] = b"RKWAL-2\n";
+const MAGIC_V1: &[u8; 8] = b"RKWAL-1\n";
 /// Length (4), checksum (4), kind (1).
 pub(crate) const HEAD: usize = 9;
 /// No record is longer; a longer length is damage.
 pub(crate) const RECORD_MAX: usize = 256 << 20;
 /// How many writes share one sync at most.
 const GROUP_MAX: usize = 1024;
+/// A segment is filled with zeros up to a multiple of this, in bytes: a sync that does not change the length of a
+/// file spares the file system a transaction.
+const FILL: u64 = 256 << 10;
+/// Marks, in the byte of the kind and outside of the checksum, the first record after a sync: all in front of it
+/// was safe when it was written.
+const FIRST: u8 = 0x80;
+/// Where the byte of the kind is in a record.
+const KIND_AT: usize = 8;
 
 /// What a record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,14 +64,14 @@ pub(crate) fn record_at(bytes: &[u8], at: usize) -> Option<(Kind, &[u8], usize)>
     let head = bytes.get(at..at + HEAD)?;
     let len = u32::from_le_bytes(head[..4].try_into().ok()?) as usize;
     let crc = u32::from_le_bytes(head[4..8].try_into().ok()?);
-    let kind = Kind::of(head[8])?;
+    let kind = Kind::of(head[KIND_AT] & !FIRST)?;
     if len > RECORD_MAX {
         return None;
     }
     let end = at + HEAD + len;
     let payload = bytes.get(at + HEAD..end)?;
     let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&head[8..9]);
+    hasher.update(&[kind as u8]);
     hasher.update(payload);
     (hasher.finalize() == crc).then_some((kind, payload, end))
 }
@@ -119,9 +129,11 @@ pub(crate) fn read_segment(
         // The process died while it made the file: nothing in it was acknowledged.
         return fs::remove_file(&path);
     }
-    if bytes.get(..MAGIC.len()) != Some(MAGIC) {
-        return Err(damaged(&path, 0));
-    }
+    let grouped = match bytes.get(..MAGIC.len()) {
+        Some(magic) if magic == MAGIC => true,
+        Some(magic) if magic == MAGIC_V1 => false,
+        _ => return Err(damaged(&path, 0)),
+    };
     let mut at = MAGIC.len();
     while at < bytes.len() {
         match record_at(&bytes, at) {
@@ -129,25 +141,39 @@ pub(crate) fn read_segment(
                 see(kind, payload, at)?;
                 at = next;
             }
-            None if newest && !good_record_after(&bytes, at) => {
+            None if grouped && bytes[at..].iter().all(|byte| *byte == 0) => break,
+            None if newest && !is_damage(&bytes, at, grouped) => {
                 tracing::warn!(path = %path.display(), at, lost = bytes.len() - at, "cut off a torn tail of the log");
-                let file = OpenOptions::new().write(true).open(&path)?;
-                file.set_len(at as u64)?;
-                return file.sync_all();
+                break;
             }
             None => return Err(damaged(&path, at)),
         }
     }
+    if newest && at < bytes.len() {
+        let file = OpenOptions::new().write(true).open(&path)?;
+        file.set_len(at as u64)?;
+        file.sync_all()?;
+    }
     Ok(())
 }
 
-/// Whether a good record follows the broken one whose length is believed: then it is damage, not a torn tail.
-fn good_record_after(bytes: &[u8], at: usize) -> bool {
+/// Whether a good record that was written after a sync follows the broken one, whose length is believed: then what
+/// was safe is damaged. Records of the broken one's own group may have reached the disk before it.
+fn is_damage(bytes: &[u8], at: usize, grouped: bool) -> bool {
     let Some(len) = bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes) else {
         return false;
     };
-    let next = at.saturating_add(HEAD).saturating_add(len as usize);
-    len as usize <= RECORD_MAX && next < bytes.len() && record_at(bytes, next).is_some()
+    if len as usize > RECORD_MAX {
+        return false;
+    }
+    let mut at = at.saturating_add(HEAD).saturating_add(len as usize);
+    while let Some((_, _, next)) = record_at(bytes, at) {
+        if !grouped || bytes[at + KIND_AT] & FIRST != 0 {
+            return true;
+        }
+        at = next;
+    }
+    false
 }
 
 fn damaged(path: &Path, at: usize) -> io::Error {
@@ -174,30 +200,69 @@ pub(crate) const SEGMENT_HEAD: u64 = MAGIC.len() as u64;
 pub(crate) fn writer(name: &str, dir: PathBuf) -> io::Result<(mpsc::Sender<Job>, thread::JoinHandle<()>)> {
     let (jobs, queue) = mpsc::channel::<Job>();
     let thread = thread::Builder::new().name(format!("log-{name}")).spawn(move || {
-        let mut writer = Writer { dir, file: None, failed: None };
+        let mut writer = Writer { dir, open: None, failed: None };
         while let Ok(first) = queue.recv() {
             let mut group = vec![first];
             group.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(GROUP_MAX));
             writer.run(group);
         }
+        let ended = writer.end();
+        writer.note(ended);
     })?;
     Ok((jobs, thread))
 }
 
 struct Writer {
     dir: PathBuf,
-    file: Option<File>,
+    open: Option<Open>,
     /// After a failed write or sync nothing is known of what the disk holds, so nothing succeeds any more.
     failed: Option<(io::ErrorKind, String)>,
+}
+
+/// The segment that is written.
+struct Open {
+    file: File,
+    /// Where the next record goes.
+    at: u64,
+    /// The file's length; from `at` on it holds zeros.
+    filled: u64,
+    /// Whether nothing was written since the last sync.
+    synced: bool,
+}
+
+impl Open {
+    fn append(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if self.synced && bytes.len() > KIND_AT {
+            bytes[KIND_AT] |= FIRST;
+        }
+        self.file.write_all_at(bytes, self.at)?;
+        self.synced = false;
+        self.at += bytes.len() as u64;
+        if self.at > self.filled {
+            let end = self.at.next_multiple_of(FILL);
+            self.file.write_all_at(&vec![0; (end - self.at) as usize], self.at)?;
+            self.filled = end;
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.synced = true;
+        Ok(())
+    }
 }
 
 impl Writer {
     fn run(&mut self, group: Vec<Job>) {
         let mut waiting = Vec::new();
-        for job in group {
+        for mut job in group {
             let result = match &self.failed {
                 Some(_) => Ok(()),
-                None => self.write(&job),
+                None => self.write(&mut job),
             };
             self.note(result);
             if let Job::Write { done, .. } = job {
@@ -229,21 +294,21 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, job: &Job) -> io::Result<()> {
+    fn write(&mut self, job: &mut Job) -> io::Result<()> {
         match job {
             Job::Begin { segment } => {
                 // Before the next segment exists: a torn tail is only looked for in the newest one.
-                self.sync()?;
+                self.end()?;
                 let path = segment_path(&self.dir, *segment);
-                let mut file = OpenOptions::new().create_new(true).append(true).open(path)?;
-                file.write_all(MAGIC)?;
+                let file = OpenOptions::new().create_new(true).write(true).open(path)?;
+                file.write_all_at(MAGIC, 0)?;
                 file.sync_data()?;
                 File::open(&self.dir)?.sync_all()?;
-                self.file = Some(file);
+                self.open = Some(Open { file, at: SEGMENT_HEAD, filled: SEGMENT_HEAD, synced: true });
                 Ok(())
             }
-            Job::Write { bytes, .. } => match &mut self.file {
-                Some(file) => file.write_all(bytes),
+            Job::Write { bytes, .. } => match &mut self.open {
+                Some(open) => open.append(bytes),
                 None => Err(io::Error::other("the log has no segment")),
             },
             Job::Remove { segments } => {
@@ -257,6 +322,13 @@ impl Writer {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.file.as_ref().map_or(Ok(()), File::sync_data)
+        self.open.as_mut().map_or(Ok(()), Open::sync)
+    }
+
+    /// Cuts the zeros off and closes the segment.
+    fn end(&mut self) -> io::Result<()> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        open.file.set_len(open.at)?;
+        open.file.sync_data()
     }
 }
