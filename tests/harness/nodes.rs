@@ -283,6 +283,8 @@ impl Nodes {
                     door.c2s, door.direct
                 );
             }
+            text += "\n[modules.registration]\nenabled = true\nhosts = [\"other.example\"]\n";
+            text += "per_address_per_hour = 100000\nper_node_per_hour = 100000\n";
             // For whoever looks for the cause of a failure.
             if let Ok(filter) = std::env::var("ROOKERY_LOG") {
                 text += &format!("\n[log]\nfilter = {filter:?}\n");

@@ -11,6 +11,8 @@ pub struct Play {
     pub name: String,
     /// Accounts that exist when it begins, as written: `alice` or `carol@other.example`.
     pub accounts: Vec<String>,
+    /// Hosts of those without an account, as written: `carol@other.example`.
+    pub strangers: Vec<String>,
     /// Groups of accounts that see each other's presence when it begins.
     pub friends: Vec<Vec<String>>,
     pub lines: Vec<Line>,
@@ -90,8 +92,13 @@ impl Play {
 
     /// Reads the text of a story.
     pub fn parse(name: &str, text: &str) -> Result<Play> {
-        let mut play =
-            Play { name: name.to_owned(), accounts: Vec::new(), friends: Vec::new(), lines: Vec::new() };
+        let mut play = Play {
+            name: name.to_owned(),
+            accounts: vec![],
+            strangers: vec![],
+            friends: vec![],
+            lines: vec![],
+        };
         let mut lines = text.lines().enumerate().peekable();
         while let Some((n, line)) = lines.next() {
             let number = n + 1;
@@ -104,6 +111,10 @@ impl Play {
             );
             if let Some(words) = line.strip_prefix("accounts:") {
                 play.accounts.extend(words.split_whitespace().map(str::to_owned));
+                continue;
+            }
+            if let Some(words) = line.strip_prefix("strangers:") {
+                play.strangers.extend(words.split_whitespace().map(str::to_owned));
                 continue;
             }
             if let Some(words) = line.strip_prefix("friends:") {

@@ -35,7 +35,8 @@ pub async fn perform(play: &Play, nodes: &Nodes) -> Result<()> {
     let mark = unique("t").replace("t-", "");
     let mut cast = BTreeMap::new();
     let strangers = play.lines.iter().map(|l| l.who.split('/').next().unwrap_or_default().to_owned());
-    for account in play.accounts.iter().cloned().chain(strangers) {
+    let named = play.accounts.iter().chain(&play.strangers).cloned();
+    for account in named.chain(strangers) {
         let (name, host) = account.split_once('@').unwrap_or((&account, HOST));
         let entry = (host.to_owned(), format!("{name}-{mark}"));
         cast.entry(name.to_owned()).or_insert(entry);
@@ -257,6 +258,7 @@ impl Stage<'_> {
         }
         for (name, (host, user)) in &self.cast {
             text = replace_word(&text, &format!("{name}@{host}"), &format!("{user}@{host}"));
+            text = text.replace(&format!("{{name {name}}}"), user);
         }
         text
     }

@@ -84,6 +84,39 @@ async fn a_password_is_read_from_stdin() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_done_to_an_account_is_said_in_a_line() -> Result<()> {
+    let nodes = Nodes::start(Layout::One).await?;
+    let url = format!("http://{}", nodes.nodes[0].admin);
+    let alice = Person::with_account(&nodes, "alice").await?.bare();
+    for (words, expected) in [
+        (&["user", "add", &alice, "--password", "secret"][..], "the account exists already"),
+        (&["user", "add", "bob", "--password", "secret"], "`bob` has no name before the @"),
+        (&["user", "add", "b ob@localhost", "--password", "secret"], "`b ob@localhost` is no bare address"),
+        (&["user", "add", "bob@localhost/x", "--password", "secret"], "`bob@localhost/x` is no bare address"),
+        (&["user", "add", "bob@localhost", "--password", "a\u{7}b"], "this password cannot be used"),
+        (&["user", "passwd", "nobody@localhost", "--password", "secret"], "no such account"),
+        (&["user", "disable", "nobody@localhost"], "failed to disable `nobody@localhost`: no such account"),
+        (&["user", "enable", "nobody@localhost"], "failed to enable `nobody@localhost`: no such account"),
+        (&["user", "remove", "nobody@localhost"], "failed to remove `nobody@localhost`: no such account"),
+        (&["user", "list", "--host", "elsewhere.example"], "`elsewhere.example` is not one of the hosts"),
+    ] {
+        let (ok, out, err) = said(&rookery(&[&["--admin", &url], words].concat(), "").await?);
+        ensure!(!ok && out.is_empty(), "{words:?}: {out}");
+        ensure!(err.starts_with("rookery: ") && err.contains(expected), "{words:?}: {err}");
+        ensure!(err.lines().count() == 1 && !err.contains("secret"), "{err}");
+    }
+    // Reserved from strangers, and not from the operator.
+    let (ok, out, err) =
+        said(&rookery(&["--admin", &url, "user", "add", "postmaster@localhost"], "a secret\n").await?);
+    ensure!(ok && out == "added postmaster@localhost\n", "{out}{err}");
+    let (ok, out, _) = said(&rookery(&["user", "--help"], "").await?);
+    for word in ["add", "passwd", "disable", "enable", "remove", "list"] {
+        ensure!(ok && out.lines().any(|line| line.trim_start().starts_with(word)), "no `{word}` in {out}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_not_there_is_named_with_what_to_do() -> Result<()> {
     let url = format!("http://{}", free_address());
     let (ok, out, err) = said(&rookery(&["cluster", "status", "--admin", &url], "").await?);

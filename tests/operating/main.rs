@@ -1,5 +1,6 @@
 //! What operators use, over real processes: commands, the admin service, metrics, logs, certificates, links.
 
+mod accounts;
 mod certificates;
 mod commands;
 mod discovery;

@@ -265,7 +265,11 @@ impl Cluster {
         priority: Option<i8>,
     ) -> Result<(), Unavailable> {
         self.serving()?;
-        self.applied(&Command::SetPriority { jid: jid.clone(), sid, priority }).await.map(drop)
+        match self.applied(&Command::SetPriority { jid: jid.clone(), sid, priority }).await?.1 {
+            // Displaced or kicked: it must not tell anybody that it is here.
+            Outcome::Stale => Err(Unavailable("the session has lost its full JID".into())),
+            _ => Ok(()),
+        }
     }
 
     /// The session waits without a connection to be resumed (XEP-0198).

@@ -58,11 +58,18 @@ impl Storage {
     /// Lets the engine end its work and release its files, if nobody else holds it, within a bound.
     pub async fn close(self, within: Duration) {
         drop(self.store);
-        if let Below::Sled(sled) = self.below
-            && let Some(sled) = Arc::into_inner(sled)
-        {
-            let closed = tokio::task::spawn_blocking(move || sled.close());
-            let _ = tokio::time::timeout(within, closed).await;
-        }
+        let closed = match self.below {
+            Below::Memory => return,
+            Below::Sled(sled) => match Arc::into_inner(sled) {
+                Some(sled) => tokio::task::spawn_blocking(move || sled.close()),
+                None => return,
+            },
+            Below::Replicated(opened) => match opened.replica {
+                // What is not on the disk yet would be applied from the log at the next start.
+                Some(replica) => tokio::task::spawn_blocking(move || drop(replica.disk().sync())),
+                None => return,
+            },
+        };
+        let _ = tokio::time::timeout(within, closed).await;
     }
 }
