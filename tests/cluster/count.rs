@@ -1,8 +1,8 @@
 //! Ten thousand numbered messages while a node is killed: each is delivered once and in order, stored, or bounced.
 //!
 //! What counts as accepted: everything that a sender on a living node sent, shown by a ping to the server that is
-//! answered behind it; of a sender on the killed node, which had no stream management, what is in front of a ping
-//! to the receiver that was answered. What the dying node had passed on beyond that may arrive, but once.
+//! answered behind it; of a sender on the killed node, which had no stream management, what is in front of a mark
+//! for the receiver that was answered. What the dying node had passed on beyond that may arrive, but once.
 //!
 //! A receiver that dies with its node may have read a message that the node did not get to report as written: it
 //! is carried again, with the same id, and counted apart. Nobody else may see a message twice.
@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use tests::{
     client::{Client, Heard, Mouth},
     nodes::{Layout, Nodes},
-    people::{Person, ping},
+    people::{Person, mark, ping},
     xml::{CLIENT, Node},
 };
 use tokio::{
@@ -38,6 +38,7 @@ const ROUNDS_BEFORE: usize = 40;
 /// The node is killed when so many were heard.
 const KILL_AT: usize = ALL * 3 / 10;
 const VICTIM: usize = 2;
+const MARK: &str = "urn:example:mark";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One message: who to whom, which of them.
@@ -165,7 +166,7 @@ async fn run(nodes: &mut Nodes) -> Result<()> {
     for (n, mouth) in mouths.iter().enumerate() {
         for peer in peers(n) {
             let id = format!("last-{n}-{peer}");
-            mouth.say(ping(&format!("{}/only", people[peer].bare()), &id));
+            mouth.say(mark(&format!("{}/only", people[peer].bare()), &id));
             last.push(id);
         }
     }
@@ -182,7 +183,7 @@ fn speak(me: usize, mouth: &Mouth, people: &[Person], rounds: Range<usize>) {
             let to = people[peer].bare();
             mouth.say(format!("<message to='{to}' type='chat' id='{id}'><body>{id}</body></message>"));
             if doomed(me) {
-                mouth.say(ping(&format!("{to}/only"), &format!("f-{me}-{peer}-{round}")));
+                mouth.say(mark(&format!("{to}/only"), &format!("f-{me}-{peer}-{round}")));
             }
         }
     }
@@ -214,9 +215,9 @@ fn note(ledger: &mut Ledger, me: usize, stream: Stream, node: &Node) {
             }
             ledger.heard.entry((me, stream)).or_default().push(number);
         }
-        // A ping to someone who is gone comes back as an error: it is no evidence. At the end nobody is gone.
-        ("iq", Some("error"), None) if id.starts_with("f-") => {}
-        ("iq", Some("result"), None) => {
+        // A mark for someone who is gone comes back as an error: it is no evidence. At the end nobody is gone.
+        ("message", Some("error"), None) if id.starts_with("f-") => {}
+        ("iq", Some("result"), None) | ("message", Some("headline"), None) => {
             match id.strip_prefix("f").and_then(|rest| Number::of(&format!("n{rest}"))) {
                 Some(n) => {
                     let last = ledger.reached.entry((n.from, n.to)).or_default();
@@ -231,9 +232,9 @@ fn note(ledger: &mut Ledger, me: usize, stream: Stream, node: &Node) {
 }
 
 fn answer(node: &Node) -> Option<String> {
-    let ask = node.name == "iq" && node.attr("type") == Some("get");
+    let ask = node.attr("type") == Some("headline") && node.child("mark", MARK).is_some();
     let (from, id) = (node.attr("from")?, node.attr("id")?);
-    ask.then(|| format!("<iq type='result' to='{from}' id='{id}'/>"))
+    ask.then(|| format!("<message type='headline' to='{from}' id='{id}'><marked xmlns='{MARK}'/></message>"))
 }
 
 fn home(user: usize) -> usize {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use tests::{
     client::{Client, FENCE, unique},
     nodes::{Layout, Nodes},
-    people::{Person, befriend, ping},
+    people::{Person, befriend, mark, ping},
     xml::{CLIENT, Node},
 };
 
@@ -112,13 +112,13 @@ fn from(node: &Node, jid: &str) -> bool {
     node.name == "presence" && node.attr("from") == Some(jid)
 }
 
-/// What `client` hears before a ping of its own, and of another if there is one, came through.
+/// What `client` hears before a ping of its own, and a message of another if there is one, came through.
 async fn fence(client: &mut Client, other: Option<&mut Client>) -> Result<Vec<Node>> {
     let mut ids = vec![unique(FENCE.trim_end_matches('-'))];
     client.send(&ping("localhost", &ids[0])).await?;
     if let Some(other) = other {
         let id = unique(FENCE.trim_end_matches('-'));
-        other.send(&ping(client.jid.as_deref().context("not bound")?, &id)).await?;
+        other.send(&mark(client.jid.as_deref().context("not bound")?, &id)).await?;
         ids.push(id);
     }
     client.up_to_fences(ids).await

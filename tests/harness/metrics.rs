@@ -23,3 +23,8 @@ pub async fn page(address: SocketAddr) -> Result<BTreeMap<String, f64>> {
     };
     Ok(body.lines().filter(|l| !l.starts_with('#')).filter_map(line).collect())
 }
+
+/// All lines together whose name and labels begin so.
+pub fn sum(page: &BTreeMap<String, f64>, begin: &str) -> f64 {
+    page.iter().filter(|(name, _)| name.starts_with(begin)).map(|(_, value)| value).sum()
+}

@@ -88,6 +88,16 @@ pub fn ping(to: &str, id: &str) -> String {
     format!("<iq type='get' to='{}' id='{}'><ping xmlns='urn:xmpp:ping'/></iq>", escape(to), escape(id))
 }
 
+/// A message that only marks a place in what the session that it names hears. It reaches it whoever sends it
+/// (RFC 6121, 8.5.3.1), where a ping would ask for presence that is shared.
+pub fn mark(to: &str, id: &str) -> String {
+    format!(
+        "<message type='headline' to='{}' id='{}'><mark xmlns='urn:example:mark'/></message>",
+        escape(to),
+        escape(id)
+    )
+}
+
 fn says_both(push: &Node, jid: &str) -> bool {
     let query = push.child("query", "jabber:iq:roster");
     let item = query.and_then(|q| q.child("item", "jabber:iq:roster"));

@@ -11,7 +11,7 @@ use crate::{
     diff::diff,
     nodes::Nodes,
     pattern::{Names, fill, matches},
-    people::{Person, befriend, go_online, ping},
+    people::{Person, befriend, go_online, mark, ping},
     play::{Credentials, Deed, Play},
     xml::{Node, parse_block},
 };
@@ -174,7 +174,7 @@ impl Stage<'_> {
         Ok(self.as_written(node))
     }
 
-    /// Every other connection sends a ping along the way that its stanzas take, the server answers another:
+    /// Every other connection sends a message along the way that its stanzas take, the server answers a ping:
     /// what was sent before is in front of them.
     async fn hears_nothing_else(&mut self, who: &str) -> Result<()> {
         let target = self.client(who)?.jid.clone().context("only a bound session can be fenced")?;
@@ -182,8 +182,8 @@ impl Stage<'_> {
         let mut ids = Vec::new();
         for (name, client) in &mut self.clients {
             let id = unique(FENCE.trim_end_matches('-'));
-            let to = if name == who { &own_host } else { &target };
-            if client.jid.is_some() && client.send(&ping(to, &id)).await.is_ok() {
+            let fence = if name == who { ping(&own_host, &id) } else { mark(&target, &id) };
+            if client.jid.is_some() && client.send(&fence).await.is_ok() {
                 ids.push(id);
             }
         }

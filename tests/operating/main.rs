@@ -8,6 +8,7 @@ mod files;
 mod links;
 mod logs;
 mod metrics;
+mod reads;
 mod services;
 mod sessions;
 mod stopping;

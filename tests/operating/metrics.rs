@@ -1,10 +1,10 @@
 //! The metrics of a node that serves clients.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use tests::{
-    metrics::page,
+    metrics::{page, sum},
     nodes::{Layout, Nodes, free_address},
     people::{Person, ping},
 };
@@ -78,8 +78,4 @@ async fn the_metrics_of_a_node_tell_what_it_did() -> Result<()> {
     }
     ensure!(leaders == 1.0, "{leaders} nodes lead the group `routes`");
     Ok(())
-}
-
-fn sum(page: &BTreeMap<String, f64>, begin: &str) -> f64 {
-    page.iter().filter(|(name, _)| name.starts_with(begin)).map(|(_, value)| value).sum()
 }

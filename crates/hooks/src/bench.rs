@@ -146,6 +146,7 @@ impl Bench {
         let reply = self.registry().greet(stranger, &request, &self.services()).await?;
         let answer = match reply {
             Reply::Result(payload) => request.result(payload.as_ref()),
+            Reply::Written(payload) => request.written_result(payload),
             Reply::Error(error) => request.error(&error)?,
             Reply::Silent => return None,
         };
@@ -420,7 +421,13 @@ impl Node {
             } else {
                 let wants = |row: &Row| match stanza.head.kind {
                     Kind::Iq => false,
-                    Kind::Presence => to.is_bare() && row.priority.is_some(),
+                    Kind::Presence => match stanza.presence_type() {
+                        Ok(PresenceType::Subscribe) => row.priority.is_some(),
+                        Ok(
+                            PresenceType::Subscribed | PresenceType::Unsubscribe | PresenceType::Unsubscribed,
+                        ) => to.is_bare(),
+                        _ => to.is_bare() && row.priority.is_some(),
+                    },
                     Kind::Message => match stanza.message_type() {
                         MessageType::Normal | MessageType::Chat => row.priority.is_some_and(|p| p >= 0),
                         MessageType::Headline => to.is_bare() && row.priority.is_some_and(|p| p >= 0),
@@ -461,6 +468,7 @@ impl Node {
         let reply = self.registry.answer(&mut passage).await;
         let answer = match reply {
             Some(Reply::Result(payload)) => Some(passage.stanza.result(payload.as_ref())),
+            Some(Reply::Written(payload)) => Some(passage.stanza.written_result(payload)),
             Some(Reply::Error(error)) => passage.stanza.error(&error),
             Some(Reply::Silent) => None,
             None => passage.stanza.error(&StanzaError::new(Condition::ServiceUnavailable)),
@@ -535,6 +543,13 @@ impl Services for Node {
             }
         }
         .boxed()
+    }
+
+    fn hand(&self, session: &SessionView, stanza: Stanza) {
+        let state = self.shared.state.lock();
+        if let Some(row) = state.rows.iter().find(|row| row.view.sid() == session.sid()) {
+            Node::hand(self, row, &stanza);
+        }
     }
 
     fn online(&self, account: &BareJid) -> Vec<Resource> {
@@ -645,6 +660,11 @@ impl Services for Node {
 
     fn hosts(&self) -> &[String] {
         &self.shared.hosts
+    }
+
+    /// Nobody else is here.
+    fn pause(&self) -> BoxFuture<'_, ()> {
+        async {}.boxed()
     }
 
     fn now(&self) -> SystemTime {

@@ -91,6 +91,11 @@ pub trait Services: Send + Sync + 'static {
     /// run, and `to` of the stanza given is ignored.
     fn fan_out(&self, stanza: Stanza, to: Vec<Jid>) -> BoxFuture<'_, ()>;
 
+    /// Puts a stanza into the mailbox of one session of this node, whatever its `to` says (RFC 6121, 8.5.2.1:
+    /// the `to` of what was sent to an account is not rewritten); delivering handlers run. Where the session
+    /// has ended, or ends before it has written the stanza, nobody gets it.
+    fn hand(&self, session: &SessionView, stanza: Stanza);
+
     /// Every session of the account in the cluster, as this node knows it; awaits nothing.
     fn online(&self, account: &BareJid) -> Vec<Resource>;
 
@@ -149,6 +154,9 @@ pub trait Services: Send + Sync + 'static {
     fn is_local_host(&self, domain: &str) -> bool {
         self.hosts().iter().any(|host| host == domain)
     }
+
+    /// Lets all others have their turn: for work that is long, between its slices.
+    fn pause(&self) -> BoxFuture<'_, ()>;
 
     fn now(&self) -> SystemTime;
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI16, Ordering};
 use jid::{BareJid, FullJid, Jid};
 use parking_lot::Mutex;
 use stanza::Stanza;
+use stanza::address::same_account;
 
 /// The random name of one session's life: a successor under the same full JID has another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -113,6 +114,12 @@ impl SessionView {
     /// Whether directed presence went to `to` and was not ended.
     pub fn is_directed_to(&self, to: &Jid) -> bool {
         self.directed.lock().contains(to)
+    }
+
+    /// Whether directed presence went to `account` or to any full JID of it, and was not ended: the occupants
+    /// of one room share its account.
+    pub fn is_directed_to_any_of(&self, account: &BareJid) -> bool {
+        self.directed.lock().iter().any(|jid| same_account(jid, account))
     }
 
     /// Takes all receivers of directed presence, to be told that the session is unavailable.

@@ -2,6 +2,7 @@
 
 use std::future::{Future, IntoFuture};
 
+use bytes::Bytes;
 use futures::future::{BoxFuture, Either, Ready, ready};
 use minidom::Element;
 use stanza::StanzaError;
@@ -73,6 +74,9 @@ impl<'a, T> IntoFuture for Answer<'a, T> {
 pub enum Reply {
     /// `result`, empty or with one payload.
     Result(Option<Element>),
+    /// `result` with a payload that is written already, for one so large that a tree of it would delay others:
+    /// self-contained XML under `jabber:client`.
+    Written(Bytes),
     /// `error`.
     Error(StanzaError),
     /// The module has answered, or will answer, by itself.

@@ -147,8 +147,15 @@ impl Router {
             // RFC 6121, 8.5.2.2.2: ignored, and no handler has anything to do with it.
             return self.finish(&transit, Fate::Ignored);
         }
-        if nobody {
-            match self.account_exists(&account).await {
+        let there = self.decide(subject, &account, &transit, &rows, true);
+        let same = nobody && there == self.decide(subject, &account, &transit, &rows, false);
+        if same && (matches!(subject, Subject::Iq(_)) || matches!(there, Decision::Bounce(_))) {
+            // Whether the account exists changes nothing, so nobody looks: the same answer after the same time.
+            return self.end(&account, transit, rows, there).await;
+        }
+        // Before who asks is known to be no stranger, no request looks either.
+        if nobody && there != Decision::Answer {
+            match self.exists(&account).await {
                 Ok(true) => {}
                 // A probe goes on: the handler finds no subscription and answers as it answers any stranger.
                 Ok(false) if subject == Subject::Presence(PresenceType::Probe) => {}
@@ -156,13 +163,10 @@ impl Router {
                     let decision = self.decide(subject, &account, &transit, &rows, false);
                     return self.end(&account, transit, rows, decision).await;
                 }
-                Err(error) => {
-                    tracing::warn!(%account, %error, "failed to look up an account");
-                    return self.bounce(transit, StanzaError::new(Condition::InternalServerError));
-                }
+                Err(error) => return self.bounce(transit, error),
             }
         }
-        let decision = self.decide(subject, &account, &transit, &rows, true);
+        let decision = there;
         let offline = match (subject, &decision) {
             (Subject::Message(_), Decision::Keep | Decision::Ignore) => true,
             (Subject::Message(_), _) => false,
@@ -183,6 +187,13 @@ impl Router {
             Ok(Verdict::Refuse(error)) => return self.bounce(transit, *error),
             Ok(Verdict::Pass) => {}
         }
+        if nobody && decision == Decision::Answer {
+            match self.exists(&account).await {
+                Ok(true) => {}
+                Ok(false) => return self.bounce(transit, StanzaError::new(Condition::ServiceUnavailable)),
+                Err(error) => return self.bounce(transit, error),
+            }
+        }
         // What nobody kept has somebody by now, as whoever keeps messages looked once more.
         if self.whereabouts.index() == index && decision != Decision::Keep {
             return self.end(&account, transit, rows, decision).await;
@@ -195,6 +206,14 @@ impl Router {
         }
         let decision = self.decide(subject, &account, &transit, &rows, true);
         self.end(&account, transit, rows, decision).await
+    }
+
+    /// Whether an account exists, or what its correspondent is told where nobody can say.
+    async fn exists(&self, account: &BareJid) -> Result<bool, StanzaError> {
+        self.account_exists(account).await.map_err(|error| {
+            tracing::warn!(%account, %error, "failed to look up an account");
+            StanzaError::new(Condition::InternalServerError)
+        })
     }
 
     async fn end(self: &Arc<Self>, account: &BareJid, transit: Transit, rows: Vec<Row>, decision: Decision) {
@@ -213,16 +232,16 @@ impl Router {
         let mut passage = self.passage(&mut transit, account);
         let reply = AssertUnwindSafe(self.registry.answer(&mut passage)).catch_unwind().await;
         transit.stanza = passage.stanza;
-        let payload = match reply {
+        let result = match reply {
             Err(_) => return self.bounce_panic(transit),
             // RFC 6120, 8.4: nobody here understands the namespace.
             Ok(None) => return self.bounce(transit, StanzaError::new(Condition::ServiceUnavailable)),
             Ok(Some(Reply::Error(error))) => return self.bounce(transit, error),
             Ok(Some(Reply::Silent)) => return self.finish(&transit, Fate::Answered),
-            Ok(Some(Reply::Result(payload))) => payload,
+            Ok(Some(Reply::Result(payload))) => transit.stanza.result(payload.as_ref()),
+            Ok(Some(Reply::Written(payload))) => transit.stanza.written_result(payload),
         };
         self.finish(&transit, Fate::Answered);
-        let result = transit.stanza.result(payload.as_ref());
         self.dispatch(Transit {
             receipt: transit.receipt,
             hops: transit.hops,

@@ -128,17 +128,23 @@ fn presence(kind: PresenceType, address: Address, receiver: Receiver<'_>) -> Dec
     match (kind, address) {
         // RFC 6121, 4.3: answered by the server (a hook) for the account, never seen by a client.
         (P::Probe, _) => Decision::Ignore,
-        // What changes a subscription comes here from the handlers, which name each session that shall see it.
-        (_, Address::Full(Some(matched))) => Decision::Deliver(vec![matched]),
-        // Subscriptions are between accounts: RFC 6121, 3.1.3 (all available resources).
-        (P::Subscribe | P::Subscribed | P::Unsubscribe | P::Unsubscribed, _) => {
-            to_available(receiver.priorities)
+        // What changes a subscription is for the handlers (RFC 6121, section 3); it comes here once they have
+        // seen it, for the account. 3.1.3: a request is shown to all available resources, wherever it was sent.
+        (P::Subscribe, _) => to_available(receiver.priorities),
+        // RFC 6121, 8.5.3.2.2: an answer to a session that is not there is ignored.
+        (P::Subscribed | P::Unsubscribe | P::Unsubscribed, Address::Full(None)) => Decision::Ignore,
+        // RFC 6121, 3.1.6, 3.2.3, 3.3.3: to all interested resources, available or not; who asked for the
+        // roster is known where the session is (a delivering hook).
+        (P::Subscribed | P::Unsubscribe | P::Unsubscribed, _) => to_connected(receiver.priorities),
+        // RFC 6121, 8.5.3.1.
+        (P::Available | P::Unavailable | P::Error, Address::Full(Some(matched))) => {
+            Decision::Deliver(vec![matched])
         }
         // RFC 6121, 8.5.3.2.2: no resource matches.
-        (P::Available | P::Unavailable | P::Error, Address::Full(_)) => Decision::Ignore,
-        // RFC 6121, 8.5.2.1.2: to all available resources.
-        (P::Available | P::Unavailable, Address::Bare) => to_available(receiver.priorities),
-        (P::Error, Address::Bare) => Decision::Ignore,
+        (P::Available | P::Unavailable | P::Error, Address::Full(None)) => Decision::Ignore,
+        // RFC 6121, 8.5.2.1.2: to all available resources. An error too, as it answers what was sent from the
+        // account: a request to who cannot be reached (3.1.2).
+        (P::Available | P::Unavailable | P::Error, Address::Bare) => to_available(receiver.priorities),
     }
 }
 
@@ -163,6 +169,10 @@ fn to_available(priorities: &[Option<i8>]) -> Decision {
     if available.is_empty() { Decision::Ignore } else { Decision::Deliver(available) }
 }
 
+fn to_connected(priorities: &[Option<i8>]) -> Decision {
+    if priorities.is_empty() { Decision::Ignore } else { Decision::Deliver((0..priorities.len()).collect()) }
+}
+
 fn non_negative(priorities: &[Option<i8>]) -> Vec<usize> {
     priorities.iter().enumerate().filter(|(_, p)| p.is_some_and(|p| p >= 0)).map(|(at, _)| at).collect()
 }
@@ -178,211 +188,5 @@ fn most_available(priorities: &[Option<i8>]) -> Vec<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use IqType as I;
-    use MessageType as M;
-    use PresenceType as P;
-
-    /// Exists, priorities, address; then what becomes of normal, chat, groupchat and headline.
-    type Row = (bool, &'static [Option<i8>], Address, [&'static str; 4]);
-
-    const KEEP: &str = "O";
-    const BOUNCE: &str = "E";
-    const IGNORE: &str = "S";
-    const ANSWER: &str = "answer";
-
-    /// In the letters of the RFC's table: O keep, E error, S silence, digits are positions delivered to.
-    fn letters(decision: Decision) -> String {
-        match decision {
-            Decision::Deliver(to) => to.iter().map(|at| at.to_string()).collect(),
-            Decision::Keep => KEEP.into(),
-            Decision::Bounce(Condition::ServiceUnavailable) => BOUNCE.into(),
-            Decision::Bounce(other) => panic!("unexpected condition {other:?}"),
-            Decision::Ignore => IGNORE.into(),
-            Decision::Answer => ANSWER.into(),
-        }
-    }
-
-    fn run(subject: Subject, address: Address, exists: bool, priorities: &[Option<i8>]) -> String {
-        letters(decide(subject, address, Receiver { exists, priorities, keeps_offline: true }))
-    }
-
-    #[test]
-    fn messages_follow_table_1_of_rfc_6121() {
-        let (bare, gone) = (Address::Bare, Address::Full(None));
-        let full = Address::Full(Some(0));
-        #[rustfmt::skip]
-        let rows: &[Row] = &[
-            // exists, priorities, address                        normal  chat    groupchat headline
-            (false, &[],                              bare, [IGNORE, IGNORE, BOUNCE, IGNORE]),
-            (false, &[],                              gone, [BOUNCE, IGNORE, BOUNCE, BOUNCE]),
-            (true,  &[],                              bare, [KEEP,   KEEP,   BOUNCE, IGNORE]),
-            (true,  &[],                              gone, [BOUNCE, KEEP,   BOUNCE, BOUNCE]),
-            // bound and not available: connected, not active
-            (true,  &[None],                          bare, [KEEP,   KEEP,   BOUNCE, IGNORE]),
-            (true,  &[None],                          gone, [BOUNCE, KEEP,   BOUNCE, BOUNCE]),
-            (true,  &[None],                          full, ["0",    "0",    "0",    "0"]),
-            // one or more negative, none other
-            (true,  &[Some(-1), Some(-128)],          bare, [KEEP,   KEEP,   BOUNCE, IGNORE]),
-            (true,  &[Some(-1), Some(-128)],          full, ["0",    "0",    "0",    "0"]),
-            (true,  &[Some(-1), Some(-128)],          gone, [BOUNCE, KEEP,   BOUNCE, BOUNCE]),
-            // one non-negative
-            (true,  &[Some(0)],                       bare, ["0",    "0",    BOUNCE, "0"]),
-            (true,  &[Some(0)],                       full, ["0",    "0",    "0",    "0"]),
-            (true,  &[Some(0)],                       gone, [BOUNCE, "0",    BOUNCE, BOUNCE]),
-            (true,  &[Some(-1), Some(0), None],       bare, ["1",    "1",    BOUNCE, "1"]),
-            // more: the most available for normal and chat, all non-negative for headline
-            (true,  &[Some(1), Some(5), Some(0)],     bare, ["1",    "1",    BOUNCE, "012"]),
-            (true,  &[Some(1), Some(5), Some(-1)],    bare, ["1",    "1",    BOUNCE, "01"]),
-            (true,  &[Some(5), Some(5), Some(0)],     bare, ["01",   "01",   BOUNCE, "012"]),
-            (true,  &[Some(1), Some(5)],              full, ["0",    "0",    "0",    "0"]),
-            (true,  &[Some(1), Some(5)],              gone, [BOUNCE, "1",    BOUNCE, BOUNCE]),
-            (true,  &[Some(127), Some(-128), None],   bare, ["0",    "0",    BOUNCE, "0"]),
-        ];
-        for (exists, priorities, address, expected) in rows {
-            for (kind, expected) in [M::Normal, M::Chat, M::Groupchat, M::Headline].into_iter().zip(expected)
-            {
-                let got = run(Subject::Message(kind), *address, *exists, priorities);
-                assert_eq!(got, *expected, "{kind:?} to {address:?}, exists {exists}, {priorities:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_error_message_reaches_its_session_or_nobody() {
-        for priorities in [&[][..], &[Some(0)], &[Some(-1)], &[None]] {
-            for exists in [true, false] {
-                assert_eq!(run(Subject::Message(M::Error), Address::Bare, exists, priorities), IGNORE);
-                assert_eq!(run(Subject::Message(M::Error), Address::Full(None), exists, priorities), IGNORE);
-            }
-        }
-        assert_eq!(run(Subject::Message(M::Error), Address::Full(Some(0)), true, &[Some(-1)]), "0");
-    }
-
-    #[test]
-    fn presence_reaches_available_resources_and_is_never_answered() {
-        let cases: &[(&[Option<i8>], &str)] =
-            &[(&[], IGNORE), (&[None], IGNORE), (&[Some(-1)], "0"), (&[Some(3), None, Some(-9)], "02")];
-        for (priorities, expected) in cases {
-            for kind in
-                [P::Available, P::Unavailable, P::Subscribe, P::Subscribed, P::Unsubscribe, P::Unsubscribed]
-            {
-                assert_eq!(run(Subject::Presence(kind), Address::Bare, true, priorities), *expected);
-            }
-            assert_eq!(run(Subject::Presence(P::Probe), Address::Bare, true, priorities), IGNORE);
-            assert_eq!(run(Subject::Presence(P::Error), Address::Bare, true, priorities), IGNORE);
-        }
-    }
-
-    #[test]
-    fn presence_to_a_full_jid_reaches_it_alone_or_is_ignored() {
-        for kind in [P::Available, P::Unavailable, P::Error] {
-            assert_eq!(
-                run(Subject::Presence(kind), Address::Full(Some(1)), true, &[Some(0), None]),
-                "1",
-                "directed presence reaches a session that is not available"
-            );
-            assert_eq!(run(Subject::Presence(kind), Address::Full(None), true, &[Some(0)]), IGNORE);
-        }
-        assert_eq!(
-            run(Subject::Presence(P::Subscribe), Address::Full(None), true, &[Some(0)]),
-            "0",
-            "a request is to the account"
-        );
-    }
-
-    #[test]
-    fn an_iq_is_delivered_answered_or_refused() {
-        for kind in [I::Get, I::Set] {
-            assert_eq!(run(Subject::Iq(kind), Address::Bare, true, &[]), ANSWER);
-            assert_eq!(run(Subject::Iq(kind), Address::Bare, true, &[Some(1)]), ANSWER);
-            assert_eq!(run(Subject::Iq(kind), Address::Bare, false, &[]), BOUNCE);
-            assert_eq!(run(Subject::Iq(kind), Address::Full(None), true, &[Some(1)]), BOUNCE);
-            assert_eq!(run(Subject::Iq(kind), Address::Full(None), false, &[]), BOUNCE);
-            assert_eq!(run(Subject::Iq(kind), Address::Full(Some(0)), true, &[None]), "0");
-        }
-        for kind in [I::Result, I::Error] {
-            assert_eq!(run(Subject::Iq(kind), Address::Bare, true, &[Some(1)]), IGNORE);
-            assert_eq!(run(Subject::Iq(kind), Address::Full(None), true, &[Some(1)]), IGNORE);
-            assert_eq!(run(Subject::Iq(kind), Address::Full(Some(0)), true, &[None]), "0");
-        }
-    }
-
-    #[test]
-    fn a_newer_table_is_asked_before_nobody_is_there_and_only_then() {
-        let doubtful = |subject, address, priorities: &[Option<i8>]| {
-            is_doubtful(subject, address, &mut priorities.iter().copied())
-        };
-        let (full, gone) = (Address::Full(Some(0)), Address::Full(None));
-        for kind in [I::Get, I::Set, I::Result, I::Error] {
-            assert!(doubtful(Subject::Iq(kind), gone, &[Some(0)]));
-            assert!(!doubtful(Subject::Iq(kind), full, &[None]));
-            assert!(!doubtful(Subject::Iq(kind), Address::Bare, &[]));
-        }
-        for kind in [M::Normal, M::Chat, M::Headline] {
-            assert!(doubtful(Subject::Message(kind), gone, &[Some(0)]));
-            assert!(doubtful(Subject::Message(kind), Address::Bare, &[None, Some(-1)]));
-            assert!(doubtful(Subject::Message(kind), Address::Bare, &[]));
-            assert!(!doubtful(Subject::Message(kind), Address::Bare, &[None, Some(0)]));
-            assert!(!doubtful(Subject::Message(kind), full, &[None]));
-        }
-        assert!(!doubtful(Subject::Message(M::Groupchat), Address::Bare, &[]), "never to an account");
-        assert!(doubtful(Subject::Presence(P::Available), gone, &[]), "directed");
-        assert!(!doubtful(Subject::Presence(P::Unavailable), gone, &[]));
-        assert!(!doubtful(Subject::Presence(P::Available), Address::Bare, &[]));
-        assert!(!doubtful(Subject::Presence(P::Subscribe), Address::Bare, &[]));
-    }
-
-    #[test]
-    fn a_stranger_cannot_tell_a_missing_account_from_an_absent_user() {
-        // What is kept ends in silence, so `Keep` counts as silence where messages are kept, and as an
-        // error where they are not.
-        for keeps_offline in [true, false] {
-            let seen = |exists, subject, address| {
-                match letters(decide(subject, address, Receiver { exists, priorities: &[], keeps_offline }))
-                    .as_str()
-                {
-                    KEEP if keeps_offline => IGNORE.to_owned(),
-                    KEEP => BOUNCE.to_owned(),
-                    // Strangers get `service-unavailable` from the hooks too (RFC 6121, 8.5.2.2.3).
-                    ANSWER => BOUNCE.to_owned(),
-                    other => other.to_owned(),
-                }
-            };
-            let mut subjects = Vec::new();
-            subjects.extend([M::Normal, M::Chat, M::Groupchat, M::Headline, M::Error].map(Subject::Message));
-            subjects.extend([I::Get, I::Set, I::Result, I::Error].map(Subject::Iq));
-            subjects.extend([P::Available, P::Unavailable, P::Subscribe, P::Probe].map(Subject::Presence));
-            for subject in subjects {
-                for address in [Address::Bare, Address::Full(None)] {
-                    assert_eq!(
-                        seen(true, subject, address),
-                        seen(false, subject, address),
-                        "{subject:?} {address:?}"
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_host_answers_iqs_and_takes_no_messages() {
-        let cases = [
-            (Subject::Iq(I::Get), false, ANSWER),
-            (Subject::Iq(I::Set), false, ANSWER),
-            (Subject::Iq(I::Get), true, BOUNCE),
-            (Subject::Iq(I::Result), false, IGNORE),
-            (Subject::Iq(I::Error), false, IGNORE),
-            (Subject::Message(M::Chat), false, BOUNCE),
-            (Subject::Message(M::Normal), true, BOUNCE),
-            (Subject::Message(M::Error), false, IGNORE),
-            (Subject::Message(M::Headline), false, IGNORE),
-            (Subject::Presence(P::Subscribe), false, IGNORE),
-            (Subject::Presence(P::Available), true, IGNORE),
-        ];
-        for (subject, has_resource, expected) in cases {
-            assert_eq!(letters(decide_host(subject, has_resource)), expected, "{subject:?} {has_resource}");
-        }
-    }
-}
+#[path = "decision_tests.rs"]
+mod tests;

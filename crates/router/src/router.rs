@@ -503,9 +503,13 @@ fn place(subject: Subject, address: Address, stage: Stage, rows: &[Row], me: Nod
     let priorities: Vec<Option<i8>> = rows.iter().map(|row| row.priority).collect();
     // Whether messages are kept only matters for an account that has no sessions.
     let receiver = Receiver { exists: true, priorities: &priorities, keeps_offline: false };
-    let chosen = match decide(subject, address, receiver) {
-        Decision::Deliver(chosen) => chosen,
-        _ => return Place::Here,
+    let chosen = match (subject, address) {
+        // RFC 6121, 4.3.2: answered for one session, by the node that knows what it last said.
+        (Subject::Presence(PresenceType::Probe), Address::Full(Some(asked))) => vec![asked],
+        _ => match decide(subject, address, receiver) {
+            Decision::Deliver(chosen) => chosen,
+            _ => return Place::Here,
+        },
     };
     // One node decides for all, so that its handlers see the stanza once; this one if it may.
     if chosen.iter().any(|at| rows[*at].node == me) {

@@ -13,7 +13,8 @@ use hooks::{
 use jid::{BareJid, Jid};
 use stanza::Stanza;
 
-use crate::metrics::one;
+use crate::mailboxes::Delivery;
+use crate::metrics::{Fate, one};
 use crate::router::Router;
 use crate::transit::{Stage, Transit};
 
@@ -35,6 +36,16 @@ impl Services for Router {
     fn fan_out(&self, stanza: Stanza, to: Vec<Jid>) -> BoxFuture<'_, ()> {
         self.dispatch_many(stanza, to);
         Box::pin(ready(()))
+    }
+
+    fn hand(&self, session: &SessionView, stanza: Stanza) {
+        let Some(slot) = self.mailboxes.find(session.account(), session.sid()) else { return };
+        let kind = stanza.head.kind;
+        // One of several: should the session end before it is written, no other session is to have it.
+        let delivery = Delivery { one_of_several: true, attempts: 1, ..Delivery::new(Arc::new(stanza)) };
+        if self.mailboxes.deliver(&slot, delivery).is_ok() {
+            self.counters.count(kind, Fate::Delivered);
+        }
     }
 
     fn online(&self, account: &BareJid) -> Vec<Resource> {
@@ -131,6 +142,11 @@ impl Services for Router {
 
     fn hosts(&self) -> &[String] {
         &self.hosts
+    }
+
+    fn pause(&self) -> BoxFuture<'_, ()> {
+        // Sockets and timers are looked at before it goes on: a wake-up of our own would come before them.
+        Box::pin(tokio::task::yield_now())
     }
 
     fn now(&self) -> SystemTime {

@@ -231,6 +231,7 @@ impl Login<'_> {
         };
         let (outcome, answer) = match world.registry.greet(&stranger, request, &world.services).await? {
             Reply::Result(payload) => ("result", Some(request.result(payload.as_ref()))),
+            Reply::Written(payload) => ("result", Some(request.written_result(payload))),
             Reply::Error(error) => (error.condition.tag(), request.error(&error)),
             Reply::Silent => return None,
         };

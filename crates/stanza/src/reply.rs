@@ -18,6 +18,12 @@ impl Stanza {
         Stanza::new(self.answer_head("result"), body.freeze())
     }
 
+    /// As [`Stanza::result`], with a payload that is written already: self-contained XML under `jabber:client`,
+    /// as the body of any stanza (see [`Stanza::new`]).
+    pub fn written_result(&self, payload: Bytes) -> Stanza {
+        Stanza::new(self.answer_head("result"), payload)
+    }
+
     /// Refuses a stanza. `None` for one that is never answered: an error (RFC 6120, 8.3.1) or the result
     /// of an iq (RFC 6120, 8.2.3).
     pub fn error(&self, error: &StanzaError) -> Option<Stanza> {

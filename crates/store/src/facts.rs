@@ -1,11 +1,14 @@
 //! Counters and latencies of store calls, kept as plain atomics for whoever exports them.
 
 use std::{
+    collections::BTreeMap,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
-use crate::engine::StoreError;
+use parking_lot::Mutex;
+
+use crate::engine::{StoreError, Table};
 
 /// Which call of the engine is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +69,7 @@ pub struct Facts {
     get: Latency,
     scan: Latency,
     commit: Latency,
+    reads: Mutex<BTreeMap<&'static str, u64>>,
     full: AtomicU64,
     corrupt: AtomicU64,
     deadline: AtomicU64,
@@ -78,6 +82,8 @@ pub struct FactsSnapshot {
     pub get: LatencySnapshot,
     pub scan: LatencySnapshot,
     pub commit: LatencySnapshot,
+    /// Gets and scans of each table that was ever read, and so by whom: a table belongs to one module.
+    pub reads: BTreeMap<&'static str, u64>,
     /// Calls refused because the disk is full.
     pub full: u64,
     /// Calls that met a corrupt record.
@@ -106,11 +112,17 @@ impl Facts {
         counter.fetch_add(1, Relaxed);
     }
 
+    /// Counts a get or a scan of a table.
+    pub fn read(&self, table: Table) {
+        *self.reads.lock().entry(table.0).or_default() += 1;
+    }
+
     pub fn snapshot(&self) -> FactsSnapshot {
         FactsSnapshot {
             get: self.get.snapshot(),
             scan: self.scan.snapshot(),
             commit: self.commit.snapshot(),
+            reads: self.reads.lock().clone(),
             full: self.full.load(Relaxed),
             corrupt: self.corrupt.load(Relaxed),
             deadline: self.deadline.load(Relaxed),
@@ -128,9 +140,12 @@ mod tests {
         let facts = Facts::default();
         facts.record(Call::Get, Duration::from_micros(7), None);
         facts.record(Call::Get, Duration::from_secs(9), Some(&StoreError::Deadline));
+        facts.read(Table("roster"));
+        facts.read(Table("roster"));
         let seen = facts.snapshot();
         assert_eq!((seen.get.buckets[0], seen.get.buckets[BUCKETS_S.len()]), (1, 1));
         assert_eq!((seen.get.count, seen.get.errors, seen.deadline, seen.scan.count), (2, 1, 1, 0));
+        assert_eq!(seen.reads, BTreeMap::from([("roster", 2)]));
         assert!((seen.get.sum_s - 9.000_007).abs() < 1e-9);
     }
 }

@@ -82,6 +82,7 @@ impl Store {
         key: impl AsRef<[u8]>,
     ) -> Result<Option<Versioned<T>>, StoreError> {
         let key = key.as_ref();
+        self.facts.read(T::TABLE);
         let call = self.engine.get(partition, T::TABLE, key, self.until());
         match self.timed(Call::Get, call).await? {
             None => Ok(None),
@@ -98,6 +99,7 @@ impl Store {
         partition: &Partition,
         key: impl AsRef<[u8]>,
     ) -> Result<bool, StoreError> {
+        self.facts.read(T::TABLE);
         let call = self.engine.get(partition, T::TABLE, key.as_ref(), self.until());
         Ok(self.timed(Call::Get, call).await?.is_some())
     }
@@ -121,6 +123,7 @@ impl Store {
         partition: &Partition,
         range: Range,
     ) -> Result<Vec<(Key, Versioned<T>)>, StoreError> {
+        self.facts.read(T::TABLE);
         let call = self.engine.scan(partition, T::TABLE, range, self.until());
         let mut values = Vec::new();
         for (key, found) in self.timed(Call::Scan, call).await? {

@@ -7,6 +7,7 @@ use hooks::{Module, Switches};
 use toml_edit::Value;
 
 use crate::disco::Disco;
+use crate::forgeries::Forgeries;
 use crate::offline::Offline;
 use crate::ping::Ping;
 use crate::presence::Presence;
@@ -15,15 +16,18 @@ use crate::roster::RosterModule;
 use crate::rosters::Rosters;
 use crate::session::Session;
 use crate::settings::{Key, Settings, Wrong};
+use crate::strangers::Strangers;
 use crate::subscription::Subscription;
 use crate::time::Time;
 use crate::version::Version;
-use crate::{disco, offline, presence, registration, rosters, subscription, version};
+use crate::{disco, offline, presence, registration, rosters, strangers, subscription, version};
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 10] = [
+pub const NAMES: [&str; 12] = [
     "disco",
     "roster",
+    "strangers",
+    "forgeries",
     "subscription",
     "presence",
     "offline",
@@ -64,6 +68,7 @@ impl Switch {
 pub struct ModulesConfig {
     pub disco: disco::Config,
     pub roster: rosters::Config,
+    pub strangers: strangers::Config,
     pub subscription: subscription::Config,
     pub presence: presence::Config,
     pub offline: offline::Config,
@@ -115,6 +120,7 @@ impl ModulesConfig {
         match module {
             "disco" => Box::new(&mut self.disco),
             "roster" => Box::new(&mut self.roster),
+            "strangers" => Box::new(&mut self.strangers),
             "subscription" => Box::new(&mut self.subscription),
             "presence" => Box::new(&mut self.presence),
             "offline" => Box::new(&mut self.offline),
@@ -132,6 +138,9 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone()))),
         // Before subscription and presence: a new session's cached roster is forgotten before they read it.
         ("roster", Arc::new(RosterModule::new(rosters.clone()))),
+        // Behind roster, which tells a stranger more plainly what is not theirs to read.
+        ("strangers", Arc::new(Strangers::new(config.strangers.clone(), rosters.clone()))),
+        ("forgeries", Arc::new(Forgeries)),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
         ("presence", Arc::new(Presence::new(config.presence.clone(), rosters))),
         // After everything that may answer or consume a message: it keeps what nobody else took.

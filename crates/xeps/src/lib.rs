@@ -2,7 +2,8 @@
 //!
 //! Read in this order:
 //! - [`index`]: the list of modules, whose order is the order of their handlers.
-//! - [`ping`], the smallest module, then [`disco`], [`roster`], [`subscription`], [`presence`], [`offline`].
+//! - [`ping`], the smallest module, then [`disco`], [`roster`], [`strangers`], [`subscription`],
+//!   [`presence`], [`offline`], [`forgeries`].
 //! - [`registration`]: the one that speaks with clients before they log in.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
 //! - [`settings`]: how a module says which keys its `[modules.NAME]` table has.
@@ -10,6 +11,7 @@
 
 pub mod disco;
 mod failure;
+pub mod forgeries;
 pub mod index;
 mod kept;
 pub mod offline;
@@ -21,6 +23,7 @@ pub mod roster;
 pub mod rosters;
 pub mod session;
 pub mod settings;
+pub mod strangers;
 pub mod subscription;
 pub mod time;
 pub mod version;

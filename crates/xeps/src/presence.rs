@@ -8,10 +8,11 @@ use hooks::{
     SessionView, Step, Verdict,
 };
 use jid::{BareJid, FullJid, Jid};
+use stanza::address::same_account;
 use stanza::{Condition, Kind, PresenceType, Stanza, StanzaError, ns};
 
 use crate::failure::{Failure, bad_request, store_failed};
-use crate::rosters::{Roster, Rosters};
+use crate::rosters::{Roster, Rosters, Standing};
 
 const NAME: &str = "presence";
 
@@ -66,6 +67,9 @@ impl Leaving for Presence {
                 session.undirect(&to);
                 Answer::PASS
             }
+            (PresenceType::Probe, Some(to)) => self.asked(passage, to),
+            // RFC 6121, 4.3: a probe is no reason for an error, whatever it lacks.
+            (PresenceType::Probe, None) => Answer::STOP,
             (_, Some(_)) => Answer::PASS,
             (PresenceType::Available, None) => Answer::later(async move {
                 match self.available(passage, &session).await {
@@ -86,6 +90,27 @@ impl Leaving for Presence {
 }
 
 impl Presence {
+    /// A client's own probe (RFC 6121, 4.3). One of an account that the client does not see ends here, so that it
+    /// ends the same whether that account exists or not. What it would be answered, `unsubscribed`, no client is
+    /// shown that has no subscription (A.3.4); and one that waits for the contact's answer must not lose it.
+    fn asked<'a>(&'a self, passage: &'a mut Passage, to: Jid) -> Answer<'a> {
+        let Some(account) = passage.account.clone() else { return Answer::PASS };
+        let is_local = passage.services.is_local_host(to.domain().as_str());
+        if !is_local || to.is_full() || to.node().is_none() || same_account(&to, &account) {
+            return Answer::PASS;
+        }
+        Answer::later(async move {
+            match self.rosters.of(&*passage.services, &account).await {
+                Ok(roster) if roster.standing(&to).to => Verdict::Pass,
+                Ok(_) => Verdict::Stop,
+                Err(error) => {
+                    drop(store_failed(NAME, &error));
+                    Verdict::Stop
+                }
+            }
+        })
+    }
+
     /// RFC 6121, 4.6.3: who is told directly must be told when it ends.
     fn directed(&self, session: &SessionView, to: Jid) -> Answer<'static> {
         let is_told_anyway = session.priority().is_some()
@@ -112,10 +137,10 @@ impl Presence {
         }
         let presence = passage.stanza.clone().with_from(session.jid().clone());
         session.set_presence(Some(presence.clone()));
-        let mut to: Vec<Jid> = roster.subscribers().collect();
+        let mut to = contacts(services, &roster, |standing| standing.from).await;
         // RFC 6121, 4.2.2: own devices are subscribed without saying so, this one among them.
         to.push(Jid::from(account.clone()));
-        services.fan_out(presence, to).await;
+        tell(services, presence, to).await;
         if before.is_none() {
             probe(services, session, &roster).await;
         }
@@ -134,7 +159,11 @@ impl Presence {
         }
         session.set_presence(None);
         let presence = passage.stanza.clone().with_from(session.jid().clone());
-        self.take_leave(services, session, presence, was_available).await;
+        self.take_leave(services, session, presence.clone(), was_available).await;
+        if was_available {
+            // RFC 6121, 4.5.2: also to the one that said it, which is no available resource any more.
+            services.hand(session, presence.with_to(session.account().clone()));
+        }
         if was_available {
             services.announce(SessionEvent::Unavailable(session.clone())).await;
         }
@@ -156,14 +185,17 @@ impl Presence {
             to.retain(|directed| !contacts.contains(&Jid::from(directed.to_bare())));
             to.extend(contacts);
         }
-        services.fan_out(presence, to.into_iter().collect()).await;
+        tell(services, presence, to.into_iter().collect()).await;
     }
 
     /// Who sees the presence of the account: its contacts, and its own devices.
     async fn watchers(&self, services: &dyn Services, account: &BareJid) -> BTreeSet<Jid> {
         let own = Jid::from(account.clone());
         match self.rosters.of(services, account).await {
-            Ok(roster) => roster.subscribers().chain([own]).collect(),
+            Ok(roster) => {
+                let contacts = contacts(services, &roster, |standing| standing.from).await;
+                contacts.into_iter().chain([own]).collect()
+            }
             Err(error) => {
                 // Own devices are told; contacts find out when they ask again.
                 drop(store_failed(NAME, &error));
@@ -175,7 +207,7 @@ impl Presence {
     /// A session is gone without having said so.
     async fn gone(&self, services: &dyn Services, account: &BareJid, jid: &FullJid, watchers: BTreeSet<Jid>) {
         let presence = Stanza::presence(Some("unavailable")).with_from(jid.clone());
-        services.fan_out(presence, watchers.iter().cloned().collect()).await;
+        tell(services, presence, watchers.iter().cloned().collect()).await;
         // A successor under the same full JID may have become available before this was sent: then
         // everyone was told a lie, and asks again.
         let is_back = |services: &dyn Services| {
@@ -191,34 +223,91 @@ impl Presence {
     }
 }
 
-/// RFC 6121, 4.7.2.3: a whole number from -128 to 127; nothing means 0.
+/// RFC 6121, 4.7.2.3: one whole number from -128 to 127; nothing means 0.
 fn priority(stanza: &Stanza) -> Result<i8, StanzaError> {
-    match stanza.child("priority", ns::CLIENT) {
-        None => Ok(0),
-        Some(element) => {
+    if stanza.body().is_empty() {
+        return Ok(0);
+    }
+    let mut elements = stanza.dom().children().filter(|child| child.is("priority", ns::CLIENT));
+    match (elements.next(), elements.next()) {
+        (None, _) => Ok(0),
+        (Some(_), Some(_)) => Err(bad_request("a presence has one priority")),
+        (Some(element), None) => {
             let text = element.text();
             text.trim().parse().map_err(|_| bad_request("the priority is not a number from -128 to 127"))
         }
     }
 }
 
+/// Contacts that are handled before others get their turn: a long roster must not hold up who shares its thread.
+const SLICE: usize = 128;
+
+/// The contacts whose standing is the one that is wanted.
+async fn contacts(services: &dyn Services, roster: &Roster, wanted: impl Fn(Standing) -> bool) -> Vec<Jid> {
+    let mut contacts = Vec::new();
+    for (at, (jid, item)) in roster.items.iter().enumerate() {
+        if at % SLICE == SLICE - 1 {
+            services.pause().await;
+        }
+        // Every key went through `Jid` when it was put.
+        if wanted(item.standing)
+            && let Ok(jid) = Jid::new(jid)
+        {
+            contacts.push(jid);
+        }
+    }
+    contacts
+}
+
+/// Sends one stanza to many.
+async fn tell(services: &dyn Services, stanza: Stanza, mut to: Vec<Jid>) {
+    while to.len() > SLICE {
+        let rest = to.split_off(SLICE);
+        services.fan_out(stanza.clone(), std::mem::replace(&mut to, rest)).await;
+        services.pause().await;
+    }
+    services.fan_out(stanza, to).await;
+}
+
 /// RFC 6121, 4.3.1: asks contacts and own devices whether they are available.
 async fn probe(services: &dyn Services, session: &SessionView, roster: &Roster) {
     let probe = Stanza::presence(Some("probe"));
-    let (mut ours, others): (Vec<Jid>, Vec<Jid>) =
-        roster.subscriptions().partition(|jid| services.is_local_host(jid.domain().as_str()));
+    let (mut ours, mut others) = (Vec::new(), Vec::new());
+    for (at, jid) in contacts(services, roster, |standing| standing.to).await.into_iter().enumerate() {
+        if at % SLICE == SLICE - 1 {
+            services.pause().await;
+        }
+        if !services.is_local_host(jid.domain().as_str()) {
+            others.push(jid);
+        } else if is_available(services, &jid.to_bare()) {
+            // Nobody is asked who is away: whoever becomes available from here on sees this session and tells.
+            ours.push(jid);
+        }
+    }
     ours.push(Jid::from(session.account().clone()));
     // On our own hosts we ask in the session's name, so that only this session is answered.
-    services.fan_out(probe.clone().with_from(session.jid().clone()), ours).await;
+    tell(services, probe.clone().with_from(session.jid().clone()), ours).await;
     if !others.is_empty() {
-        services.fan_out(probe.with_from(session.account().clone()), others).await;
+        tell(services, probe.with_from(session.account().clone()), others).await;
     }
+}
+
+/// Whether the account has an available session, at whatever node.
+pub fn is_available(services: &dyn Services, account: &BareJid) -> bool {
+    services.online(account).iter().any(|resource| resource.priority.is_some())
+}
+
+/// Of all nodes with a session of the account, and so with a part of the answer, the one that says what is said
+/// once. Where no session is, the question came to one node only.
+fn speaks_for(services: &dyn Services, account: &BareJid) -> bool {
+    let online = services.online(account);
+    online.iter().min_by(|a, b| a.jid.as_str().cmp(b.jid.as_str())).is_none_or(|first| first.here)
 }
 
 impl Arriving for Presence {
     fn arriving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
         let head = &passage.stanza.head;
-        if head.kind != Kind::Presence || head.type_.as_deref() != Some("probe") {
+        if head.kind != Kind::Presence || !matches!(head.type_.as_deref(), Some("probe" | "unavailable")) {
             return Answer::PASS;
         }
         let (Some(account), Some(from), Some(to)) =
@@ -226,6 +315,13 @@ impl Arriving for Presence {
         else {
             return Answer::STOP;
         };
+        if head.type_.as_deref() == Some("unavailable") {
+            // RFC 6121, 4.6.1: who has gone need not be told of an end.
+            for session in passage.services.local_sessions(&account) {
+                session.undirect(&from);
+            }
+            return Answer::PASS;
+        }
         Answer::later(async move {
             if let Err(error) = self.answer_probe(passage, &account, from, to).await {
                 drop(store_failed(NAME, &error));
@@ -235,8 +331,16 @@ impl Arriving for Presence {
     }
 }
 
+/// A presence that says no more than that the session is available.
+fn mere(session: &SessionView) -> Stanza {
+    let mut mere = Stanza::presence(None).with_from(session.jid().clone());
+    // RFC 6121, 4.3.2.1.
+    mere.head_mut().id = session.presence().and_then(|said| said.head.id);
+    mere
+}
+
 impl Presence {
-    /// RFC 6121, 4.3.2. Each node with a session of the account answers for its own.
+    /// RFC 6121, 4.3.2 and 4.6.6. Each node with a session of the account answers for its own.
     async fn answer_probe(
         &self,
         passage: &Passage,
@@ -246,39 +350,64 @@ impl Presence {
     ) -> Result<(), store::StoreError> {
         let services = &*passage.services;
         let may_see = self.may_see(services, account, &from).await?;
+        let bare = Jid::from(from.to_bare());
         let mut answered = false;
         for session in services.local_sessions(account) {
-            let asked = to.is_bare() || session.jid().as_str() == to.as_str();
-            let own = session.jid().as_str() == from.as_str();
-            // RFC 6121, 4.6.6: whoever was told directly may ask.
-            if !asked || own || !(may_see || session.is_directed_to(&from)) {
+            let is_asked = to.is_bare() || session.jid().as_str() == to.as_str();
+            if !is_asked || session.jid().as_str() == from.as_str() {
                 continue;
             }
-            if let Some(presence) = session.presence() {
-                answered = true;
-                services.route(presence.with_to(from.clone()), How::Normal).await;
-            }
+            let told = || session.is_directed_to(&from) || session.is_directed_to(&bare);
+            let presence = match session.presence() {
+                Some(presence) if may_see && to.is_bare() => presence,
+                // Of one session by name: that it is there, and not what it said.
+                Some(_) if may_see => mere(&session),
+                _ if told() => mere(&session),
+                _ => continue,
+            };
+            answered = true;
+            services.route(presence.with_to(from.clone()), How::Normal).await;
         }
-        if answered || stanza::address::same_account(&from, account) {
+        let own = same_account(&from, account);
+        if answered || (own && to.is_bare()) || (to.is_bare() && !speaks_for(services, account)) {
             return Ok(());
         }
-        let answer = if !may_see {
-            // Heals a contact's roster that believes in a subscription which is not there. The same for an
-            // account that does not exist.
-            "unsubscribed"
-        } else if !services.is_local_host(from.domain().as_str())
-            && services.online(account).iter().all(|resource| resource.priority.is_none())
-        {
-            // Not to our own users: nobody is available until they hear otherwise, and each login would
-            // bring an answer for each absent contact.
-            "unavailable"
+        let answer = |kind: &str| {
+            let mut answer = Stanza::presence(Some(kind)).with_from(account.clone());
+            // RFC 6121, 4.3.2.1.
+            answer.head_mut().id = passage.stanza.head.id.clone();
+            answer
+        };
+        let answer = if may_see && to.is_full() {
+            answer("unavailable").with_from(to).with_to(from)
+        } else if may_see && is_available(services, account) {
+            // Another node answers.
+            return Ok(());
+        } else if may_see {
+            answer("unavailable").with_to(from)
+        } else if self.believes(services, &bare, account).await? {
+            // Heals a roster that believes in a subscription which is not there. The same for an account that
+            // does not exist.
+            answer("unsubscribed").with_to(bare)
         } else {
             return Ok(());
         };
-        let mut answer = Stanza::presence(Some(answer)).with_from(account.clone()).with_to(from.to_bare());
-        answer.head_mut().id = passage.stanza.head.id.clone();
         services.route(answer, How::Normal).await;
         Ok(())
+    }
+
+    /// Whether the asker's roster may say that it sees the account; of other servers we do not know.
+    async fn believes(
+        &self,
+        services: &dyn Services,
+        asker: &Jid,
+        account: &BareJid,
+    ) -> Result<bool, store::StoreError> {
+        if !services.is_local_host(asker.domain().as_str()) {
+            return Ok(true);
+        }
+        let roster = self.rosters.of(services, &asker.to_bare()).await?;
+        Ok(roster.standing(&Jid::from(account.clone())).to)
     }
 
     async fn may_see(
@@ -287,7 +416,7 @@ impl Presence {
         account: &BareJid,
         asker: &Jid,
     ) -> Result<bool, store::StoreError> {
-        if stanza::address::same_account(asker, account) {
+        if same_account(asker, account) {
             return Ok(true);
         }
         if self.rosters.cached(account).is_some_and(|roster| roster.lets_see(asker)) {

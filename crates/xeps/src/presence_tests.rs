@@ -246,17 +246,167 @@ fn presence_that_makes_no_sense_is_refused() {
         let bench = bench();
         let alice = bench.login("alice@localhost/phone").await;
         for bad in [
-            "<presence type='probe'/>",
             "<presence type='subscribe'/>",
             "<presence type='dancing'/>",
             "<presence><priority>128</priority></presence>",
             "<presence><priority>high</priority></presence>",
+            "<presence><priority>1</priority><priority>1</priority></presence>",
         ] {
             alice.send(bad).await;
             let heard = alice.hears_stanzas();
             assert_eq!(heard[0].as_error().unwrap().condition, Condition::BadRequest, "{bad}");
         }
         assert_eq!(alice.view().priority(), None);
+        // RFC 6121, 4.3: no probe of a client is a reason for an error.
+        alice.send("<presence type='probe'/>").await;
+        assert!(alice.hears().is_empty());
+    });
+}
+
+#[test]
+fn the_end_comes_back_to_the_session_that_said_it() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.online("alice@localhost/phone").await;
+        let desk = bench.online("alice@localhost/desk").await;
+        alice.hears();
+        alice.send("<presence type='unavailable' id='x'><status>bye</status></presence>").await;
+        let told = "<presence to='alice@localhost' from='alice@localhost/phone' id='x' type='unavailable'>\
+                    <status>bye</status></presence>";
+        assert_eq!(alice.hears(), [told]);
+        assert_eq!(desk.hears(), [told]);
+        alice.send("<presence type='unavailable'/>").await;
+        assert!(alice.hears().is_empty() && desk.hears().is_empty(), "it was not available");
+    });
+}
+
+#[test]
+fn a_clients_probe_is_answered_by_what_the_roster_allows() {
+    block_on(async {
+        let bench = bench();
+        let (alice, bob) = friends(&bench).await;
+        let eve = bench.online("eve@localhost/phone").await;
+        bob.send("<presence id='b'><show>dnd</show></presence>").await;
+        alice.hears();
+        bob.hears();
+        alice.send("<presence type='probe' id='p' to='bob@localhost'/>").await;
+        alice.send("<presence type='probe' id='p' to='bob@localhost/phone'/>").await;
+        alice.send("<presence type='probe' id='p' to='bob@localhost/gone'/>").await;
+        bob.close().await;
+        alice.hears_stanzas().iter().zip([
+            "<presence to='alice@localhost/phone' from='bob@localhost/phone' id='b'><show>dnd</show></presence>",
+            "<presence to='alice@localhost/phone' from='bob@localhost/phone' id='b'/>",
+            "<presence to='alice@localhost/phone' from='bob@localhost/gone' id='p' type='unavailable'/>",
+        ]).for_each(|(heard, expected)| assert_eq!(hooks::bench::xml(heard), expected));
+        alice.send("<presence type='probe' id='q' to='bob@localhost'/>").await;
+        assert_eq!(
+            alice.hears(),
+            ["<presence to='alice@localhost/phone' from='bob@localhost' id='q' type='unavailable'/>"]
+        );
+        for to in [
+            "alice@localhost",
+            "alice@localhost/phone",
+            "bob@localhost",
+            "nobody@localhost",
+            "nobody@localhost/x",
+        ] {
+            eve.send(&format!("<presence type='probe' to='{to}'/>")).await;
+        }
+        assert!(eve.hears().is_empty());
+    });
+}
+
+#[test]
+fn a_probe_does_not_withdraw_a_request_that_waits() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.online("alice@localhost/phone").await;
+        let bob = bench.online("bob@localhost/phone").await;
+        alice.send("<presence type='subscribe' to='bob@localhost'/>").await;
+        alice.hears();
+        for to in ["bob@localhost", "bob@localhost/phone", "bob@localhost/gone"] {
+            alice.send(&format!("<presence type='probe' to='{to}'/>")).await;
+        }
+        assert!(alice.hears().is_empty());
+        bob.send("<presence type='subscribed' to='alice@localhost'/>").await;
+        assert_eq!(short(&alice), ["subscribed bob@localhost", "available bob@localhost/phone"]);
+    });
+}
+
+#[test]
+fn who_was_sent_presence_learns_that_the_session_is_there_and_no_more() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.login("alice@localhost/phone").await;
+        let eve = bench.login("eve@localhost/phone").await;
+        // Without an initial presence (4.6.3, case 3), and then with one.
+        alice.send("<presence to='eve@localhost/phone'><status>secret</status></presence>").await;
+        eve.hears();
+        for _ in 0..2 {
+            eve.send("<presence type='probe' to='alice@localhost/phone'/>").await;
+            assert_eq!(eve.hears(), ["<presence to='eve@localhost/phone' from='alice@localhost/phone'/>"]);
+            alice.send("<presence><status>secret</status></presence>").await;
+        }
+        // RFC 6121, 4.6.1: who leaves is forgotten.
+        eve.send("<presence to='alice@localhost/phone' type='unavailable'/>").await;
+        eve.send("<presence type='probe' to='alice@localhost/phone'/>").await;
+        alice.close().await;
+        assert!(eve.hears().is_empty());
+    });
+}
+
+#[test]
+fn a_stranger_is_answered_once_however_many_nodes_there_are() {
+    block_on(async {
+        let bench = Bench::cluster(3, &["localhost"], || modules(&ModulesConfig::default()));
+        for (node, resource) in ["a", "b", "c"].iter().enumerate() {
+            bench.online_at(node, &format!("alice@localhost/{resource}")).await;
+        }
+        for account in ["alice", "nobody"] {
+            bench
+                .route(&format!("<presence type='probe' id='p' from='eve@remote' to='{account}@localhost'/>"))
+                .await;
+            assert_eq!(
+                bench.outside(),
+                [format!(
+                    "<presence to='eve@remote' from='{account}@localhost' id='p' type='unsubscribed'/>"
+                )]
+            );
+        }
+    });
+}
+
+#[test]
+fn a_stanza_between_contacts_reads_nothing_from_the_store() {
+    block_on(async {
+        let bench = bench();
+        let (alice, bob) = friends(&bench).await;
+        let mut contacts = vec![bob];
+        for n in 0..99 {
+            let name = format!("c{n}@localhost");
+            let contact = bench.online(&format!("{name}/x")).await;
+            contact.send("<presence type='subscribe' to='alice@localhost'/>").await;
+            alice.send(&format!("<presence type='subscribed' to='{name}'/>")).await;
+            contacts.push(contact);
+        }
+        // Both rosters are at hand once they were asked for after their last change.
+        alice.send("<presence><show>chat</show></presence>").await;
+        contacts[0].send("<presence><show>chat</show></presence>").await;
+        contacts.iter().for_each(|contact| drop(contact.hears()));
+        let reads = || {
+            let seen = bench.store().facts().snapshot();
+            seen.get.count + seen.scan.count
+        };
+        let before = reads();
+        for n in 0..1_000 {
+            alice.send(&format!("<message to='bob@localhost' type='chat' id='{n}'/>")).await;
+            alice.send(&format!("<message to='bob@localhost/phone' id='{n}'/>")).await;
+        }
+        alice.send("<iq type='get' id='q' to='bob@localhost/phone'><x xmlns='urn:x'/></iq>").await;
+        alice.send("<presence><show>away</show></presence>").await;
+        assert_eq!(reads(), before);
+        assert_eq!(contacts[0].hears().len(), 2_002);
+        assert!(contacts[1..].iter().all(|contact| contact.hears().len() == 1));
     });
 }
 

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::{Bytes, BytesMut};
 use hooks::{
     Addressee, Answer, Answering, Arriving, Card, Delivering, Following, Forgetting, Hooks, How, Leaving,
     Module, Offer, Offering, Passage, Reply, Services, SessionEvent, SessionView, Status, Step, Verdict, Xep,
 };
-use jid::{BareJid, Jid};
+use jid::{BareJid, Jid, ResourcePart};
 use minidom::Element;
 use stanza::address::same_account;
-use stanza::{Condition, IqType, Kind, PresenceType, Stanza, StanzaError, ns};
+use stanza::{Condition, IqType, Kind, PresenceType, Stanza, StanzaError, dom, ns};
 use store::StoreError;
 
 use crate::failure::{Failure, bad_request};
@@ -69,8 +70,7 @@ impl Offering for RosterModule {
 impl Answering for RosterModule {
     fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
         if !passage.is_own() {
-            // RFC 6121, 2.3.3 knows `forbidden`; this tells a stranger no more than a missing account would.
-            return Answer::Now(Reply::Error(StanzaError::new(Condition::ServiceUnavailable)));
+            return Answer::Now(Reply::Error(StanzaError::new(Condition::Forbidden)));
         }
         Answer::later(async {
             let answer = match passage.stanza.iq_type() {
@@ -85,6 +85,10 @@ impl Answering for RosterModule {
 impl RosterModule {
     async fn get(&self, passage: &Passage) -> Result<Reply, Failure> {
         let query = query(&passage.stanza)?;
+        if query.children().any(|child| child.is("item", ns::ROSTER)) {
+            // RFC 6121, 2.1.3.
+            return Err(bad_request("a roster get has no items").into());
+        }
         let account = passage.account.as_ref().ok_or_else(|| bad_request("no account"))?;
         if let Some(session) = &passage.sender {
             // Before the read, so that a change beside it is pushed: RFC 6121, 2.2.
@@ -96,9 +100,7 @@ impl RosterModule {
             // RFC 6121, 2.6.3: the client has it all.
             return Ok(Reply::empty());
         }
-        let items = roster.items.iter().map(|(jid, item)| item_element(jid, item));
-        let query = element("query", ns::ROSTER).with("ver", &version);
-        Ok(Reply::with(items.fold(query, Build::child)))
+        Ok(Reply::Written(listing(&*passage.services, &roster).await))
     }
 
     async fn set(&self, passage: &Passage) -> Result<Reply, Failure> {
@@ -157,15 +159,18 @@ impl RosterModule {
         if name.as_ref().is_some_and(|name| name.len() > limits.name_bytes_max) {
             return not_acceptable("the name is too long");
         }
-        let mut groups = BTreeSet::new();
+        let (mut groups, mut names) = (BTreeSet::new(), BTreeSet::new());
         for group in item.children().filter(|child| child.is("group", ns::ROSTER)) {
             let group = group.text();
             if group.is_empty() || group.len() > limits.name_bytes_max {
                 return not_acceptable("a group's name is empty or too long");
             }
-            if !groups.insert(group) {
+            // RFC 6121, 2.3.3: compared as resourceparts are.
+            let name = ResourcePart::new(&group).map_or_else(|_| group.clone(), |name| name.to_string());
+            if !names.insert(name) {
                 return Err(bad_request("a group is named twice"));
             }
+            groups.insert(group);
         }
         if groups.len() > limits.groups_max {
             return not_acceptable("too many groups");
@@ -182,6 +187,33 @@ enum Wish {
 
 fn query(stanza: &Stanza) -> Result<&Element, StanzaError> {
     stanza.child("query", ns::ROSTER).ok_or_else(|| bad_request("no query"))
+}
+
+/// Items that are written before others get their turn.
+const SLICE: usize = 128;
+
+/// The whole roster, written item by item: the tree of a long one would hold up who shares its thread.
+async fn listing(services: &dyn Services, roster: &Roster) -> Bytes {
+    if roster.items.len() > SLICE {
+        services.pause().await;
+    }
+    let mut out = BytesMut::with_capacity(64 + 128 * roster.items.len());
+    out.extend_from_slice(b"<query xmlns='jabber:iq:roster' ver='");
+    dom::escape_attribute(&roster.version(), &mut out);
+    if roster.items.is_empty() {
+        // RFC 6121, 2.1.4: the query is there all the same.
+        out.extend_from_slice(b"'/>");
+        return out.freeze();
+    }
+    out.extend_from_slice(b"'>");
+    for (at, (jid, item)) in roster.items.iter().enumerate() {
+        dom::write(&item_element(jid, item), ns::ROSTER, &mut out);
+        if at % SLICE == SLICE - 1 {
+            services.pause().await;
+        }
+    }
+    out.extend_from_slice(b"</query>");
+    out.freeze()
 }
 
 fn item_element(jid: &str, item: &Item) -> Element {
@@ -256,8 +288,14 @@ fn own_push<'a>(stanza: &'a Stanza, account: &BareJid) -> Option<&'a str> {
 
 impl Leaving for RosterModule {
     fn leaving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
-        // A client that answers a push answers the server: RFC 6121, 2.1.6. The answer goes nowhere.
         let head = &passage.stanza.head;
+        if is_request_to_another(passage)
+            && passage.stanza.payload().is_some_and(|asked| asked.has_ns(ns::ROSTER))
+        {
+            // RFC 6121, 2.3.3: before anybody looks whether that account exists.
+            return Answer::refuse(StanzaError::new(Condition::Forbidden));
+        }
+        // A client that answers a push answers the server: RFC 6121, 2.1.6. The answer goes nowhere.
         if head.kind != Kind::Iq || !matches!(head.type_.as_deref(), Some("result" | "error")) {
             return Answer::PASS;
         }
@@ -268,6 +306,18 @@ impl Leaving for RosterModule {
         };
         if own { Answer::STOP } else { Answer::PASS }
     }
+}
+
+/// Whether this is an iq of type get or set to another account of ours.
+fn is_request_to_another(passage: &Passage) -> bool {
+    let head = &passage.stanza.head;
+    let (Some(to), Some(account)) = (&head.to, &passage.account) else { return false };
+    head.kind == Kind::Iq
+        && matches!(head.type_.as_deref(), Some("get" | "set"))
+        && to.is_bare()
+        && to.node().is_some()
+        && !same_account(to, account)
+        && passage.services.is_local_host(to.domain().as_str())
 }
 
 impl Arriving for RosterModule {

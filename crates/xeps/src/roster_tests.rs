@@ -127,6 +127,10 @@ fn what_is_wrong_with_a_set_is_said_as_the_rfc_names_it() {
             ("<item name='a'/>".to_owned(), Condition::BadRequest),
             ("<item jid='@@'/>".to_owned(), Condition::JidMalformed),
             ("<item jid='a@h'><group>g</group><group>g</group></item>".to_owned(), Condition::BadRequest),
+            (
+                "<item jid='a@h'><group>e\u{301}</group><group>\u{e9}</group></item>".to_owned(),
+                Condition::BadRequest,
+            ),
             ("<item jid='a@h'><group/></item>".to_owned(), Condition::NotAcceptable),
             (format!("<item jid='a@h' name='{long}'/>"), Condition::NotAcceptable),
             (format!("<item jid='a@h'><group>{long}</group></item>"), Condition::NotAcceptable),
@@ -160,10 +164,41 @@ fn nobody_reads_or_changes_the_roster_of_another() {
         alice.send(&set("<item jid='carol@localhost'/>")).await;
         let bob = bench.login("bob@localhost/phone").await;
         bob.send(&GET.replace("<iq", "<iq to='alice@localhost'")).await;
-        assert_eq!(condition(&bob.hears_stanzas()), Condition::ServiceUnavailable);
+        assert_eq!(condition(&bob.hears_stanzas()), Condition::Forbidden);
         bob.send(&set("<item jid='bob@localhost'/>").replace("<iq", "<iq to='alice@localhost'")).await;
-        assert_eq!(condition(&bob.hears_stanzas()), Condition::ServiceUnavailable);
+        assert_eq!(condition(&bob.hears_stanzas()), Condition::Forbidden);
         assert_eq!(roster_of(&alice).await.1, ["carol@localhost \"\" none"]);
+    });
+}
+
+#[test]
+fn a_get_that_names_items_is_no_get() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.login("alice@localhost/phone").await;
+        alice.send(&GET.replace("/></iq>", "><item jid='bob@localhost'/></query></iq>")).await;
+        assert_eq!(condition(&alice.hears_stanzas()), Condition::BadRequest);
+    });
+}
+
+#[test]
+fn a_long_roster_is_written_whole() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.login("alice@localhost/phone").await;
+        for n in 0..300 {
+            alice
+                .send(&set(&format!(
+                    "<item jid='c{n:03}@localhost' name='N &amp; {n}'><group>&lt;g</group></item>"
+                )))
+                .await;
+        }
+        let (_, items) = roster_of(&alice).await;
+        assert_eq!(items.len(), 300);
+        assert_eq!(
+            (items[0].as_str(), items[299].as_str()),
+            ("c000@localhost \"N & 0\" none <g", "c299@localhost \"N & 299\" none <g",)
+        );
     });
 }
 

@@ -88,22 +88,6 @@ impl Roster {
         self.standing(&Jid::from(jid.to_bare())).from
     }
 
-    /// Contacts that see the account's presence.
-    pub fn subscribers(&self) -> impl Iterator<Item = Jid> + '_ {
-        self.contacts(|standing| standing.from)
-    }
-
-    /// Contacts whose presence the account sees.
-    pub fn subscriptions(&self) -> impl Iterator<Item = Jid> + '_ {
-        self.contacts(|standing| standing.to)
-    }
-
-    fn contacts<'a>(&'a self, wanted: impl Fn(Standing) -> bool + 'a) -> impl Iterator<Item = Jid> + 'a {
-        let items = self.items.iter().filter(move |(_, item)| wanted(item.standing));
-        // Every key went through `Jid` when it was put.
-        items.filter_map(|(jid, _)| Jid::new(jid).ok())
-    }
-
     fn size(&self) -> usize {
         self.items.iter().map(|(jid, item)| jid.len() + item.size()).sum()
     }

@@ -14,6 +14,7 @@ use stanza::{Condition, Kind, Stanza, StanzaError};
 
 use crate::failure::{Failure, bad_request, store_failed};
 use crate::kept::Kept;
+use crate::presence::is_available;
 use crate::roster;
 use crate::rosters::{Changed, Item, Request, Rosters};
 use crate::xml::element;
@@ -97,6 +98,10 @@ impl Leaving for Subscription {
         let contact = to.to_bare();
         if contact == account {
             return Answer::refuse(StanzaError::new(Condition::NotAllowed));
+        }
+        let services = &*passage.services;
+        if services.is_local_host(contact.domain().as_str()) && is_lost(services, act, &to) {
+            return Answer::STOP;
         }
         Answer::later(async move {
             match self.leave(passage, act, account, contact).await {
@@ -184,7 +189,8 @@ impl Arriving for Subscription {
             return Answer::PASS;
         };
         let contact = from.to_bare();
-        if contact == account {
+        let to = passage.stanza.head.to.as_ref();
+        if contact == account || to.is_some_and(|to| is_lost(&*passage.services, act, to)) {
             return Answer::STOP;
         }
         Answer::later(async move {
@@ -221,7 +227,7 @@ impl Subscription {
         let changed = self.step(services, account, &contact, Some(&stanza), advance).await?;
         let (before, outcome) = changed.value;
         if outcome.pass {
-            deliver(services, account, &stanza, act).await;
+            deliver(services, &stanza, act).await;
         }
         if changed.item_changed {
             roster::push(services, account, &contact, &changed.roster).await;
@@ -230,36 +236,49 @@ impl Subscription {
             // RFC 6121, 3.3.3.
             hide(services, account, &contact).await;
         }
-        if let Some(reply) = outcome.reply {
-            let reply = Stanza::presence(Some(reply.word())).with_from(account.clone());
+        // RFC 6121, A.3.2: `unsubscribed` tells another server what it may have missed. Our own rosters have
+        // nothing to mend, and it would take back a request that was sent since, and show that it was known.
+        let is_told =
+            |reply: &Act| *reply == Act::Subscribed || !services.is_local_host(contact.domain().as_str());
+        if let Some(reply) = outcome.reply.filter(is_told) {
+            let mut reply = Stanza::presence(Some(reply.word())).with_from(account.clone());
+            reply.head_mut().id = stanza.head.id.clone();
             services.route(reply.with_to(contact.clone()), How::Normal).await;
         }
-        if outcome.reply == Some(Act::Subscribed) {
+        if !before.standing.from && outcome.state.standing.from {
+            // RFC 6121, 3.1.5: as if the user had granted it just now.
             show(services, account, &contact).await;
         }
         Ok(())
     }
 }
 
-/// Hands the stanza to the sessions that want it: a request to all that are available, what
-/// changes the roster also to those that only asked for the roster (RFC 6121, 3.1.3 and 3.1.6).
-async fn deliver(services: &dyn Services, account: &BareJid, stanza: &Stanza, act: Act) {
+/// Whether the stanza is to a session that is not there: such a request is still one to the account
+/// (RFC 6121, 3.1.3), such an answer is ignored (8.5.3.2.2), on both sides.
+fn is_lost(services: &dyn Services, act: Act, to: &Jid) -> bool {
+    let is_there = || services.online(&to.to_bare()).iter().any(|one| one.jid.as_str() == to.as_str());
+    act != Act::Subscribe && to.is_full() && !is_there()
+}
+
+/// Hands the stanza to the sessions that want it, under the account's address (RFC 6121, 8.5.2.1.2): a request to
+/// all that are available, what changes the roster to those that asked for the roster (3.1.3 and 3.1.6).
+async fn deliver(services: &dyn Services, stanza: &Stanza, act: Act) {
     if act == Act::Subscribe
         && let Err(error) = services.read_barrier().await
     {
         // Who becomes available now finds the request kept; without a quorum nobody becomes available.
         tracing::debug!(module = NAME, %error, "delivering a request without a read barrier");
     }
-    for resource in services.online(account) {
-        if act != Act::Subscribe || resource.priority.is_some() {
-            services.route(stanza.clone().with_to(resource.jid), How::Direct).await;
-        }
-    }
+    // Before what came later from the same contact and waits until this one is dealt with.
+    services.route(stanza.clone(), How::Ahead).await;
 }
 
 /// Lets the contact see the account: each of its available sessions, on whichever node, answers
 /// a probe that we send in the contact's name (RFC 6121, 3.1.5).
 async fn show(services: &dyn Services, account: &BareJid, contact: &Jid) {
+    if !is_available(services, account) {
+        return;
+    }
     let probe = Stanza::presence(Some("probe")).with_from(contact.clone()).with_to(account.clone());
     services.route(probe, How::Normal).await;
 }
@@ -269,6 +288,10 @@ pub async fn hide(services: &dyn Services, account: &BareJid, contact: &Jid) {
     for resource in services.online(account).into_iter().filter(|resource| resource.priority.is_some()) {
         let gone = Stanza::presence(Some("unavailable")).with_from(resource.jid);
         services.route(gone.with_to(contact.to_bare()), How::Normal).await;
+    }
+    // Told now, and so not again when the session ends (RFC 6121, 4.6.1).
+    for session in services.local_sessions(account) {
+        session.undirect(contact);
     }
 }
 
@@ -280,8 +303,7 @@ impl Following for Subscription {
             match self.rosters.requests(&**services, session.account()).await {
                 Ok(requests) => {
                     for stanza in requests.iter().filter_map(|request| request.stanza.stanza()) {
-                        let stanza = stanza.with_to(session.jid().clone());
-                        services.route(stanza, How::Direct).await;
+                        services.hand(session, stanza);
                     }
                 }
                 Err(error) => drop(store_failed(NAME, &error)),

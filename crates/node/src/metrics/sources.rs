@@ -124,6 +124,8 @@ impl Sources {
             (label("reason", "unavailable"), seen.unavailable),
         ];
         page.counters("store_errors", "Calls of the store that failed.", errors)?;
+        let reads = seen.reads.into_iter().map(|(table, count)| (label("table", table), count));
+        page.counters("store_reads", "Gets and scans of the store, by table.", reads)?;
         page.latencies(
             "store_seconds",
             "Duration of calls of the store.",

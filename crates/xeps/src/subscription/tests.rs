@@ -183,6 +183,90 @@ fn a_preapproved_contact_is_granted_without_a_question() {
 }
 
 #[test]
+fn a_request_that_follows_an_end_is_not_taken_back_by_the_answer_to_that() {
+    block_on(async {
+        let bench = bench();
+        let (alice, bob) = crate::roster::tests::friends(&bench).await;
+        alice.send("<presence type='unsubscribe' to='bob@localhost'/>").await;
+        alice.send("<presence type='subscribe' to='bob@localhost'/>").await;
+        // What bob's server said about the first, had it said anything, would come now.
+        bench.route("<presence type='unsubscribe' from='alice@localhost' to='bob@localhost'/>").await;
+        bench.route("<presence type='subscribe' from='alice@localhost' to='bob@localhost'/>").await;
+        alice.hears();
+        bob.send("<presence type='subscribed' to='alice@localhost'/>").await;
+        assert_eq!(short(&alice)[0], "subscribed bob@localhost");
+        // Another server may have missed an end.
+        bench.route("<presence type='subscribe' from='romeo@remote' to='bob@localhost'/>").await;
+        bench.route("<presence type='unsubscribe' id='u' from='romeo@remote' to='bob@localhost'/>").await;
+        assert_eq!(
+            bench.outside(),
+            ["<presence to='romeo@remote' from='bob@localhost' id='u' type='unsubscribed'/>"]
+        );
+    });
+}
+
+#[test]
+fn what_is_between_accounts_keeps_their_addresses() {
+    block_on(async {
+        let bench = bench();
+        let (alice, bob) = two(&bench).await;
+        alice.send("<presence type='subscribe' to='bob@localhost/phone' id='1'/>").await;
+        let expected = "<presence to='bob@localhost' from='alice@localhost' id='1' type='subscribe'/>";
+        assert_eq!(bob.hears(), [expected]);
+        let desk = bench.login("bob@localhost/desk").await;
+        desk.send("<presence/>").await;
+        assert!(desk.hears().contains(&expected.to_owned()), "and so when it is shown again");
+        bob.hears();
+        bob.send("<presence type='subscribed' to='alice@localhost/phone' id='2'/>").await;
+        alice
+            .hears_stanzas()
+            .iter()
+            .filter(|heard| heard.head.type_.as_deref() == Some("subscribed"))
+            .for_each(|heard| {
+                let expected =
+                    "<presence to='alice@localhost' from='bob@localhost' id='2' type='subscribed'/>";
+                assert_eq!(hooks::bench::xml(heard), expected)
+            });
+    });
+}
+
+#[test]
+fn an_answer_to_a_session_that_is_gone_is_ignored() {
+    block_on(async {
+        let bench = bench();
+        let (alice, bob) = two(&bench).await;
+        alice.send("<presence type='subscribe' to='bob@localhost/gone'/>").await;
+        assert_eq!(short(&bob), ["subscribe alice@localhost"], "a request is to the account");
+        alice.hears();
+        for kind in ["subscribed", "unsubscribed", "unsubscribe"] {
+            bob.send(&format!("<presence type='{kind}' to='alice@localhost/gone'/>")).await;
+            bench
+                .route(&format!("<presence type='{kind}' from='bob@localhost' to='alice@localhost/gone'/>"))
+                .await;
+        }
+        assert!(short(&alice).is_empty() && short(&bob).is_empty());
+        bob.send("<presence type='subscribed' to='alice@localhost'/>").await;
+        assert_eq!(short(&alice)[0], "subscribed bob@localhost", "the request still waited");
+    });
+}
+
+#[test]
+fn an_interested_session_that_is_not_available_hears_the_answer_first() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.login("alice@localhost/phone").await;
+        let idle = bench.login("alice@localhost/idle").await;
+        with_roster(&alice).await;
+        let bob = bench.online("bob@localhost/phone").await;
+        alice.send("<presence type='subscribe' to='bob@localhost'/>").await;
+        alice.hears();
+        bob.send("<presence type='subscribed' to='alice@localhost'/>").await;
+        assert_eq!(short(&alice), ["subscribed bob@localhost", "push bob@localhost to"]);
+        assert!(short(&idle).is_empty());
+    });
+}
+
+#[test]
 fn requests_to_one_account_are_bounded() {
     block_on(async {
         let mut config = ModulesConfig::default();
