@@ -63,23 +63,12 @@ impl Kept {
         *self.all.lock() = All::default();
     }
 
-    /// Notes what was just written; the caller keeps readers out of the tree meanwhile.
-    pub(super) fn write(&self, key: &[u8], change: Option<(Version, &[u8])>) {
-        let Some(at) = layout::partition_end(key) else { return };
-        let (prefix, rest) = key.split_at(at);
+    /// Notes what was just written, as one: who looks sees all of it or nothing. The caller keeps readers out of
+    /// the tree meanwhile.
+    pub(super) fn write<'a>(&self, changes: impl Iterator<Item = (&'a [u8], Option<(Version, &'a [u8])>)>) {
         let mut all = self.all.lock();
-        let Some(whole) = all.partitions.get_mut(prefix) else { return };
-        if whole.leaves_out(rest) {
-            return;
-        }
-        let before = whole.bytes;
-        let record = change.map(|(version, value)| Record { version, value: value.to_vec() });
-        whole.put(rest, record);
-        let (after, too_large) = (whole.bytes, whole.table_bytes(rest) > TABLE_BYTES);
-        all.bytes = all.bytes - before + after;
-        if too_large || after > PARTITION_BYTES {
-            // The next reader keeps the rest of it.
-            all.forget(prefix);
+        for (key, change) in changes {
+            all.write(key, change);
         }
         self.evict(&mut all);
     }
@@ -127,6 +116,24 @@ impl Kept {
 }
 
 impl All {
+    fn write(&mut self, key: &[u8], change: Option<(Version, &[u8])>) {
+        let Some(at) = layout::partition_end(key) else { return };
+        let (prefix, rest) = key.split_at(at);
+        let Some(whole) = self.partitions.get_mut(prefix) else { return };
+        if whole.leaves_out(rest) {
+            return;
+        }
+        let before = whole.bytes;
+        let record = change.map(|(version, value)| Record { version, value: value.to_vec() });
+        whole.put(rest, record);
+        let (after, too_large) = (whole.bytes, whole.table_bytes(rest) > TABLE_BYTES);
+        self.bytes = self.bytes - before + after;
+        if too_large || after > PARTITION_BYTES {
+            // The next reader keeps the rest of it.
+            self.forget(prefix);
+        }
+    }
+
     fn forget(&mut self, prefix: &[u8]) {
         if let Some(whole) = self.partitions.remove(prefix) {
             self.order.remove(&whole.number);

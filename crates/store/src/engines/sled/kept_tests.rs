@@ -143,3 +143,23 @@ fn readers_beside_a_writer_never_see_an_older_value_than_the_one_before() {
     }
     reader.join().unwrap();
 }
+
+#[test]
+fn a_batch_is_seen_whole_or_not_at_all() {
+    let bench = bench();
+    let batch = |n: u32| {
+        let put =
+            |key: u32| Op::Put { table: SMALL, key: key.to_be_bytes().into(), value: n.to_be_bytes().into() };
+        bench.apply(&bench.me, (0..20).map(put).collect());
+    };
+    batch(0);
+    bench.disk.keep(&bench.me);
+    std::thread::scope(|threads| {
+        let writer = threads.spawn(|| (1..500).for_each(batch));
+        while !writer.is_finished() {
+            let found = bench.disk.kept_scan(&bench.me, SMALL, &Range::all()).unwrap();
+            let first = found[0].1.value.clone();
+            assert!(found.iter().all(|(_, record)| record.value == first), "{found:?}");
+        }
+    });
+}

@@ -127,10 +127,10 @@ impl Writing<'_> {
                 disk.break_down(error.to_string());
                 error
             })?;
-            for (key, change) in &changes {
+            disk.kept.write(changes.iter().map(|(key, change)| {
                 let change = change.as_ref();
-                disk.kept.write(key, change.map(|(version, bytes)| (*version, layout::sealed_value(bytes))));
-            }
+                (&key[..], change.map(|(version, bytes)| (*version, layout::sealed_value(bytes))))
+            }));
             Ok(())
         })
     }
