@@ -163,8 +163,17 @@ impl Bench {
         self.login_at(0, full).await
     }
 
+    /// Binds a session without an account on the first node.
+    pub async fn login_anonymously(&self, full: &str) -> Client {
+        self.bind_at(0, full, true).await
+    }
+
     /// Binds a session on the node with this number.
     pub async fn login_at(&self, number: usize, full: &str) -> Client {
+        self.bind_at(number, full, false).await
+    }
+
+    async fn bind_at(&self, number: usize, full: &str, anonymous: bool) -> Client {
         let jid = FullJid::new(full).unwrap_or_else(|e| panic!("`{full}` is no full JID: {e}"));
         let displaced = self.row_view(&jid);
         if let Some((node, view)) = displaced {
@@ -174,9 +183,12 @@ impl Bench {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let view = {
             let mut state = node.shared.state.lock();
-            state.accounts.insert(jid.to_bare());
+            if !anonymous {
+                state.accounts.insert(jid.to_bare());
+            }
             state.sids += 1;
-            let view = Arc::new(SessionView::new(jid, Sid(state.sids), true));
+            let view = SessionView::new(jid, Sid(state.sids), true);
+            let view = Arc::new(if anonymous { view.anonymous() } else { view });
             state.rows.push(Row { node: number, view: view.clone(), heard: heard.clone(), priority: None });
             view
         };

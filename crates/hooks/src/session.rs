@@ -27,6 +27,7 @@ pub struct SessionView {
     account: BareJid,
     sid: Sid,
     secure: bool,
+    anonymous: bool,
     presence: Mutex<Option<Stanza>>,
     priority: AtomicI16,
     interested: AtomicBool,
@@ -42,12 +43,19 @@ impl SessionView {
             jid,
             sid,
             secure,
+            anonymous: false,
             presence: Mutex::new(None),
             priority: AtomicI16::new(NOT_AVAILABLE),
             interested: AtomicBool::new(false),
             directed: Mutex::new(HashSet::new()),
             notes: Notes::default(),
         }
+    }
+
+    /// The same, of a client that logged in without an account (XEP-0175).
+    #[must_use]
+    pub fn anonymous(self) -> SessionView {
+        SessionView { anonymous: true, ..self }
     }
 
     pub fn jid(&self) -> &FullJid {
@@ -64,6 +72,11 @@ impl SessionView {
 
     pub fn is_secure(&self) -> bool {
         self.secure
+    }
+
+    /// Whether there is no account behind it: what is stored under its name, nobody ever gets.
+    pub fn is_anonymous(&self) -> bool {
+        self.anonymous
     }
 
     /// The last available presence that was broadcast, stamped with the full JID, without `to`.

@@ -87,11 +87,21 @@ pub struct Auth {
     /// SASL mechanisms by their registered names, in the order in which they are offered; another one is
     /// answered with `invalid-mechanism`.
     pub mechanisms: Vec<String>,
+    /// Hosts on which a client may log in without an account (ANONYMOUS).
+    pub anonymous_hosts: Vec<String>,
+}
+
+impl Auth {
+    /// Whether a client may log in to this host without an account.
+    pub(crate) fn is_anonymous(&self, host: &str) -> bool {
+        self.anonymous_hosts.iter().any(|anonymous| anonymous == host)
+    }
 }
 
 impl Default for Auth {
     fn default() -> Self {
-        Auth { mechanisms: MechanismName::DEFAULT.map(|name| name.as_str().to_owned()).to_vec() }
+        let mechanisms = MechanismName::DEFAULT.map(|name| name.as_str().to_owned());
+        Auth { mechanisms: mechanisms.to_vec(), anonymous_hosts: Vec::new() }
     }
 }
 

@@ -11,9 +11,9 @@ use jid::{BareJid, FullJid, ResourcePart};
 use router::Mailbox;
 use rustls::server::ClientHello;
 use stanza::{Condition, ErrorKind, Stanza, StanzaError, StreamCondition, StreamError};
-use stream::sasl::keys;
 use stream::sasl::mechanism::Password;
-use stream::sasl::{Checked, Found, SaslCondition, ScramHash, ScramKeys};
+use stream::sasl::{Checked, Found, MechanismName, SaslCondition, ScramHash, ScramKeys};
+use stream::sasl::{anonymous, keys};
 use stream::{Act, Acts, Entry, Negotiation, Reader, TlsFacts, TlsVersion};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -179,6 +179,8 @@ impl Login<'_> {
                 }
                 Act::Authenticated { account, mechanism } => {
                     self.mechanism = mechanism.as_str();
+                    // An attempt before it may have been at an account.
+                    self.has_keys &= mechanism != MechanismName::Anonymous;
                     self.authenticated(&account);
                     continue;
                 }
@@ -297,6 +299,13 @@ impl Login<'_> {
 
     /// The account with its keys for one hash; `None` where there is none of that name.
     async fn find(&mut self, account: &BareJid, hash: ScramHash) -> Result<Option<Found>, ()> {
+        let auth = &self.connection.world.config.auth;
+        if auth.is_anonymous(account.domain().as_str())
+            && account.node().is_some_and(|node| anonymous::is_anonymous(node.as_str()))
+        {
+            // Somebody may be here under that name: whoever registered it since must not become them.
+            return Ok(None);
+        }
         let found = self.connection.world.accounts.credentials(account.as_str()).await;
         let credentials = found.map_err(|error| {
             tracing::warn!(%error, "failed to read credentials");
@@ -387,7 +396,12 @@ impl Login<'_> {
         // comes before the session has its actor is kept for it.
         world.table.begin(Sid(sid.0));
         let secure = self.negotiation.tls().is_some();
-        let mut view = Arc::new(SessionView::new(jid.clone(), Sid(sid.0), secure));
+        let view_of = |jid: FullJid| {
+            let view = SessionView::new(jid, Sid(sid.0), secure);
+            let anonymous = self.mechanism == MechanismName::Anonymous.as_str();
+            Arc::new(if anonymous { view.anonymous() } else { view })
+        };
+        let mut view = view_of(jid.clone());
         self.connection.held.claim(Claim::new(view.clone()));
         // Before it is agreed as well: other nodes send to the session as soon as they see it, and where a
         // session has no mailbox it counts as gone.
@@ -396,7 +410,7 @@ impl Login<'_> {
         match world.claims.bind(&jid, sid, policy).await {
             Ok(bound) => {
                 if bound.jid != jid {
-                    let named = Arc::new(SessionView::new(bound.jid.clone(), Sid(sid.0), secure));
+                    let named = view_of(bound.jid.clone());
                     mailbox = world.router.open(named.clone());
                     world.router.close(&view, Vec::new());
                     view = named;

@@ -75,10 +75,11 @@ impl World {
     }
 
     fn settings_with(&self, secret: Vec<u8>) -> Arc<Settings> {
-        let hosts = self.services.hosts().iter().filter_map(|host| {
+        let prepare = |host: &String| {
             let prepared = DomainPart::new(host).map(|part| part.into_owned());
             prepared.inspect_err(|error| tracing::error!(host, %error, "not a host name")).ok()
-        });
+        };
+        let hosts = self.services.hosts().iter().filter_map(prepare);
         let services = self.services.clone();
         let random = Arc::new(move |buffer: &mut [u8]| services.random(buffer));
         let mut settings = Settings::new(hosts.collect(), secret, random);
@@ -86,6 +87,7 @@ impl World {
         settings.auth_failures_max = self.config.limits.auth_failures_per_stream;
         let mechanisms = self.config.auth.mechanisms.iter();
         settings.mechanisms = mechanisms.filter_map(|name| MechanismName::from_name(name)).collect();
+        settings.anonymous_hosts = self.config.auth.anonymous_hosts.iter().filter_map(prepare).collect();
         let registry = self.registry.clone();
         settings.greetings = Arc::new(move |host, secure| {
             registry.offered(&Offer { host: host.as_str().to_owned(), account: None, secure })

@@ -79,7 +79,8 @@ impl Answering for Disco {
                 false => Reply::with(host(passage, ask)),
             });
         }
-        if passage.is_own() {
+        // XEP-0175, 3: nobody is deceived about who has no account, and so no contacts who alone may ask.
+        if passage.is_own() || ask == Ask::Info && is_anonymous(passage) {
             return Answer::Now(self.account(passage, ask, has_node, true));
         }
         Answer::later(async move {
@@ -115,7 +116,8 @@ impl Disco {
             _ if has_node && may_see => Reply::Error(StanzaError::new(Condition::ItemNotFound)),
             Ask::Info => {
                 let identity = element("identity", INFO).with("category", "account");
-                let query = element("query", INFO).child(identity.with("type", "registered"));
+                let kind = if is_anonymous(passage) { "anonymous" } else { "registered" };
+                let query = element("query", INFO).child(identity.with("type", kind));
                 let cards = passage.services.cards(passage.host().unwrap_or_default());
                 Reply::with(features(query, cards.iter().flat_map(|card| card.account_features)))
             }
@@ -130,6 +132,12 @@ impl Disco {
         };
         Ok(self.rosters.of(&*passage.services, account).await?.lets_see(from))
     }
+}
+
+/// Whether the account that is asked about is none: the name of an anonymous session of this node.
+fn is_anonymous(passage: &Passage) -> bool {
+    let Some(account) = &passage.account else { return false };
+    passage.services.local_sessions(account).iter().any(|session| session.is_anonymous())
 }
 
 fn resources(passage: &Passage) -> Element {

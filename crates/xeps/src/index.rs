@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hooks::{Module, Switches};
 use toml_edit::Value;
 
+use crate::anonymous::Anonymous;
 use crate::disco::Disco;
 use crate::forgeries::Forgeries;
 use crate::offline::Offline;
@@ -20,10 +21,11 @@ use crate::strangers::Strangers;
 use crate::subscription::Subscription;
 use crate::time::Time;
 use crate::version::Version;
-use crate::{disco, offline, presence, registration, rosters, strangers, subscription, version};
+use crate::{anonymous, disco, offline, presence, registration, rosters, strangers, subscription, version};
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
+    "anonymous",
     "disco",
     "roster",
     "strangers",
@@ -66,6 +68,7 @@ impl Switch {
 /// `[modules.NAME]` of all modules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModulesConfig {
+    pub anonymous: anonymous::Config,
     pub disco: disco::Config,
     pub roster: rosters::Config,
     pub strangers: strangers::Config,
@@ -118,6 +121,7 @@ impl ModulesConfig {
 
     fn of(&mut self, module: &str) -> Box<dyn Settings + '_> {
         match module {
+            "anonymous" => Box::new(&mut self.anonymous),
             "disco" => Box::new(&mut self.disco),
             "roster" => Box::new(&mut self.roster),
             "strangers" => Box::new(&mut self.strangers),
@@ -135,6 +139,8 @@ impl ModulesConfig {
 pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let rosters = Arc::new(Rosters::new(config.roster.clone()));
     let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
+        // Before all others: what it refuses must not have been noted by anybody.
+        ("anonymous", Arc::new(Anonymous::new(config.anonymous.clone()))),
         ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone()))),
         // Before subscription and presence: a new session's cached roster is forgotten before they read it.
         ("roster", Arc::new(RosterModule::new(rosters.clone()))),

@@ -4,11 +4,12 @@
 //! - [`index`]: the list of modules, whose order is the order of their handlers.
 //! - [`ping`], the smallest module, then [`disco`], [`roster`], [`strangers`], [`subscription`],
 //!   [`presence`], [`offline`], [`forgeries`].
-//! - [`registration`]: the one that speaks with clients before they log in.
+//! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
 //! - [`settings`]: how a module says which keys its `[modules.NAME]` table has.
 //! - [`pages`]: the pages of `docs/` that are made from the modules' cards.
 
+pub mod anonymous;
 pub mod disco;
 mod failure;
 pub mod forgeries;

@@ -11,6 +11,7 @@ pub fn check(values: &Values) -> Vec<Fault> {
     let mut faults = Vec::new();
     pairs(values, &mut faults);
     tls(values, &mut faults);
+    anonymous(values, &mut faults);
     roles(values, &mut faults);
     links(values, &mut faults);
     store(values, &mut faults);
@@ -61,7 +62,7 @@ fn tls(values: &Values, faults: &mut Vec<Fault>) {
             values.fault("tls.ciphers", "none of these is of TLS 1.3, which `tls.min_version` asks for"),
         );
     }
-    let served: Vec<String> = texts(values, "hosts").iter().filter_map(|h| read::domain(h).ok()).collect();
+    let served = domains(values, "hosts");
     for (name, host) in &values.tls_hosts {
         let key = format!("tls.hosts.{name}");
         let place = host.place.clone().or_else(|| host.keys.values().next().map(|found| found.place.clone()));
@@ -76,6 +77,30 @@ fn tls(values: &Values, faults: &mut Vec<Fault>) {
         }
         for missing in ["cert", "key"].into_iter().filter(|key| !host.keys.contains_key(*key)) {
             wrong(format!("needs `{missing}`, which is not set"));
+        }
+    }
+}
+
+fn domains(values: &Values, path: &str) -> Vec<String> {
+    texts(values, path).iter().filter_map(|host| read::domain(host).ok()).collect()
+}
+
+/// Who has no account is let in only where the module is that keeps it from leaving anything behind.
+fn anonymous(values: &Values, faults: &mut Vec<Fault>) {
+    const KEY: &str = "auth.anonymous_hosts";
+    let served = domains(values, "hosts");
+    let module = values.modules.get("anonymous").map(|module| &module.keys);
+    let said = |key: &str| module.and_then(|keys| keys.get(key)).map(|found| &found.value);
+    let is_off = said("enabled").and_then(Value::as_bool) == Some(false);
+    let only: Vec<&str> =
+        said("hosts").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    for host in domains(values, KEY) {
+        if !served.contains(&host) {
+            faults.push(values.fault(KEY, format!("`{host}` is not one of the `hosts` of the server")));
+        } else if is_off || !only.is_empty() && !only.contains(&host.as_str()) {
+            faults.push(
+                values.fault(KEY, format!("needs `modules.anonymous`, which is switched off for `{host}`")),
+            );
         }
     }
 }

@@ -29,6 +29,8 @@ pub enum Form {
     Accounts,
     /// A list of names of accounts, without a host; it may be empty.
     Names,
+    /// A list of domain names, which may be empty.
+    SomeDomains,
     /// A path, relative to the working directory of the server.
     Path,
     /// A table with a table for each host, in which stand `cert` and `key`.
@@ -51,7 +53,7 @@ impl Form {
             Form::HostPorts => {
                 "a list of names or addresses with ports, as in [\"node1.example.org:7400\"]".into()
             }
-            Form::Domains => "a list of domain names, as in [\"example.org\"]".into(),
+            Form::Domains | Form::SomeDomains => "a list of domain names, as in [\"example.org\"]".into(),
             Form::HostFiles => "a table for each host, as in [tls.hosts.\"example.org\"]".into(),
             Form::Networks => {
                 "a list of networks or addresses, as in [\"10.0.0.0/8\", \"2001:db8::1\"]".into()
@@ -183,6 +185,12 @@ pub const KEYS: &[Key] = &[
             "[\"EXTERNAL\", \"SCRAM-SHA-512-PLUS\", \"SCRAM-SHA-256-PLUS\", \"SCRAM-SHA-1-PLUS\", \"SCRAM-SHA-512\", \"SCRAM-SHA-256\", \"SCRAM-SHA-1\", \"PLAIN\"]",
         ),
         "Ways to log in, in the order in which they are offered; another one is answered with `invalid-mechanism`. PLAIN is offered inside TLS only, those that end with -PLUS bind the login to the TLS channel.",
+    ),
+    key(
+        "auth.anonymous_hosts",
+        SomeDomains,
+        Is("[]"),
+        "Hosts on which a client may log in without an account (ANONYMOUS), under a random name that ends with the session; `[modules.anonymous]` says what it may reach.",
     ),
     key(
         "tls.cert",

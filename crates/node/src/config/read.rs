@@ -356,6 +356,7 @@ fn fits(form: Form, value: &Value) -> Result<(), String> {
         Form::HostPort => host_port(text()?),
         Form::HostPorts => each(value, 1, host_port),
         Form::Domains => each(value, 1, |t| domain(t).map(|_| ())),
+        Form::SomeDomains => each(value, 0, |t| domain(t).map(|_| ())),
         // read where the tables are
         Form::HostFiles => Err(found()),
         Form::Networks => each(value, 0, |t| {

@@ -75,7 +75,7 @@ impl Settings {
     /// The settings that checked values make.
     pub fn of(values: &Values) -> Result<Settings, Faults> {
         let v = Typed(values);
-        let hosts: Vec<String> = v.texts("hosts").iter().filter_map(|h| read::domain(h).ok()).collect();
+        let hosts = v.domains("hosts");
         let mut faults = Vec::new();
         let mut modules = modules::read(values, &hosts, &mut faults);
         modules.reserved = v.texts("accounts.reserved");
@@ -121,6 +121,11 @@ impl Typed<'_> {
         list.into_iter().flatten().filter_map(|t| t.as_str().map(str::to_owned)).collect()
     }
 
+    /// Names of hosts, prepared as in addresses.
+    fn domains(&self, path: &str) -> Vec<String> {
+        self.texts(path).iter().filter_map(|host| read::domain(host).ok()).collect()
+    }
+
     fn path(&self, path: &str) -> Option<PathBuf> {
         self.text(path).map(PathBuf::from)
     }
@@ -142,7 +147,10 @@ impl Typed<'_> {
     fn session(&self) -> session::Config {
         session::Config {
             c2s: self.part("c2s"),
-            auth: self.part("auth"),
+            auth: session::Auth {
+                anonymous_hosts: self.domains("auth.anonymous_hosts"),
+                ..self.part("auth")
+            },
             tls: session::Tls {
                 files: session::TlsFiles {
                     cert: self.path("tls.cert").unwrap_or_default(),

@@ -157,6 +157,19 @@ fn hosts_have_certificates_of_their_own_however_the_table_is_written() {
 }
 
 #[test]
+fn hosts_for_anonymous_clients_are_ours_and_guarded() {
+    let hosts = "hosts = [\"a.example\", \"Guest.example\"]\n[auth]\nanonymous_hosts = [\"guest.example\"]\n";
+    let settings = parse("a.toml", hosts, &[]).unwrap();
+    assert_eq!(settings.session.auth.anonymous_hosts, ["guest.example"]);
+    let off = "bad.toml:3: `auth.anonymous_hosts`: needs `modules.anonymous`, which is switched off for `guest.example`";
+    for module in ["enabled = false", "hosts = [\"a.example\"]"] {
+        assert_eq!(faults(&format!("{hosts}[modules.anonymous]\n{module}\n")), [off]);
+    }
+    let strange = faults("[auth]\nanonymous_hosts = [\"guest.example\"]\n");
+    assert!(strange[0].contains("`guest.example` is not one of the `hosts`"), "{strange:?}");
+}
+
+#[test]
 fn a_tls_policy_that_cannot_work_is_refused() {
     for (text, expected) in [
         ("[tls]\nciphers = [\"TLS_AES_128_GCM_SHA265\"]\n", "the nearest is `TLS_AES_128_GCM_SHA256`"),
