@@ -1,4 +1,4 @@
-//! Rows 1 to 14, 25, 27, 29, 30 and 40: XML that is none, or none of ours.
+//! Rows 1 to 14, 25, 27, 29, 30, 37 and 40: XML that is none, or none of ours.
 
 use anyhow::{Context, Result, ensure};
 use tests::xml::{CLIENT, escape};
@@ -374,6 +374,33 @@ async fn row_030_what_waits_is_written_before_the_end() -> Result<()> {
     };
     let counted = [stanzas("message", "delivered").times(2 * COUNT), ended("closed").times(2)];
     Door::shared().await?.row(counted, deeds).await
+}
+
+/// Input: a stanza whose short prefixes mean a namespace of 8 KB, hundreds of times.
+///
+/// Outcome: the stream ends with `policy-violation`: nobody gets a message a thousand times as long as it was
+/// sent, and no tree of it is built.
+#[tokio::test]
+async fn row_037_a_long_namespace_does_not_multiply() -> Result<()> {
+    let uri = "u".repeat(8_000);
+    let inside = ["<p:a/>".repeat(1_500), format!("<x xmlns:q='{uri}'>{}</x>", "<q:a/>".repeat(1_500))];
+    let deeds = async |door: &Door| {
+        let person = door.person("mallory").await?;
+        for inside in &inside {
+            let mut raw = door.stream(Way::Direct).await?;
+            let authenticated = raw.try_authenticate(&person.user, &person.password, "PLAIN").await?;
+            ensure!(authenticated.is_ok(), "{authenticated:?}");
+            raw.expect_stream();
+            let header = raw.header().replace(" to=", &format!(" xmlns:p='{uri}' to="));
+            raw.say(header).await?;
+            raw.next().await?;
+            raw.bind(None).await?;
+            raw.say(format!("<message to='{}'>{inside}</message>", escape(door.witness()))).await?;
+            raw.stream_error("policy-violation").await?;
+        }
+        Ok(())
+    };
+    Door::shared().await?.row([stream_errors("policy-violation").times(inside.len())], deeds).await
 }
 
 /// Input: a request for compression, before and after login.

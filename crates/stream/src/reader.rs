@@ -98,6 +98,10 @@ pub struct Reader {
     after_return: bool,
 }
 
+/// A short prefix may mean a long namespace, thousands of times: the tree of a stanza may hold so many times
+/// the bytes in namespaces that the stanza itself may have.
+const MEANT_FACTOR: usize = 4;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Nothing but whitespace so far.
@@ -117,6 +121,9 @@ struct Child {
     children: usize,
     /// Something in it needs a declaration made outside of it.
     leans: bool,
+    /// Bytes of the namespaces of its elements and attributes, each counted where it is meant: so many they
+    /// take in a tree, where no prefix stands for them.
+    meant: usize,
 }
 
 enum What {
@@ -340,19 +347,32 @@ impl Reader {
             2 => {
                 let what = self.child_of(&name, uri)?;
                 let head_end = self.raw.len();
-                self.child = Some(Child { what, head_end, elements: 1, children: 0, leans: false });
+                let meant = self.meant(uri);
+                self.child = Some(Child { what, head_end, elements: 1, children: 0, leans: false, meant });
                 None
             }
             _ => {
-                let leans = self.leans(prefix, uri, declared_at);
+                let (leans, meant) = (self.leans(prefix, uri, declared_at), self.meant(uri));
                 if let Some(child) = &mut self.child {
                     child.leans |= leans;
+                    child.meant += meant;
                 }
                 None
             }
         };
+        let meant = self.child.as_ref().map_or(0, |child| child.meant);
+        if meant > MEANT_FACTOR * self.limits.stanza_bytes {
+            return Err(ReadError::limit("namespaces too long"));
+        }
         self.attributes.clear();
         Ok(event)
+    }
+
+    /// Bytes of the namespaces that an open tag means.
+    fn meant(&self, uri: &str) -> usize {
+        let prefixes = self.attributes.iter().filter_map(|a| a.foreign_prefix());
+        let of_attributes = prefixes.map(|prefix| self.scope.uri_of(Some(prefix)).map_or(0, str::len));
+        uri.len() + of_attributes.sum::<usize>()
     }
 
     /// Whether an element inside a stanza needs a declaration of the stream or of the stanza's own tag.
@@ -460,12 +480,21 @@ impl Reader {
         let event = match child.what {
             What::Stanza(head) => match head.check_shape(child.children) {
                 Err(error) => StreamEvent::BadStanza { reply: Head { from: None, ..head }.refusal(&error) },
-                Ok(()) if child.leans => {
-                    let mut e = Element::bare("r", ns::CLIENT);
-                    self.parse_body(&mut e, body)?;
-                    StreamEvent::Stanza(Stanza::new(head, stanza::stanza::children_to_bytes(&e)))
+                Ok(()) => {
+                    let body = if child.leans {
+                        let mut e = Element::bare("r", ns::CLIENT);
+                        self.parse_body(&mut e, body)?;
+                        stanza::stanza::children_to_bytes(&e)
+                    } else {
+                        Bytes::copy_from_slice(body)
+                    };
+                    // Without the prefixes of the sender's stream it may be longer than it came.
+                    let extra: usize = head.extra.iter().map(|a| a.ns.len() + a.value.len()).sum();
+                    if body.len() + extra > self.limits.stanza_bytes {
+                        return Err(ReadError::limit("too many bytes without prefixes"));
+                    }
+                    StreamEvent::Stanza(Stanza::new(head, body))
                 }
-                Ok(()) => StreamEvent::Stanza(Stanza::new(head, Bytes::copy_from_slice(body))),
             },
             What::Refused(reply) => StreamEvent::BadStanza { reply },
             What::Other => StreamEvent::Element(self.whole()?),

@@ -318,6 +318,32 @@ fn bounds_hold_before_anything_is_built() {
 }
 
 #[test]
+fn a_long_namespace_does_not_multiply() {
+    let uri = "u".repeat(8_000);
+    let open = |inner: &str| OPEN.replace("xmlns:p='urn:p'", &format!("xmlns:p='{uri}'")) + inner;
+    let many = |n: usize, what: &str| what.repeat(n);
+    let attributes: String = (0..60).map(|n| format!(" p:a{n}=''")).collect();
+    let own = |inner: String| format!("<message><x xmlns:q='{uri}'>{inner}</x></message>");
+    let cases = [
+        // Made anew, each element says its namespace.
+        (open(&format!("<message>{}</message>", many(30, "<p:a/>"))), true),
+        (open(&format!("<message>{}</message>", many(40, "<p:a/>"))), false),
+        (open(&format!("<message>{}</message>", many(1_500, "<p:a/>"))), false),
+        (open(&format!("<message{attributes}/>")), false),
+        // Kept as it is, it would become a tree in the hands of whoever looks inside.
+        (open(&own(many(100, "<q:a/>"))), true),
+        (open(&own(many(1_500, "<q:a/>"))), false),
+        (open(&own(many(100, "<a q:b='' q:c=''/>"))), false),
+        (open(&format!("<r xmlns='u'>{}</r>", many(1_500, "<p:a/>"))), false),
+    ];
+    for (xml, good) in cases {
+        let (heard, error) = whole(xml.as_bytes());
+        let expected = (!good).then_some(StreamCondition::PolicyViolation);
+        assert_eq!((heard.len(), error), (1 + usize::from(good), expected), "{} bytes", xml.len());
+    }
+}
+
+#[test]
 fn endless_keep_alives_take_no_memory() {
     let mut reader = Reader::new(Limits::before_auth());
     let mut input = BytesMut::from(OPEN);
