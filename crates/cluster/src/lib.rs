@@ -32,6 +32,9 @@ mod membership;
 pub mod raft;
 pub mod replica;
 
+#[doc(hidden)]
+pub mod readers;
+
 mod batch;
 pub mod identity;
 mod links;

@@ -13,26 +13,33 @@ pub(crate) const VERSION: u32 = 1;
 
 /// A parcel that this node cannot read: its sender speaks a newer version, or is broken.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BadParcel {
+pub enum BadParcel {
+    /// No message of the protocol.
     #[error("failed to decode a parcel: {0}")]
     Encoding(#[from] prost::DecodeError),
+    /// An address that is none.
     #[error("failed to read the address `{address}` in a parcel: {source}")]
     Address { address: String, source: jid::Error },
+    /// Something that each parcel has.
     #[error("a parcel without {0}")]
     Missing(&'static str),
 }
 
 /// A stanza and where it is to go at the receiving node.
 #[derive(Debug)]
-pub(crate) struct Opened {
+pub struct Opened {
+    /// The stanza, its body a slice of the parcel.
     pub stanza: Stanza,
+    /// What is to be done with it.
     pub purpose: Purpose,
+    /// Boundaries between nodes that it has crossed.
     pub hops: u8,
+    /// For whom: another `to`, or that of the stanza, and the session that was chosen.
     pub targets: Vec<(Option<Jid>, Option<Sid>)>,
 }
 
 /// Encodes a stanza; `hops` counts the boundary that it is about to cross.
-pub(crate) fn seal(stanza: &Stanza, purpose: Purpose, hops: u8, targets: Vec<Target>) -> Bytes {
+pub fn seal(stanza: &Stanza, purpose: Purpose, hops: u8, targets: Vec<Target>) -> Bytes {
     let head = &stanza.head;
     let text = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
     let jid = |jid: &Option<Jid>| jid.as_ref().map(|jid| jid.as_str().to_owned()).unwrap_or_default();
@@ -63,7 +70,7 @@ pub(crate) fn seal(stanza: &Stanza, purpose: Purpose, hops: u8, targets: Vec<Tar
 }
 
 /// A target: another `to` for this receiver, and the session that was chosen.
-pub(crate) fn target(to: Option<&Jid>, sid: Option<Sid>) -> Target {
+pub fn target(to: Option<&Jid>, sid: Option<Sid>) -> Target {
     Target {
         to: to.map(|to| to.as_str().to_owned()).unwrap_or_default(),
         sid: sid.map(|sid| Bytes::copy_from_slice(&sid.0.to_be_bytes())).unwrap_or_default(),
@@ -71,7 +78,7 @@ pub(crate) fn target(to: Option<&Jid>, sid: Option<Sid>) -> Target {
 }
 
 /// Reads a parcel. The body stays a slice of `bytes`.
-pub(crate) fn open(bytes: Bytes) -> Result<Opened, BadParcel> {
+pub fn open(bytes: Bytes) -> Result<Opened, BadParcel> {
     let parcel = Parcel::decode(bytes)?;
     let purpose = parcel.purpose();
     if purpose == Purpose::Unspecified {

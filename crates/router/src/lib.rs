@@ -24,7 +24,7 @@ pub mod receipt;
 pub mod services;
 mod removal;
 mod keysmith;
-mod envelope;
+pub mod envelope;
 mod peer;
 mod lane;
 mod link;

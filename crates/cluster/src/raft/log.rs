@@ -101,22 +101,7 @@ impl Log {
     /// Opens the log of a folder, or makes it.
     pub(crate) fn open(name: &str, dir: &Path) -> io::Result<Log> {
         fs::create_dir_all(dir)?;
-        let mut state = State {
-            jobs: None,
-            vote: None,
-            committed: None,
-            committed_waits: false,
-            purged: None,
-            first: 0,
-            places: VecDeque::new(),
-            cache: VecDeque::new(),
-            cached: 0,
-            segment: 0,
-            segment_len: 0,
-            older: BTreeMap::new(),
-            files: BTreeMap::new(),
-            appended: 0,
-        };
+        let mut state = State::blank();
         let segments = wal::segments(dir)?;
         for (nth, segment) in segments.iter().enumerate() {
             let newest = nth + 1 == segments.len();
@@ -227,7 +212,33 @@ impl Log {
     }
 }
 
+/// Reads records one after the other, as a log does when it is opened; how many it took before one was refused.
+pub(crate) fn replay<'a>(records: impl Iterator<Item = (Kind, &'a [u8])>) -> usize {
+    let mut state = State::blank();
+    let taken = records.take_while(|(kind, payload)| state.replay(0, *kind, payload, 0).is_ok());
+    taken.count()
+}
+
 impl State {
+    fn blank() -> State {
+        State {
+            jobs: None,
+            vote: None,
+            committed: None,
+            committed_waits: false,
+            purged: None,
+            first: 0,
+            places: VecDeque::new(),
+            cache: VecDeque::new(),
+            cached: 0,
+            segment: 0,
+            segment_len: 0,
+            older: BTreeMap::new(),
+            files: BTreeMap::new(),
+            appended: 0,
+        }
+    }
+
     fn last_index(&self) -> u64 {
         match self.places.back() {
             Some(place) => place.id.index,

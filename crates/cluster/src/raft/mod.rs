@@ -2,10 +2,10 @@
 
 pub mod group;
 pub(crate) mod group_thread;
-mod log;
+pub(crate) mod log;
 pub mod machine;
 mod machine_thread;
 pub(crate) mod network;
 mod state;
 mod types;
-mod wal;
+pub(crate) mod wal;

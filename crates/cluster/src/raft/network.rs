@@ -318,6 +318,13 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
     postcard::from_bytes(bytes).map_err(|e| Status::invalid_argument(format!("an unreadable message: {e}")))
 }
 
+/// Reads bytes as each of the calls that another member may make.
+pub(crate) fn read_calls(body: &[u8]) {
+    let _ = decode::<AppendEntriesRequest<TypeConfig>>(body);
+    let _ = decode::<VoteRequest<u64>>(body);
+    let _ = decode::<(Vote, Meta)>(body);
+}
+
 fn disk(e: io::Error) -> Status {
     Status::internal(e.to_string())
 }

@@ -41,7 +41,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn of(byte: u8) -> Option<Kind> {
+    pub(crate) fn of(byte: u8) -> Option<Kind> {
         [Kind::Entry, Kind::Vote, Kind::Truncate, Kind::Purge, Kind::Committed]
             .into_iter()
             .find(|kind| *kind as u8 == byte)

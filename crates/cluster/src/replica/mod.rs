@@ -14,7 +14,7 @@ mod machine;
 mod open;
 mod remote;
 mod service;
-mod wire;
+pub(crate) mod wire;
 
 #[cfg(test)]
 mod group_tests;

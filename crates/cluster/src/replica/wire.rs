@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use prost::Message;
 use proto::store as wire;
 use store::{Batch, Committed, Expect, Key, Op, Partition, Range, Record, StoreError, Table};
 
@@ -280,6 +281,27 @@ pub(super) fn read_failure(failure: wire::Failure) -> StoreError {
             StoreError::TooLarge { what, max: usize::try_from(failure.max).unwrap_or(usize::MAX) }
         }
         Ok(Kind::Engine | Kind::Unspecified) | Err(_) => StoreError::Engine { reason },
+    }
+}
+
+/// Reads bytes as each of the messages that come from the log and from other nodes.
+pub(crate) fn read_messages(body: &[u8]) {
+    if let Ok(command) = wire::Command::decode(body)
+        && check_tables(tables(&command)).is_ok()
+    {
+        let _ = read_id(&command.id);
+        for batch in command.batches {
+            let _ = read_batch(batch).map(|batch| batch.check());
+        }
+    }
+    let _ = wire::GetReply::decode(body).map(read_get_reply);
+    let _ = wire::ScanReply::decode(body).map(read_scan_reply);
+    let _ = wire::ScanRequest::decode(body).map(|request| read_range(&request));
+    if let Ok(reply) = wire::CommitReply::decode(body) {
+        let conflicts = reply.outcomes.iter().filter_map(|outcome| outcome.conflict.as_ref());
+        if check_tables(conflicts.map(|conflict| conflict.table.as_str())).is_ok() {
+            let _ = read_commit_reply(reply);
+        }
     }
 }
 
