@@ -196,7 +196,7 @@ async fn row_098_a_push_of_another_changes_no_roster() -> Result<()> {
         ensure!(roster(&mut bobs).await? == [carol.bare()], "the roster changed");
         Ok(())
     };
-    Door::shared().await?.row([read("iq").times(4)], deeds).await
+    Door::shared().await?.row([stanzas("iq", "bounced").times(3)], deeds).await
 }
 
 /// Input: a roster get and a roster set to the account of another, and to one that is not there.
@@ -218,7 +218,7 @@ async fn row_099_the_roster_of_another_is_forbidden() -> Result<()> {
         ensure!(roster(&mut bobs).await?.is_empty(), "the roster changed");
         raw.works_and_heard_nothing().await
     };
-    Door::shared().await?.row([read("iq").times(4)], deeds).await
+    Door::shared().await?.row([stanzas("iq", "bounced").times(4)], deeds).await
 }
 
 /// Input: a message with several times of sending and ids that claim to be the server's.
@@ -357,7 +357,7 @@ async fn row_107_an_account_looks_like_none_to_strangers() -> Result<()> {
         ensure!(missing.iter().any(|answer| answer.contains("service-unavailable")), "nothing was answered");
         Ok(())
     };
-    Door::shared().await?.row([read("iq").times(20)], deeds).await
+    Door::shared().await?.row([stanzas("iq", "bounced").times(96)], deeds).await
 }
 
 /// All that is heard of what a stranger may say to an account, without its name, sorted.

@@ -152,6 +152,11 @@ impl Router {
         proto::relay::relay_server::RelayServer::new(crate::relay::RelayService::new(self.myself.clone()))
     }
 
+    /// Counts a stanza that a leaving handler refused, with those that are returned to their senders.
+    pub fn note_refused(&self, kind: Kind) {
+        self.counters.count(kind, Fate::Bounced);
+    }
+
     /// What became of stanzas so far.
     pub fn counters(&self) -> &Counters {
         &self.counters

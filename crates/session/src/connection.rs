@@ -361,7 +361,10 @@ async fn hand_on(
     match world.registry.leaving(&mut passage).await {
         Verdict::Pass => world.router.send(passage).await,
         Verdict::Stop => {}
-        Verdict::Refuse(error) => refuse(connection, view, &passage.stanza, &error),
+        Verdict::Refuse(error) => {
+            world.router.note_refused(passage.stanza.head.kind);
+            refuse(connection, view, &passage.stanza, &error)
+        }
     }
     Ok(())
 }
