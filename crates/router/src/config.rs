@@ -41,6 +41,9 @@ pub struct Config {
     /// New passwords that may wait to be turned into keys; for further ones the client hears
     /// `resource-constraint`.
     pub new_password_queue: usize,
+    /// Seconds between two looks for removals of accounts that somebody began and nobody ended; what is seen
+    /// twice is ended.
+    pub unfinished_removal_s: u64,
 }
 
 impl Default for Config {
@@ -59,11 +62,16 @@ impl Default for Config {
             refused_wait_ms: 2_000,
             lost_sessions_at_once: 32,
             new_password_queue: 64,
+            unfinished_removal_s: 60,
         }
     }
 }
 
 impl Config {
+    pub(crate) fn unfinished_removal(&self) -> Duration {
+        Duration::from_secs(self.unfinished_removal_s)
+    }
+
     pub(crate) fn refused_wait(&self) -> Duration {
         Duration::from_millis(self.refused_wait_ms)
     }

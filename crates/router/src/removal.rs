@@ -17,8 +17,6 @@ use crate::router::Router;
 /// How often the sessions of an account are sought before it is said that they do not end: who logs in
 /// meanwhile looks at the account once more when it is bound.
 const ROUNDS: usize = 5;
-/// How often removals are sought that somebody began and did not end.
-const LOOK: Duration = Duration::from_secs(60);
 /// Such removals of one host that are looked at in one round; the others wait for the next.
 const LEAVING_MAX: usize = 100;
 
@@ -153,10 +151,10 @@ impl Router {
 }
 
 /// Ends removals that somebody began and did not end, because their node died or the store did not answer.
-pub(crate) async fn finish(router: Weak<Router>) {
+pub(crate) async fn finish(router: Weak<Router>, every: Duration) {
     let mut seen = HashSet::new();
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(every).await;
         let Some(router) = router.upgrade() else { return };
         if router.whereabouts.is_serving() {
             seen = router.end_old_removals(&seen).await;

@@ -111,7 +111,7 @@ impl Router {
                 router.take_back(account, deliveries);
             }
         }));
-        router.runtime.spawn(removal::finish(Arc::downgrade(&router)));
+        router.runtime.spawn(removal::finish(Arc::downgrade(&router), router.config.unfinished_removal()));
         router.runtime.spawn(lost::follow(Arc::downgrade(&router), router.whereabouts.changes()));
         router
     }

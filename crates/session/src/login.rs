@@ -51,8 +51,6 @@ struct Login<'a> {
     header_due: Option<Instant>,
     failures: u32,
     mechanism: &'static str,
-    /// The account that is being tried is one with keys, and not one of a guest.
-    has_keys: bool,
     bound: Option<(Arc<SessionView>, Mailbox)>,
 }
 
@@ -86,7 +84,6 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
         header_due: Some(Instant::now() + limits.header()),
         failures: 0,
         mechanism: "",
-        has_keys: false,
         bound: None,
     };
     loop {
@@ -180,7 +177,6 @@ impl Login<'_> {
                 Act::Authenticated { account, mechanism } => {
                     self.mechanism = mechanism.as_str();
                     // An attempt before it may have been at an account.
-                    self.has_keys &= mechanism != MechanismName::Anonymous;
                     self.authenticated(&account);
                     continue;
                 }
@@ -248,7 +244,8 @@ impl Login<'_> {
         account: &BareJid,
         bound: &Result<FullJid, StanzaError>,
     ) -> Result<(), StreamError> {
-        if bound.is_err() || !self.has_keys {
+        // A guest has a session and no account.
+        if bound.is_err() || self.mechanism == MechanismName::Anonymous.as_str() {
             return Ok(());
         }
         match self.connection.world.accounts.state(account.as_str()).await {
@@ -298,7 +295,7 @@ impl Login<'_> {
     }
 
     /// The account with its keys for one hash; `None` where there is none of that name.
-    async fn find(&mut self, account: &BareJid, hash: ScramHash) -> Result<Option<Found>, ()> {
+    async fn find(&self, account: &BareJid, hash: ScramHash) -> Result<Option<Found>, ()> {
         let auth = &self.connection.world.config.auth;
         if auth.is_anonymous(account.domain().as_str())
             && account.node().is_some_and(|node| anonymous::is_anonymous(node.as_str()))
@@ -311,7 +308,6 @@ impl Login<'_> {
             tracing::warn!(%error, "failed to read credentials");
         })?;
         let credentials = credentials.filter(|credentials| credentials.state != AccountState::Leaving);
-        self.has_keys = credentials.is_some();
         Ok(credentials.map(|credentials| {
             let keys = match hash {
                 ScramHash::Sha1 => credentials.sha1,

@@ -9,6 +9,7 @@ use actix::Addr;
 use hooks::{SessionView, Sid};
 use jid::FullJid;
 use parking_lot::Mutex;
+use stream::sasl::MechanismName;
 
 use crate::session::{Order, Session};
 
@@ -113,7 +114,8 @@ impl Table {
     /// The sessions of accounts that the store knows; guests have none.
     pub(crate) fn with_keys(&self) -> Vec<Arc<SessionView>> {
         let lines = self.0.lock();
-        let known = lines.sessions.values().filter(|entry| entry.mechanism != "ANONYMOUS");
+        let known =
+            lines.sessions.values().filter(|entry| entry.mechanism != MechanismName::Anonymous.as_str());
         known.map(|entry| entry.view.clone()).collect()
     }
 

@@ -36,6 +36,10 @@ impl Failure {
 
 /// What the peer is told when the store failed: to try again. The failure itself is logged.
 pub fn store_failed(module: &'static str, error: &StoreError) -> StanzaError {
+    if let StoreError::Gone { .. } = error {
+        // As for an account that never was (RFC 6121, 8.5.1).
+        return StanzaError::new(Condition::ServiceUnavailable);
+    }
     tracing::warn!(module, %error, "the store failed");
     let condition = match error {
         StoreError::Full | StoreError::Contended { .. } => Condition::ResourceConstraint,

@@ -41,7 +41,7 @@ pub const NAMES: [&str; 13] = [
 ];
 
 /// Modules that are there only if they are asked for.
-const OFF: [&str; 1] = ["registration"];
+pub const OFF: [&str; 1] = ["registration"];
 
 crate::settings! {
     /// What every `[modules.NAME]` table may say.

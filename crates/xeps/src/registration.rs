@@ -125,7 +125,11 @@ impl Greeting for Registration {
         }
         Answer::later(async move {
             match services.create_account(&wish.account, &wish.password).await {
-                Ok(()) => Reply::empty(),
+                Ok(()) => {
+                    let address = stranger.address;
+                    tracing::info!(module = NAME, account = %wish.account, %address, "registered in-band");
+                    Reply::empty()
+                }
                 Err(error) => Reply::Error(told(error)),
             }
         })

@@ -703,6 +703,12 @@ pub const KEYS: &[Key] = &[
         Is("64"),
         "New passwords that may wait to be turned into keys; for further ones the client hears `resource-constraint`.",
     ),
+    key(
+        "limits.unfinished_removal_s",
+        Whole(1, DAY),
+        Is("60"),
+        "Seconds between two looks for removals of accounts that somebody began and nobody ended; what is seen twice is ended.",
+    ),
 ];
 
 /// The key of that path.

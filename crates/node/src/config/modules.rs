@@ -39,6 +39,14 @@ pub fn read(values: &Values, hosts: &[String], faults: &mut Vec<Fault>) -> Modul
             faults.extend(place.map(|place| Fault { place, key, what }));
             continue;
         }
+        if let Some(found) = said.keys.values().next()
+            && xeps::index::OFF.contains(&module.as_str())
+            && !said.keys.contains_key("enabled")
+        {
+            let what = "this module is off by default: expected `enabled` beside its other keys".to_owned();
+            let place = said.place.clone().unwrap_or_else(|| found.place.clone());
+            faults.push(Fault { place, key: format!("modules.{module}"), what });
+        }
         for (name, found) in &said.keys {
             let wrong = match config.set(module, name, &found.value) {
                 Ok(()) => unserved(name, found, hosts),

@@ -115,6 +115,10 @@ fn each_bad_file_is_refused_with_line_key_and_hint() {
             "bad.toml:2: `modules.offline.messages_max`: expected a whole number of at least 1",
         ),
         (
+            "[modules.registration]\nhosts = [\"localhost\"]\n",
+            "bad.toml:1: `modules.registration`: this module is off by default: expected `enabled` beside its other keys",
+        ),
+        (
             "[modules]\nping = { hosts = [\"a.example\"] }\n",
             "bad.toml:2: `modules.ping.hosts`: `a.example` is not one of the `hosts` of the server",
         ),

@@ -5,4 +5,5 @@ mod modules;
 mod one_node;
 mod real_cluster;
 mod relay;
+mod removal;
 mod world;
