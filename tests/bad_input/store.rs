@@ -3,7 +3,47 @@
 use anyhow::{Result, ensure};
 use tests::{people::go_online, xml::escape};
 
-use crate::{door::Door, raw::Way};
+use crate::{door::Door, metric::stanzas, raw::Way};
+
+/// Input: roster items with names and groups beyond measure, and more items than an account may have.
+///
+/// Outcome: `not-acceptable` for the one, `resource-constraint` for the other; what was there stays there, and
+/// goes on to be changed.
+#[tokio::test]
+async fn row_057_a_roster_has_bounds() -> Result<()> {
+    const ITEMS: usize = 12;
+    let door = Door::with(&[("modules.roster.items_max", &ITEMS.to_string())]).await?;
+    let deeds = async |door: &Door| {
+        let person = door.person("alice").await?;
+        let mut alices = door.session(Way::Direct, &person).await?;
+        let set = |id: &str, item: &str| {
+            format!("<iq type='set' id='{id}'><query xmlns='jabber:iq:roster'>{item}</query></iq>")
+        };
+        for n in 0..ITEMS {
+            alices.say(set(&format!("i{n}"), &format!("<item jid='c{n}@localhost'/>"))).await?;
+            let answer = alices.next().await?;
+            ensure!(answer.attr("type") == Some("result"), "{}", answer.pretty().join("\n"));
+        }
+        let groups: String = (0..1_000).map(|n| format!("<group>g{n}</group>")).collect();
+        let name = "n".repeat(8_000);
+        for (item, condition) in [
+            (format!("<item jid='c0@localhost' name='{name}'/>"), "not-acceptable"),
+            (format!("<item jid='c0@localhost'>{groups}</item>"), "not-acceptable"),
+            (format!("<item jid='c0@localhost'><group>{name}</group></item>"), "not-acceptable"),
+            ("<item jid='one-more@localhost'/>".to_owned(), "resource-constraint"),
+        ] {
+            alices.say(set("bad", &item)).await?;
+            alices.stanza_error(condition).await?;
+        }
+        alices.say(set("good", "<item jid='c0@localhost' name='Carol'/>")).await?;
+        ensure!(alices.next().await?.attr("type") == Some("result"), "the roster cannot be changed any more");
+        let mut again = door.session(Way::StartTls, &person).await?;
+        let roster = go_online(&mut again, None).await?.pretty().join("\n");
+        ensure!(roster.matches("<item").count() == ITEMS && roster.contains("name='Carol'"), "{roster}");
+        Ok(())
+    };
+    door.row([stanzas("iq", "bounced").times(4)], deeds).await
+}
 
 /// Input: a message to someone who is offline, and a roster change, while the disk takes no more.
 ///
