@@ -23,4 +23,5 @@ mod raw;
 mod server;
 mod size;
 mod store;
+mod tls;
 mod xml;

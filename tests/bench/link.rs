@@ -145,7 +145,8 @@ impl Link {
     }
 }
 
-const HEADER: &str = "<?xml version='1.0'?><stream:stream xmlns='jabber:client' \
+/// A stream header to the server under test.
+pub const HEADER: &str = "<?xml version='1.0'?><stream:stream xmlns='jabber:client' \
     xmlns:stream='http://etherx.jabber.org/streams' to='localhost' version='1.0'>";
 
 /// First place of `needle` in `hay`.

@@ -1,8 +1,10 @@
 //! Measures what a chat message, a login and an idle session cost the server, from the kernel's accounting.
 //!
-//! `cargo run --release -p tests --bin bench -- [chat|login|idle]... [--binary PATH] [--logins N] [--at-once N]`
-//! prints one line per figure. Every message is numbered and checked for loss, duplicates and order.
+//! `cargo run --release -p tests --bin bench -- [chat|login|idle|guess]... [--binary PATH] [--logins N] [--at-once N]`
+//! prints one line per figure. Every message is numbered and checked for loss, duplicates and order. `guess` tries
+//! to tell from the time of an answer whether an account exists.
 
+mod guess;
 mod link;
 mod process;
 mod scram;
@@ -50,9 +52,9 @@ async fn main() -> Result<()> {
             "--binary" => binary = args.next().context("`--binary` wants a path")?.into(),
             "--logins" => logins.count = args.next().context("`--logins` wants a number")?.parse()?,
             "--at-once" => logins.at_once = args.next().context("`--at-once` wants a number")?.parse()?,
-            "chat" | "login" | "idle" => wanted.push(arg),
+            "chat" | "login" | "idle" | "guess" => wanted.push(arg),
             _ => bail!(
-                "unknown argument `{arg}`: expected `chat`, `login`, `idle`, `--binary PATH`, `--logins N` or `--at-once N`"
+                "unknown argument `{arg}`: expected `chat`, `login`, `idle`, `guess`, `--binary PATH`, `--logins N` or `--at-once N`"
             ),
         }
     }
@@ -66,6 +68,10 @@ async fn main() -> Result<()> {
     }
     if runs("idle") {
         idle(&Server::start(&binary, BASE_PORT + 20)?).await?;
+    }
+    // It takes minutes, and measures no cost.
+    if wanted.iter().any(|w| w == "guess") {
+        guess::guess(&Server::start(&binary, BASE_PORT + 40)?).await?;
     }
     Ok(())
 }

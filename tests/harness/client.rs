@@ -206,6 +206,17 @@ impl Client {
         self.send(&format!("<starttls xmlns='{TLS}'/>")).await?;
         let answer = self.next().await?;
         ensure!(answer.is("proceed", TLS), "no proceed, but {}", answer.pretty().join("\n"));
+        self.handshake(tls).await
+    }
+
+    /// The handshake behind a `<proceed/>` that was asked for in a way of one's own.
+    pub async fn secure(&mut self) -> Result<()> {
+        let answer = self.next().await?;
+        ensure!(answer.is("proceed", TLS), "no proceed, but {}", answer.pretty().join("\n"));
+        self.handshake(tls_config()).await
+    }
+
+    async fn handshake(&mut self, tls: Arc<ClientConfig>) -> Result<()> {
         let (reader, writer) = (self.reader.take(), self.writer.take());
         let (reader, writer) = reader.zip(writer).context("the connection has ended")?;
         let name = ServerName::try_from(self.host.clone())?;

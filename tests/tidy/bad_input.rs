@@ -27,7 +27,6 @@ const WAITING: &[(u32, &str, &str)] = &[
     (52, "paging through an archive with marks that are none, or without measure", "archives"),
     (53, "an archive asked for with times and addresses that are none", "archives"),
     (85, "the resumption of a session that was replaced", "stream management"),
-    (86, "SASL2 before TLS, in early data, or with a bad user agent", "SASL2"),
     (87, "a token for fast login used twice, too late, or by another client", "FAST"),
     (100, "a forged copy of a message", "carbons"),
     (102, "a query of somebody else's archive", "archives"),
