@@ -42,6 +42,16 @@ fn subscriptions(iq: &Node) -> Vec<&str> {
     query.into_iter().flat_map(Node::nodes).filter_map(|item| item.attr("subscription")).collect()
 }
 
+/// What this client sent to an account has come to its end: a request on the same way was answered, as it is
+/// for strangers whether there is an account or not.
+async fn behind(client: &mut Client, account: &str) -> Result<()> {
+    let id = unique("behind");
+    client.send(&ping(account, &id)).await?;
+    let answer = client.wait_for("an answer", |n| n.attr("id") == Some(&id)).await?;
+    ensure!(answer.attr("type") == Some("error"), "{answer:?}");
+    Ok(())
+}
+
 fn chat(to: &str, body: &str) -> String {
     format!("<message to='{to}' type='chat'><body>{body}</body></message>")
 }
@@ -186,8 +196,25 @@ async fn nothing_is_left(layout: Layout) -> Result<()> {
     for n in 0..20 {
         bobs.send(&chat(&jid, &format!("message {n} for {}", alice.user))).await?;
     }
-    fence(&mut bobs, "localhost").await?;
-    fence(&mut carols, "localhost").await?;
+    behind(&mut bobs, &jid).await?;
+    behind(&mut carols, &jid).await?;
+
+    let said = nodes.cli(&["user", "remove", &jid]).await?;
+    ensure!(said == format!("removed {jid} (0 sessions ended)\n"), "{said}");
+    ensure!(attempt(&nodes, 0, &alice, &alice.password).await? == Err("not-authorized".into()), "logged in");
+    ensure!(!nodes.cli(&["user", "list"]).await?.contains(&jid), "it is listed");
+
+    // A new one of that name has nothing of the old one.
+    nodes.add_user(&jid, &alice.password).await?;
+    let mut phone = alice.log_in(nodes.door(1), "phone").await?;
+    let roster = go_online(&mut phone, None).await?;
+    ensure!(subscriptions(&roster).is_empty(), "{roster:?}");
+    fence(&mut phone, "localhost").await?;
+    let id = unique("last");
+    phone.send(&ping("localhost", &id)).await?;
+    let pong = phone.next().await?;
+    ensure!(pong.attr("id") == Some(&id), "the new account gets {pong:?}");
+    phone.close().await?;
 
     // While it is removed, messages come, and its owner tries to log in.
     let door = nodes.door(1);
@@ -221,13 +248,8 @@ async fn nothing_is_left(layout: Layout) -> Result<()> {
     tokio::time::timeout(Duration::from_secs(30), knocks).await.context("logins without end")??;
     ensure!(attempt(&nodes, 0, &alice, &alice.password).await? == Err("not-authorized".into()), "logged in");
 
-    // Behind all that is on its way to the account, at both nodes with clients: the answer of nobody.
-    for client in [&mut bobs, &mut carols] {
-        let id = unique("behind");
-        client.send(&ping(&jid, &id)).await?;
-        let answer = client.wait_for("an answer", |n| n.attr("id") == Some(&id)).await?;
-        ensure!(answer.attr("type") == Some("error"), "{answer:?}");
-    }
+    behind(&mut bobs, &jid).await?;
+    behind(&mut carols, &jid).await?;
 
     // What the others have of it is theirs to forget.
     bobs.wait_for("the end of the subscriptions", |n| subscriptions(n) == ["none"]).await?;
@@ -238,19 +260,6 @@ async fn nothing_is_left(layout: Layout) -> Result<()> {
         client.wait_for("an answer", |n| n.attr("id") == Some("forget")).await?;
     }
     ensure!(!nodes.cli(&["user", "list"]).await?.contains(&jid), "it is listed");
-
-    // A new one of that name has nothing of the old one.
-    nodes.add_user(&jid, &alice.password).await?;
-    let mut phone = alice.log_in(nodes.door(1), "phone").await?;
-    let roster = go_online(&mut phone, None).await?;
-    ensure!(subscriptions(&roster).is_empty(), "{roster:?}");
-    fence(&mut phone, "localhost").await?;
-    let id = unique("last");
-    phone.send(&ping("localhost", &id)).await?;
-    let pong = phone.next().await?;
-    ensure!(pong.attr("id") == Some(&id), "the new account gets {pong:?}");
-    phone.close().await?;
-    nodes.cli(&["user", "remove", &jid]).await?;
 
     for client in [bobs, carols] {
         client.close().await?;
