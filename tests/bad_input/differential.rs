@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::json;
 use tests::{
     client::Heard,
-    people::{Person, go_online, ping},
+    people::{Person, befriend, go_online, ping},
     xml::{CLIENT, STREAM, escape},
 };
 use tokio::{process::Command, time::Instant};
@@ -129,6 +129,8 @@ async fn row_010_what_is_relayed_is_the_same_to_another_parser() -> Result<()> {
     let count = wanted(4_000);
     let deeds = async |door: &Door| {
         let (alice, bob) = (door.person("alice").await?, door.person("bob").await?);
+        // What strangers ask reaches nobody.
+        befriend(door.addresses(), &alice, &bob).await?;
         let mut chance = Chance::new(seed());
         let mut done = 0;
         while done < count {
