@@ -40,7 +40,8 @@ async fn row_042_a_crowd_that_vanishes_leaves_nothing_behind() -> Result<()> {
         Door::with(&[("limits.limit_loopback", "true"), ("limits.accepts_per_second", "100000")]).await?;
     let deeds = async |door: &Door| {
         let people = vec![door.person("alice").await?, door.person("bob").await?];
-        let soak = |seed| Soak { door: door.addresses(), people: people.clone(), seed, at_once: 32 };
+        let last = Stage::Online;
+        let soak = |seed| Soak { door: door.addresses(), people: people.clone(), seed, last, at_once: 32 };
         // What all share is made by the first ones.
         soak(1).run(CYCLES / 3).await?;
         alone(door).await?;

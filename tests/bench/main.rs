@@ -1,13 +1,15 @@
 //! Measures what a chat message, a login and an idle session cost the server, from the kernel's accounting.
 //!
-//! `cargo run --release -p tests --bin bench -- [chat|login|idle|guess]... [--binary PATH] [--logins N] [--at-once N]`
-//! prints one line per figure. Every message is numbered and checked for loss, duplicates and order. `guess` tries
-//! to tell from the time of an answer whether an account exists.
+//! `cargo run --release -p tests --bin bench -- [chat|login|idle|guess|soak]... [--binary PATH] [--logins N]
+//! [--at-once N] [--cycles N] [--messages N] [--seed N] [--last-stage NAME]` prints one line per figure. Every message
+//! is numbered and checked for loss, duplicates and order. `guess` tries to tell from the time of an answer whether
+//! an account exists, `soak` lets crowds come and go; both take long, and are only done where they are asked for.
 
 mod guess;
 mod link;
 mod process;
 mod scram;
+mod soak;
 
 use std::{env, path::PathBuf, sync::Arc, time::Instant};
 
@@ -16,6 +18,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 
 use link::{Link, find};
 use process::Server;
+use tests::soak::Stage;
 
 const PASSWORD: &str = "benchmark";
 const BASE_PORT: u16 = 15922;
@@ -46,15 +49,24 @@ async fn main() -> Result<()> {
     let mut binary = PathBuf::from("target/release/rookery");
     let mut wanted = Vec::new();
     let mut logins = LOGINS;
+    let mut crowd = soak::Crowd::default();
     let mut args = env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--binary" => binary = args.next().context("`--binary` wants a path")?.into(),
             "--logins" => logins.count = args.next().context("`--logins` wants a number")?.parse()?,
             "--at-once" => logins.at_once = args.next().context("`--at-once` wants a number")?.parse()?,
-            "chat" | "login" | "idle" | "guess" => wanted.push(arg),
+            "--cycles" => crowd.cycles = args.next().context("`--cycles` wants a number")?.parse()?,
+            "--messages" => crowd.messages = args.next().context("`--messages` wants a number")?.parse()?,
+            "--seed" => crowd.seed = args.next().context("`--seed` wants a number")?.parse()?,
+            "--last-stage" => {
+                let name = args.next().context("`--last-stage` wants a name")?;
+                let named = |stage: &&Stage| format!("{stage:?}").eq_ignore_ascii_case(&name);
+                crowd.last = *Stage::ALL.iter().find(named).context("`--last-stage` wants a stage")?;
+            }
+            "chat" | "login" | "idle" | "guess" | "soak" => wanted.push(arg),
             _ => bail!(
-                "unknown argument `{arg}`: expected `chat`, `login`, `idle`, `guess`, `--binary PATH`, `--logins N` or `--at-once N`"
+                "unknown argument `{arg}`: expected `chat`, `login`, `idle`, `guess`, `soak`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--cycles`, `--messages`, `--seed` with a number"
             ),
         }
     }
@@ -72,6 +84,9 @@ async fn main() -> Result<()> {
     // It takes minutes, and measures no cost.
     if wanted.iter().any(|w| w == "guess") {
         guess::guess(&Server::start(&binary, BASE_PORT + 40)?).await?;
+    }
+    if wanted.iter().any(|w| w == "soak") {
+        soak::run(&Server::start_with(&binary, BASE_PORT + 30, soak::LIMITS)?, crowd).await?;
     }
     Ok(())
 }

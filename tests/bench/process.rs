@@ -16,24 +16,33 @@ pub struct Server {
     binary: PathBuf,
     /// Where clients connect with direct TLS.
     pub direct_tls: String,
+    /// Where they connect with STARTTLS.
+    pub starttls: String,
     admin: String,
+    metrics: String,
 }
 
 impl Server {
     /// Starts one node with default settings but for the ports and the data folder.
     pub fn start(binary: &Path, base_port: u16) -> Result<Server> {
+        Server::start_with(binary, base_port, "")
+    }
+
+    /// As `start`, with further keys of `[limits]`, and tables behind it.
+    pub fn start_with(binary: &Path, base_port: u16, limits: &str) -> Result<Server> {
         let folder = tempfile::tempdir()?;
         let config = folder.path().join("bench.toml");
         let admin = format!("127.0.0.1:{}", base_port + 2);
-        let direct_tls = format!("127.0.0.1:{}", base_port + 1);
+        let [starttls, direct_tls, metrics] =
+            [base_port, base_port + 1, base_port + 3].map(|port| format!("127.0.0.1:{port}"));
         fs::write(
             &config,
             format!(
-                "hosts = [\"localhost\"]\n[node]\ndata_dir = \"{}\"\n[c2s]\nlisten = [\"127.0.0.1:{}\"]\n\
-                 direct_tls_listen = [\"{direct_tls}\"]\n[admin]\nlisten = \"{admin}\"\n[limits]\n\
-                 connections_per_address = 20000\n",
+                "hosts = [\"localhost\"]\n[node]\ndata_dir = \"{}\"\n[c2s]\nlisten = [\"{starttls}\"]\n\
+                 direct_tls_listen = [\"{direct_tls}\"]\n[admin]\nlisten = \"{admin}\"\n[metrics]\n\
+                 listen = \"{metrics}\"\n[limits]\nconnections_per_address = 20000\n\
+                 accepts_per_second = 100000\n{limits}\n",
                 folder.path().join("data").display(),
-                base_port,
             ),
         )?;
         let log = fs::File::create(folder.path().join("log"))?;
@@ -45,7 +54,8 @@ impl Server {
             .stderr(log)
             .spawn()
             .with_context(|| format!("failed to start `{}`", binary.display()))?;
-        let mut server = Server { child, folder, binary: binary.to_owned(), direct_tls, admin };
+        let binary = binary.to_owned();
+        let mut server = Server { child, folder, binary, direct_tls, starttls, admin, metrics };
         server.wait_until_ready()?;
         Ok(server)
     }
@@ -75,6 +85,28 @@ impl Server {
             bail!("failed to add `{name}`: {}", String::from_utf8_lossy(&out.stderr));
         }
         Ok(())
+    }
+
+    /// A line of the metrics page.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let page = tests::metrics::page(self.metrics.parse()?).await?;
+        page.get(name).copied().with_context(|| format!("no `{name}` among the metrics"))
+    }
+
+    /// Resident set size, in KiB.
+    pub fn rss_kib(&self) -> Result<u64> {
+        self.status_kib("VmRSS:")
+    }
+
+    /// The part of it that is no file, in KiB.
+    pub fn anonymous_kib(&self) -> Result<u64> {
+        self.status_kib("RssAnon:")
+    }
+
+    fn status_kib(&self, what: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find(|l| l.starts_with(what)).with_context(|| format!("no `{what}`"))?;
+        Ok(line.split_whitespace().nth(1).context("no figure")?.parse()?)
     }
 
     /// User and system time of all threads so far, in microseconds (clock ticks of the kernel).

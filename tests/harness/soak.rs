@@ -69,6 +69,8 @@ pub struct Soak {
     /// Who logs in.
     pub people: Vec<Person>,
     pub seed: u64,
+    /// The last stage that a client reaches.
+    pub last: Stage,
     /// Clients at the same time.
     pub at_once: usize,
 }
@@ -103,7 +105,8 @@ impl Soak {
 
     async fn one(&self, nth: usize) -> Result<Stage> {
         let mut dice = Dice(self.seed ^ (nth as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let stage = Stage::ALL[dice.below(Stage::ALL.len())];
+        let stages = Stage::ALL.iter().position(|stage| *stage == self.last).unwrap_or_default() + 1;
+        let stage = Stage::ALL[dice.below(stages)];
         let person = &self.people[dice.below(self.people.len())];
         let direct = dice.below(2) == 0;
         let address = if direct && stage >= Stage::HalfTls { self.door.direct } else { self.door.c2s };

@@ -2,6 +2,7 @@
 
 pub mod files;
 mod folder;
+pub mod memory;
 mod parent;
 mod ports;
 mod storage;
@@ -118,6 +119,7 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
     let (stopping, stop) = watch::channel(false);
     let listeners: SharedListeners = Arc::new(OnceLock::new());
     let local = told::local_sessions(listeners.clone());
+    tokio::spawn(memory::watch(listeners.clone()));
     let peers = admin::Peers { cluster: cluster.clone(), local: local.clone() };
     let links = cluster.grpc_services().add_service(router.relay_service());
     let links = storage.mount(links.add_service(SessionsServer::new(peers)));

@@ -30,8 +30,10 @@ use super::{
 
 /// A segment is closed when it is this large.
 const SEGMENT_MAX: u64 = 8 << 20;
-/// How many bytes of the newest entries stay in memory.
-const CACHE_MAX: usize = 8 << 20;
+/// How many bytes of the newest entries stay in memory, with what they cost there.
+const CACHE_MAX: usize = 2 << 20;
+/// What an entry costs in memory beside its bytes, about: most are small, and this is the larger part.
+const ENTRY_COST: usize = 320;
 /// How many bytes of entries one read for a follower may bring, at least one entry.
 const READ_MAX: usize = 1 << 20;
 
@@ -77,6 +79,13 @@ struct Place {
     offset: u64,
     len: u32,
     id: LogId,
+}
+
+impl Place {
+    /// What the entry costs while it is cached.
+    fn cost(&self) -> usize {
+        self.len as usize + ENTRY_COST
+    }
 }
 
 impl Drop for Shared {
@@ -280,7 +289,7 @@ impl State {
         }
         self.places.push_back(place);
         self.cache.push_back(entry);
-        self.cached += weight;
+        self.cached += weight + ENTRY_COST;
         self.appended += weight as u64;
         Ok(())
     }
@@ -292,7 +301,7 @@ impl State {
             && oldest.log_id.index <= flushed
         {
             let place = self.places[self.places.len() - self.cache.len()];
-            self.cached = self.cached.saturating_sub(place.len as usize);
+            self.cached = self.cached.saturating_sub(place.cost());
             self.cache.pop_front();
         }
     }
@@ -302,7 +311,7 @@ impl State {
         while self.places.back().is_some_and(|place| place.id.index >= index) {
             let place = self.places.pop_back();
             if self.cache.pop_back().is_some() {
-                self.cached = self.cached.saturating_sub(place.map_or(0, |place| place.len as usize));
+                self.cached = self.cached.saturating_sub(place.map_or(0, |place| place.cost()));
             }
         }
     }
@@ -311,8 +320,8 @@ impl State {
     fn purge(&mut self, id: LogId) {
         while self.places.front().is_some_and(|place| place.id.index <= id.index) {
             if self.cache.len() == self.places.len() && self.cache.pop_front().is_some() {
-                let len = self.places.front().map_or(0, |place| place.len as usize);
-                self.cached = self.cached.saturating_sub(len);
+                let cost = self.places.front().map_or(0, Place::cost);
+                self.cached = self.cached.saturating_sub(cost);
             }
             self.places.pop_front();
             self.first += 1;

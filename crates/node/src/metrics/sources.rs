@@ -36,7 +36,7 @@ impl Collector for Sources {
         self.cluster(&mut page)?;
         self.store(&mut page)?;
         self.router(&mut page)?;
-        files(&mut page)?;
+        process(&mut page)?;
         self.clients(&mut page)
     }
 }
@@ -45,8 +45,10 @@ fn label(name: &'static str, value: impl ToString) -> Labels {
     vec![(name, value.to_string())]
 }
 
-/// Files that the process has open, and how many it may have.
-fn files(page: &mut Writer) -> fmt::Result {
+/// The process as the system sees it.
+fn process(page: &mut Writer) -> fmt::Result {
+    let trims = "Times that memory was given back to the system after a crowd had left.";
+    page.counter("memory_trims", trims, parts::memory::trims())?;
     if let Some(open) = parts::files::open() {
         page.gauge("open_files", "Files that the process has open.", open)?;
     }
