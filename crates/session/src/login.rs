@@ -303,7 +303,7 @@ impl Login<'_> {
             // Somebody may be here under that name: whoever registered it since must not become them.
             return Ok(None);
         }
-        let found = self.connection.world.accounts.credentials(account.as_str()).await;
+        let found = self.connection.world.accounts.look_up(account.as_str()).await;
         let credentials = found.map_err(|error| {
             tracing::warn!(%error, "failed to read credentials");
         })?;

@@ -1,5 +1,7 @@
 //! Who may log in: SCRAM keys per account, never a password, and an index of accounts per host.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -141,6 +143,8 @@ pub enum AccountError {
 #[derive(Clone)]
 pub struct Accounts {
     store: Store,
+    /// A record like any account's, and nobody's.
+    decoy: Arc<[u8]>,
 }
 
 /// The one key of an account's credentials.
@@ -148,7 +152,15 @@ const KEY: &[u8] = b"";
 
 impl Accounts {
     pub fn new(store: Store) -> Accounts {
-        Accounts { store }
+        let keys = |len| ScramKeys {
+            salt: vec![0; 16],
+            iterations: 4096,
+            stored_key: vec![0; len],
+            server_key: vec![0; len],
+        };
+        let (sha1, sha256, sha512) = (keys(20), keys(32), keys(64));
+        let decoy = Credentials { sha1, sha256, sha512, state: AccountState::Open };
+        Accounts { store, decoy: record::encode(&decoy).into() }
     }
 
     /// Makes an account.
@@ -174,6 +186,17 @@ impl Accounts {
     /// The keys of an account, in whatever state; `None` if there is no such account.
     pub async fn credentials(&self, bare: &str) -> Result<Option<Credentials>, StoreError> {
         self.store.get(&account(bare), KEY).await
+    }
+
+    /// As [`Accounts::credentials`], for a login: a name that nobody has takes the work of one that somebody has.
+    pub async fn look_up(&self, bare: &str) -> Result<Option<Credentials>, StoreError> {
+        let found = self.credentials(bare).await?;
+        if found.is_none() {
+            // Making keys of a record's bytes takes a few microseconds, and those can be told over a network by
+            // asking often enough.
+            std::hint::black_box(record::decode::<Credentials>(&self.decoy).ok());
+        }
+        Ok(found)
     }
 
     /// The state of an account; `None` if there is none.
@@ -383,6 +406,9 @@ mod tests {
         assert!(accounts.exists("alice@localhost").await.unwrap());
         assert!(!accounts.exists("bob@localhost").await.unwrap());
         assert_eq!(accounts.credentials("bob@localhost").await.unwrap(), None);
+        assert_eq!(accounts.look_up("alice@localhost").await.unwrap(), Some(keys(1)));
+        assert_eq!(accounts.look_up("bob@localhost").await.unwrap(), None);
+        assert!(record::decode::<Credentials>(&accounts.decoy).is_ok());
     }
 
     #[tokio::test]
