@@ -2,19 +2,37 @@
 
 pub use jid::{BareJid, DomainPart, DomainRef, FullJid, Jid, NodePart, NodeRef, ResourcePart, ResourceRef};
 
+/// An address as a client wrote it.
+///
+/// Fails also where preparing it twice gives another address, or none (`\u{df}--x`, whose hyphens come to stand
+/// where none may): what is kept or sent to another node is read again there, and must be the same.
+pub fn jid(text: &str) -> Result<Jid, jid::Error> {
+    let jid = Jid::new(text)?;
+    if jid.as_str() != text && Jid::new(jid.as_str())? != jid {
+        return Err(jid::Error::NamePrep);
+    }
+    Ok(jid)
+}
+
 /// The host name as it is compared everywhere: prepared and in lower case.
 /// Fails for anything that is no domain (empty, with `@` or `/`, too long).
 pub fn host(name: &str) -> Result<DomainPart, jid::Error> {
     // A final dot only says that the name is complete (RFC 6122, 2.2): the same host without it.
     let name = name.strip_suffix('.').unwrap_or(name);
-    DomainPart::new(name).map(|part| part.into_owned())
+    let host = DomainPart::new(name)?.into_owned();
+    // As in `jid`: prepared for good.
+    jid(host.as_str()).map(|_| host)
 }
 
 /// The bare JID `localpart@host` of an account from an unprepared localpart, as a login sends it.
 /// A localpart with `@` or `/` is refused by the preparation (RFC 6122, appendix A.5).
 pub fn account(localpart: &str, host: &DomainRef) -> Result<BareJid, jid::Error> {
     let node = NodePart::new(localpart)?;
-    Ok(BareJid::from_parts(Some(&node), host))
+    let account = BareJid::from_parts(Some(&node), host);
+    if node.as_str() != localpart {
+        jid(account.as_str())?;
+    }
+    Ok(account)
 }
 
 /// The address without its resource.
@@ -64,6 +82,19 @@ mod tests {
         }
         for bad in ["", "a@b", "a/b"] {
             assert!(host(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_another_address_when_it_is_read_again_is_none() {
+        assert!(Jid::new("\u{df}--x").is_ok(), "the crate `jid` takes care of it now");
+        for bad in ["\u{df}--x", "a@\u{df}--x", "a@\u{df}--x/r"] {
+            assert!(jid(bad).is_err(), "{bad}");
+        }
+        assert!(host("\u{df}--x").is_err());
+        for good in ["ALICE@LOCALHOST/Phone", "a@b\u{fc}cher.example", "a@\u{df}/\u{df}", "x", "\u{3a3}@x"] {
+            let prepared = jid(good).unwrap();
+            assert_eq!(jid(prepared.as_str()).unwrap(), prepared);
         }
     }
 

@@ -7,6 +7,7 @@ use jid::{FullJid, Jid};
 use minidom::{Element, Node};
 use rxml::Namespace;
 
+use crate::address;
 use crate::dom;
 use crate::error::{Condition, StanzaError};
 use crate::ns;
@@ -176,8 +177,8 @@ impl Stanza {
         let mut head = Head::new(kind);
         for ((uri, name), value) in e.attrs().iter() {
             match (uri.as_str(), name.as_str()) {
-                ("", "to") => head.to = Some(Jid::new(value).map_err(|_| BadShape::BadAddress)?),
-                ("", "from") => head.from = Some(Jid::new(value).map_err(|_| BadShape::BadAddress)?),
+                ("", "to") => head.to = Some(address::jid(value).map_err(|_| BadShape::BadAddress)?),
+                ("", "from") => head.from = Some(address::jid(value).map_err(|_| BadShape::BadAddress)?),
                 ("", "id") => head.id = Some(value.as_str().into()),
                 ("", "type") => head.type_ = Some(value.as_str().into()),
                 (ns::XML, "lang") => head.lang = Some(value.as_str().into()),

@@ -3,13 +3,12 @@
 mod event;
 
 use bytes::{Buf, Bytes, BytesMut};
-use jid::Jid;
 use minidom::Element;
 use rxml::error::EndOrError;
 use rxml::{Options, Parse, RawEvent, RawParser, RawQName, WithOptions};
 use stanza::scope::{RawAttribute, Scope};
 use stanza::{Condition, ExtraAttribute, Head, Kind, Stanza, StanzaError, StreamCondition};
-use stanza::{dom, ns};
+use stanza::{address, dom, ns};
 
 use self::event::map_error;
 pub use self::event::{ReadError, StreamEvent, StreamHeader};
@@ -355,13 +354,13 @@ impl Reader {
         for a in &self.attributes {
             let value = a.value.as_str();
             if a.is_plain("to") {
-                head.to = Jid::new(value).ok();
+                head.to = address::jid(value).ok();
                 malformed = head.to.is_none();
             } else if a.is_plain("from") {
                 // RFC 6120, 8.1.2.1: a `from` that is not the client's own, hence also one that is no
                 // address at all, ends the stream.
                 let invalid = ReadError::new(StreamCondition::InvalidFrom, "`from` is no address");
-                head.from = Some(Jid::new(value).map_err(|_| invalid)?);
+                head.from = Some(address::jid(value).map_err(|_| invalid)?);
             } else if a.is_plain("id") {
                 head.id = Some(value.into());
             } else if a.is_plain("type") {

@@ -10,7 +10,7 @@ use hooks::{
 };
 use jid::{BareJid, Jid, ResourcePart};
 use minidom::Element;
-use stanza::address::same_account;
+use stanza::address::{self, same_account};
 use stanza::{Condition, IqType, Kind, PresenceType, Stanza, StanzaError, dom, ns};
 use store::StoreError;
 
@@ -146,7 +146,7 @@ impl RosterModule {
             return Err(bad_request("a roster set has exactly one item"));
         };
         let contact = item.attr("jid").ok_or_else(|| bad_request("an item needs a jid"))?;
-        let contact = Jid::new(contact).map_err(|_| StanzaError::new(Condition::JidMalformed))?;
+        let contact = address::jid(contact).map_err(|_| StanzaError::new(Condition::JidMalformed))?;
         if item.attr("subscription") == Some("remove") {
             return Ok(Wish::Remove { contact });
         }

@@ -9,7 +9,7 @@ const PART_MAX: usize = 1023;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    if let Ok(jid) = Jid::new(text) {
+    if let Ok(jid) = address::jid(text) {
         let again = Jid::new(jid.as_str());
         assert_eq!(again.as_ref().map(Jid::as_str), Ok(jid.as_str()), "prepared twice it is another");
         let parts =
