@@ -1,10 +1,11 @@
 //! Measures what a chat message, a login and an idle session cost the server, from the kernel's accounting.
 //!
-//! `cargo run --release -p tests --bin bench -- [chat|login|idle|guess|soak]... [--binary PATH] [--logins N]
+//! `cargo run --release -p tests --bin bench -- [chat|login|idle|guess|bigroster|soak]... [--binary PATH] [--logins N]
 //! [--at-once N] [--cycles N] [--messages N] [--seed N] [--last-stage NAME]` prints one line per figure. Every message
 //! is numbered and checked for loss, duplicates and order. `guess` tries to tell from the time of an answer whether
 //! an account exists, `soak` lets crowds come and go; both take long, and are only done where they are asked for.
 
+mod bigroster;
 mod guess;
 mod link;
 mod process;
@@ -64,9 +65,9 @@ async fn main() -> Result<()> {
                 let named = |stage: &&Stage| format!("{stage:?}").eq_ignore_ascii_case(&name);
                 crowd.last = *Stage::ALL.iter().find(named).context("`--last-stage` wants a stage")?;
             }
-            "chat" | "login" | "idle" | "guess" | "soak" => wanted.push(arg),
+            "chat" | "login" | "idle" | "guess" | "bigroster" | "soak" => wanted.push(arg),
             _ => bail!(
-                "unknown argument `{arg}`: expected `chat`, `login`, `idle`, `guess`, `soak`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--cycles`, `--messages`, `--seed` with a number"
+                "unknown argument `{arg}`: expected `chat`, `login`, `idle`, `guess`, `bigroster`, `soak`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--cycles`, `--messages`, `--seed` with a number"
             ),
         }
     }
@@ -87,6 +88,9 @@ async fn main() -> Result<()> {
     }
     if wanted.iter().any(|w| w == "soak") {
         soak::run(&Server::start_with(&binary, BASE_PORT + 30, soak::LIMITS)?, crowd).await?;
+    }
+    if runs("bigroster") {
+        bigroster::run(&binary, BASE_PORT + 200).await?;
     }
     Ok(())
 }

@@ -30,7 +30,16 @@ impl Server {
 
     /// As `start`, with further keys of `[limits]`, and tables behind it.
     pub fn start_with(binary: &Path, base_port: u16, limits: &str) -> Result<Server> {
-        let folder = tempfile::tempdir()?;
+        Server::start_over(tempfile::tempdir()?, binary, base_port, limits)
+    }
+
+    /// As `start_with`, over what `folder` has in `data`.
+    pub fn start_over(
+        folder: tempfile::TempDir,
+        binary: &Path,
+        base_port: u16,
+        limits: &str,
+    ) -> Result<Server> {
         let config = folder.path().join("bench.toml");
         let admin = format!("127.0.0.1:{}", base_port + 2);
         let [starttls, direct_tls, metrics] =

@@ -230,6 +230,7 @@ impl Router {
     /// Answers an iq request in the name of an account, or of the host where `account` is none.
     pub(crate) async fn answer(self: &Arc<Self>, account: Option<BareJid>, mut transit: Transit) {
         let mut passage = self.passage(&mut transit, account);
+        let is_own = passage.is_own();
         let reply = AssertUnwindSafe(self.registry.answer(&mut passage)).catch_unwind().await;
         transit.stanza = passage.stanza;
         let result = match reply {
@@ -242,11 +243,13 @@ impl Router {
             Ok(Some(Reply::Written(payload))) => transit.stanza.written_result(payload),
         };
         self.finish(&transit, Fate::Answered);
-        self.dispatch(Transit {
-            receipt: transit.receipt,
-            hops: transit.hops,
-            ..Transit::new(result, Stage::Past)
-        });
+        let result =
+            Transit { receipt: transit.receipt, hops: transit.hops, ..Transit::new(result, Stage::Past) };
+        if is_own {
+            // What came for the asking account meanwhile waits behind this request, and so behind its answer.
+            return self.dispatch_ahead(result);
+        }
+        self.dispatch(result);
     }
 
     fn passage(&self, transit: &mut Transit, account: Option<BareJid>) -> Passage {
