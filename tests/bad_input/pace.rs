@@ -76,7 +76,8 @@ async fn row_041_each_stage_has_its_time() -> Result<()> {
             // For longer than the time of the first byte, and for less than it may linger behind its end.
             for byte in raw.header().into_bytes().into_iter().take(20) {
                 drip.tick().await;
-                raw.say([byte]).await?;
+                // On a slow machine it may be over already.
+                raw.pour([[byte]]).await;
             }
             raw.stream_error("connection-timeout").await.map(drop)
         };
@@ -110,15 +111,16 @@ async fn row_041_each_stage_has_its_time() -> Result<()> {
     door.row(late, deeds).await
 }
 
-/// The longest of some pings.
-async fn slowest_ping(raw: &mut Raw) -> Result<Duration> {
-    let mut slowest = Duration::ZERO;
+/// How long nine of ten pings take at most: the machine may be busy with other tests.
+async fn slow_ping(raw: &mut Raw) -> Result<Duration> {
+    let mut took = Vec::new();
     for _ in 0..50 {
         let start = Instant::now();
         raw.works_and_heard_nothing().await?;
-        slowest = slowest.max(start.elapsed());
+        took.push(start.elapsed());
     }
-    Ok(slowest)
+    took.sort();
+    Ok(took[45])
 }
 
 /// Input: a flood of stanzas, at once, far above what a client may send in a second.
@@ -138,7 +140,7 @@ async fn row_044_a_flood_is_slowed_and_others_notice_nothing() -> Result<()> {
         let (alice, bob) = (door.person("alice").await?, door.person("bob").await?);
         let mut flooding = door.session(Way::Direct, &alice).await?;
         let mut other = door.session(Way::Direct, &bob).await?;
-        let quiet = slowest_ping(&mut other).await?;
+        let quiet = slow_ping(&mut other).await?;
         let to = flooding.jid();
         let flood: String = (0..FLOOD)
             .map(|n| format!("<message to='{to}' id='f{n}'><body>flood</body></message>"))
@@ -153,7 +155,7 @@ async fn row_044_a_flood_is_slowed_and_others_notice_nothing() -> Result<()> {
             }
             flooding.works_and_heard_nothing().await
         };
-        let meanwhile = async { slowest_ping(&mut other).await };
+        let meanwhile = async { slow_ping(&mut other).await };
         let (flooded, busy) = tokio::join!(flood, meanwhile);
         flooded?;
         let busy = busy?;

@@ -32,7 +32,7 @@ async fn crowd(door: SocketAddr) -> Result<Vec<TcpStream>> {
         let some = (0..AT_ONCE).map(|_| async {
             let mut socket = TcpStream::connect(door).await?;
             // What is refused is closed at once; what is not hears nothing, because it says nothing.
-            let read = tokio::time::timeout(Duration::from_millis(200), socket.read(&mut [0])).await;
+            let read = tokio::time::timeout(Duration::from_millis(500), socket.read(&mut [0])).await;
             anyhow::Ok(read.is_err().then_some(socket))
         });
         let some = try_join_all(some).await?;
