@@ -259,22 +259,11 @@ pub fn damage(chance: &mut Chance, stanza: &str) -> Vec<u8> {
 impl Stanza<'_> {
     fn root(&mut self, place: &Place, id: &str) {
         let kind = self.chance.pick(&["message", "message", "message", "presence", "iq"]);
-        let (name, declares) = match self.chance.below(6) {
-            0 => (format!("q:{kind}"), String::new()),
-            1 => (format!("c:{kind}"), " xmlns:c='jabber:client'".to_owned()),
-            2 => (kind.to_owned(), " xmlns='jabber:client'".to_owned()),
-            _ => (kind.to_owned(), String::new()),
-        };
-        let prefixed = name.contains(':');
-        let mut open = format!("<{name}{declares}");
+        // With a prefix it would be no stanza (RFC 6120, 4.8.5); what is inside may have one.
+        let declares = self.chance.pick(&["", "", "", " xmlns='jabber:client'", " xmlns:c='jabber:client'"]);
+        let mut open = format!("<{kind}{declares}");
         if declares.contains(":c=") {
             self.scope.push(("c".into(), "jabber:client".into()));
-        }
-        if prefixed && self.chance.one_in(2) {
-            // What is inside then stands in no or in another namespace unless it says so.
-            let uri = self.chance.pick(URIS);
-            let _ = write!(open, " xmlns='{uri}'");
-            self.scope.push((String::new(), uri.to_owned()));
         }
         let _ = write!(open, " to='{}' id='{}{id}'", place.to, self.value('\''));
         match kind {
@@ -313,7 +302,7 @@ impl Stanza<'_> {
             }
             self.element(1);
         }
-        let _ = write!(self.out, "</{name}>");
+        let _ = write!(self.out, "</{kind}>");
     }
 
     fn element(&mut self, depth: usize) {

@@ -28,7 +28,12 @@ async fn each_is_refused(ways: [Way; 3], inputs: &[(&[u8], &str)]) -> Result<()>
                 let header = raw.next_raw(Instant::now() + PATIENCE).await?;
                 // RFC 6120, 4.9.1.2: with a header of ours, which names a host that is ours.
                 let Heard::Header(header) = header else { anyhow::bail!("no header, but {header:?}") };
-                ensure!(header.is("stream", STREAM) && header.attr("version") == Some("1.0"), "{header:?}");
+                // RFC 6120, 4.7.5: the lower of both versions, none where none was named.
+                let version = match (*condition, header.attr("version")) {
+                    ("unsupported-version", version) => version.is_none_or(|v| v == "0.9" || v == "1.0"),
+                    (_, version) => version == Some("1.0"),
+                };
+                ensure!(header.is("stream", STREAM) && version, "{header:?}");
                 ensure!(header.attr("from") == Some("localhost"), "{header:?}");
                 ensure!(header.attr("id").is_some_and(|id| id.len() >= 16), "{header:?}");
                 let ended = raw.stream_error(condition).await;
@@ -84,6 +89,35 @@ async fn row_017_an_unknown_content_namespace_is_refused() -> Result<()> {
         &[(&header(STREAM, "wrong", "to='localhost' version='1.0'"), "invalid-namespace")],
     )
     .await
+}
+
+/// Input: no content namespace, or that of the stream, so that each stanza must name its own; with the name of the
+/// client.
+///
+/// Outcome: taken as any other, and the answer is to the client.
+#[tokio::test]
+async fn row_017_a_header_may_leave_the_namespace_to_stanzas() -> Result<()> {
+    let opens = [
+        format!("<stream xmlns='{STREAM}' from='a@localhost' to='localhost' version='1.0'>"),
+        format!("<s:stream xmlns:s='{STREAM}' from='a@localhost' to='localhost' version='1.0'>"),
+    ];
+    let deeds = async |door: &Door| {
+        for open in &opens {
+            for way in Way::ALL {
+                let mut raw = door.connect(way).await?;
+                raw.say(open).await?;
+                let Heard::Header(answer) = raw.next_raw(Instant::now() + PATIENCE).await? else {
+                    anyhow::bail!("no header")
+                };
+                ensure!(answer.attr("to") == Some("a@localhost"), "{answer:?}");
+                ensure!(raw.next().await?.is("features", STREAM), "no features for {open}");
+                raw.say(if open.starts_with("<s:") { "</s:stream>" } else { "</stream>" }).await?;
+                raw.closed().await?;
+            }
+        }
+        Ok(())
+    };
+    Door::shared().await?.row([ended("closed").times(opens.len() * Way::ALL.len())], deeds).await
 }
 
 /// Input: the namespace of servers or of components on a port for clients.

@@ -11,10 +11,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use hooks::{How, Passage, SessionEvent, SessionView, Verdict};
 use router::{Delivery, End, Mailbox};
-use stanza::{Condition, Kind, Stanza, StanzaError, StreamCondition, StreamError};
+use stanza::{Condition, Kind, Stanza, StanzaError, StreamCondition, StreamError, ns};
 use stream::negotiation::stray;
 use stream::writer::ending;
-use stream::{ReadError, Reader, StreamEvent, Writer};
+use stream::{ReadError, Reader, StreamEvent, Writer, features};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -393,6 +393,11 @@ async fn other(connection: &Connection, view: &Arc<SessionView>, event: StreamEv
         StreamEvent::Element(element) => {
             let answers = world.registry.speak(view, &element, &world.services).await;
             let Some(answers) = answers else {
+                if element.is("starttls", ns::TLS) {
+                    // RFC 6120, 5.4.2.2: it is not offered here, and a failure ends the stream.
+                    Writer::opened().element(&features::tls("failure"), &mut connection.replies.borrow_mut());
+                    return Err(Outcome::Closed);
+                }
                 // RFC 6120, 4.9.1.1: an error from the other side ends the stream, and is not answered.
                 return Err(stray(&element).map_or(Outcome::Closed, Outcome::Broke));
             };

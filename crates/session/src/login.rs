@@ -419,7 +419,8 @@ impl Login<'_> {
                 world.table.remove(Sid(sid.0));
                 world.router.close(&view, Vec::new());
                 self.connection.held.refused();
-                Err(StanzaError::new(Condition::Conflict))
+                // RFC 6120, 7.7.2.2: another resource may be asked for.
+                Err(StanzaError::new(Condition::Conflict).with_kind(ErrorKind::Modify))
             }
             Err(BindError::Unavailable(error)) => {
                 tracing::warn!(%error, "failed to bind a session");

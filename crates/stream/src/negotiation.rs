@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use minidom::Element;
 use stanza::{
-    BareJid, Condition, DomainPart, FullJid, IqType, Kind, ResourcePart, Stanza, StanzaError,
+    BareJid, Condition, DomainPart, FullJid, IqType, Jid, Kind, ResourcePart, Stanza, StanzaError,
     StreamCondition, StreamError, address, ns,
 };
 
@@ -30,18 +30,50 @@ const LANG_MAX: usize = 128;
 /// Bind requests that may fail before the stream is closed.
 const BIND_FAILURES_MAX: u8 = 5;
 
+/// Content namespaces of servers (RFC 6120, 4.8.3) and of components (XEP-0114).
+const CONTENT_OF_OTHERS: [&str; 3] = [ns::SERVER, "jabber:component:accept", "jabber:component:connect"];
+
 /// One stream under negotiation.
 pub struct Negotiation {
     settings: Arc<Settings>,
     writer: Writer,
     state: State,
     host: Option<DomainPart>,
+    answer: Answer,
     tls: Option<TlsFacts>,
     account: Option<BareJid>,
     failures: u8,
     bind_failures: u8,
     greeted: u8,
     offered: Vec<Element>,
+}
+
+/// What our header owes to the client's, whether that one is good or not (RFC 6120, 4.7).
+struct Answer {
+    to: Option<BareJid>,
+    version: Option<String>,
+}
+
+impl Answer {
+    fn to(header: &StreamHeader) -> Answer {
+        Answer {
+            // RFC 6120, 4.7.2: to the bare JID that the client names, and to nobody where it names none.
+            to: header.from.as_deref().and_then(|from| Jid::new(from).ok()).map(|from| from.to_bare()),
+            // RFC 6120, 4.7.5: the lower of both versions, and none where the client has none.
+            version: match header.version.as_deref().map(minor_of_0) {
+                Some(Some(minor)) => Some(format!("0.{minor}")),
+                None if &*header.ns == ns::STREAM && &*header.name == "stream" => None,
+                _ => Some("1.0".to_owned()),
+            },
+        }
+    }
+}
+
+impl Default for Answer {
+    /// To who has sent no header, or none that can be read.
+    fn default() -> Answer {
+        Answer { to: None, version: Some("1.0".to_owned()) }
+    }
 }
 
 enum State {
@@ -80,6 +112,7 @@ impl Negotiation {
             writer: Writer::new(),
             state: State::Header,
             host: None,
+            answer: Answer::default(),
             tls,
             account: None,
             failures: 0,
@@ -166,8 +199,7 @@ impl Negotiation {
         if matches!(self.state, State::Tls) {
             self.tls = Some(facts);
             self.host = None;
-            self.writer.restart();
-            self.state = State::Header;
+            self.expect_header();
         }
     }
 
@@ -209,13 +241,11 @@ impl Negotiation {
     }
 
     fn on_header(&mut self, header: &StreamHeader, acts: &mut Acts) {
+        self.answer = Answer::to(header);
         if let Err(condition) = self.check_header(header) {
             return self.fail(acts, condition.into());
         }
-        // RFC 6120, 4.7.2: the answer is addressed to whom the client says it is, or was shown to be.
-        let named = header.from.as_deref().and_then(|from| BareJid::new(from).ok());
-        let to = self.account.clone().or(named);
-        self.open(to.as_ref().map(|jid| jid.as_str()), acts);
+        self.open(acts);
         if self.account.is_some() {
             let features = self.features();
             self.send(acts, |writer, out| writer.features(&features, out));
@@ -242,7 +272,8 @@ impl Negotiation {
         if &*header.name != "stream" {
             return Err(BadFormat);
         }
-        if !matches!(&*header.content_ns, "" | ns::CLIENT) {
+        // RFC 6120, 4.8.2: a client may declare no content namespace, but say it on each of its stanzas.
+        if !matches!(&*header.content_ns, "" | ns::CLIENT | ns::STREAM) {
             return Err(InvalidNamespace);
         }
         let to = header.to.as_deref().filter(|to| !to.is_empty()).ok_or(ImproperAddressing)?;
@@ -258,8 +289,7 @@ impl Negotiation {
         }
         if let Some(account) = &self.account {
             // Nobody changes host or name by restarting a stream.
-            let from = header.from.as_deref().map(BareJid::new);
-            let same = from.is_none_or(|from| from.is_ok_and(|from| from == *account));
+            let same = header.from.is_none() || self.answer.to.as_ref() == Some(account);
             if self.host.as_ref() != Some(&host) || !same {
                 return Err(NotAuthorized);
             }
@@ -348,12 +378,22 @@ impl Negotiation {
         }
     }
 
-    fn open(&mut self, to: Option<&str>, acts: &mut Acts) {
+    /// The next thing that either side says is a header.
+    fn expect_header(&mut self) {
+        self.writer.restart();
+        self.answer = Answer::default();
+        self.state = State::Header;
+    }
+
+    fn open(&mut self, acts: &mut Acts) {
         let host = self.host.clone().or_else(|| self.settings.hosts.first().cloned());
         let id = self.settings.token();
+        let Answer { to, version } = std::mem::take(&mut self.answer);
         self.send(acts, |writer, out| {
             let from = host.as_ref().map(|host| host.as_str());
-            writer.header(&Header { from, to, id: Some(&id), lang: Some("en") }, out);
+            let to = to.as_ref().map(|to| to.as_str());
+            let header = Header { version: version.as_deref(), from, to, id: Some(&id), lang: Some("en") };
+            writer.header(&header, out);
         });
     }
 
@@ -381,7 +421,7 @@ impl Negotiation {
             }
             _ => {
                 if !self.writer.is_open() {
-                    self.open(None, acts);
+                    self.open(acts);
                 }
                 self.send(acts, |writer, out| writer.error(&error, out));
                 self.state = State::Done;
@@ -403,14 +443,33 @@ pub fn stray(element: &Element) -> Option<StreamError> {
     if element.is("error", ns::STREAM) {
         return None;
     }
-    Some(StreamCondition::UnsupportedStanzaType.into())
+    let condition = match element.name() {
+        // RFC 6120, 4.8.3: a content namespace that is spoken between others.
+        _ if CONTENT_OF_OTHERS.iter().any(|uri| element.has_ns(*uri)) => StreamCondition::InvalidNamespace,
+        // RFC 6120, 6.4.6: who is authenticated does not authenticate again.
+        "auth" | "response" | "abort" if element.has_ns(ns::SASL) => StreamCondition::PolicyViolation,
+        _ => StreamCondition::UnsupportedStanzaType,
+    };
+    Some(condition.into())
 }
 
-/// RFC 6120, 4.7.5: numbers compared as numbers, and a later minor or major version is answered `1.0`.
-fn speaks_1_0(version: &str) -> bool {
-    let Some((major, minor)) = version.split_once('.') else { return false };
+/// Major and minor number of a version, without leading zeros (RFC 6120, 4.7.5: compared as numbers).
+fn numbers(version: &str) -> Option<(&str, &str)> {
+    let (major, minor) = version.split_once('.')?;
     let number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-    number(major) && number(minor) && major.bytes().any(|b| b != b'0')
+    let trimmed = |s| str::trim_start_matches(s, '0');
+    (number(major) && number(minor)).then(|| (trimmed(major), trimmed(minor)))
+}
+
+/// Whether it is 1.0 or later.
+fn speaks_1_0(version: &str) -> bool {
+    numbers(version).is_some_and(|(major, _)| !major.is_empty())
+}
+
+/// The minor number of a version before 1.0.
+fn minor_of_0(version: &str) -> Option<&str> {
+    let (_, minor) = numbers(version).filter(|(major, _)| major.is_empty())?;
+    Some(if minor.is_empty() { "0" } else { minor })
 }
 
 #[cfg(test)]

@@ -282,7 +282,7 @@ impl Reader {
                 Some(StreamEvent::Header(header))
             }
             2 => {
-                let what = self.child_of(&name, uri)?;
+                let what = self.child_of(prefix, &name, uri)?;
                 let head_end = self.raw.len();
                 let meant = self.meant(uri);
                 self.child = Some(Child { what, head_end, elements: 1, children: 0, leans: false, meant });
@@ -318,7 +318,8 @@ impl Reader {
         let outside = |level: Option<usize>| level.is_none_or(|level| level < 2);
         let name_leans = match prefix {
             Some("xml") => false,
-            Some(_) => outside(declared_at),
+            // RFC 6120, 4.8.5: no prefix goes out for what is in the content namespace.
+            Some(_) => outside(declared_at) || uri == ns::CLIENT,
             None => outside(declared_at) && uri != ns::CLIENT,
         };
         name_leans
@@ -342,9 +343,13 @@ impl Reader {
         }
     }
 
-    fn child_of(&self, name: &str, uri: &str) -> Result<What, ReadError> {
+    fn child_of(&self, prefix: Option<&str>, name: &str, uri: &str) -> Result<What, ReadError> {
         if name == "stream" && uri == ns::STREAM {
             return Err(ReadError::new(StreamCondition::BadFormat, "a second stream header"));
+        }
+        if prefix.is_some() && uri == ns::CLIENT {
+            // RFC 6120, 4.8.5.
+            return Err(ReadError::new(StreamCondition::BadNamespacePrefix, "a stanza with a prefix"));
         }
         let Some(kind) = Kind::from_tag(name).filter(|_| uri == ns::CLIENT) else {
             return Ok(What::Other);

@@ -7,6 +7,8 @@ use stanza::{Stanza, StreamError, dom, ns};
 /// The header that the server sends (RFC 6120, 4.7).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Header<'a> {
+    /// Version of XMPP; `None` answers who named none (RFC 6120, 4.7.5).
+    pub version: Option<&'a str>,
     /// Who speaks.
     pub from: Option<&'a str>,
     /// Who is spoken to.
@@ -49,8 +51,9 @@ impl Writer {
         self.open = true;
         out.extend_from_slice(b"<?xml version='1.0'?><stream:stream xmlns='jabber:client' xmlns:stream='");
         out.extend_from_slice(ns::STREAM.as_bytes());
-        out.extend_from_slice(b"' version='1.0'");
+        out.extend_from_slice(b"'");
         let attributes = [
+            (" version='", header.version),
             (" from='", header.from),
             (" to='", header.to),
             (" id='", header.id),
@@ -126,7 +129,8 @@ mod tests {
         let mut out = BytesMut::new();
         let mut writer = Writer::new();
         assert!(!writer.is_open());
-        let header = Header { from: Some("a'b"), to: Some("u@h"), id: Some("7"), lang: Some("en") };
+        let version = Some("1.0");
+        let header = Header { version, from: Some("a'b"), to: Some("u@h"), id: Some("7"), lang: Some("en") };
         writer.header(&header, &mut out);
         writer.features([&Element::bare("bind", ns::BIND), &Element::bare("x", ns::CLIENT)], &mut out);
         writer.stanza(&Stanza::presence(None), &mut out);

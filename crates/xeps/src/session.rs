@@ -22,7 +22,21 @@ impl Module for Session {
     fn plug(self: Arc<Self>, hooks: &mut Hooks) {
         hooks.answering(Addressee::Host, ns::SESSION, self.clone());
         hooks.answering(Addressee::Account, ns::SESSION, self.clone());
+        hooks.answering(Addressee::Host, ns::BIND, Arc::new(Binding));
+        hooks.answering(Addressee::Account, ns::BIND, Arc::new(Binding));
         hooks.offering(self);
+    }
+}
+
+/// Refuses to bind a stream once more.
+struct Binding;
+
+impl Answering for Binding {
+    fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
+        let own = passage.account.is_none() || passage.is_own();
+        // RFC 6120, 7.6.2.2: a stream has one resource, and this one has it.
+        let condition = if own { Condition::NotAllowed } else { Condition::ServiceUnavailable };
+        Answer::Now(Reply::Error(StanzaError::new(condition)))
     }
 }
 
@@ -62,6 +76,26 @@ mod tests {
             let ask = "<iq type='set' id='1'><session xmlns='urn:ietf:params:xml:ns:xmpp-session'/></iq>";
             alice.send(ask).await;
             assert_eq!(alice.hears(), ["<iq to='alice@localhost/phone' id='1' type='result'/>"]);
+        });
+    }
+
+    #[test]
+    fn a_stream_is_bound_once() {
+        block_on(async {
+            let bench = Bench::new(&["localhost"], || vec![Arc::new(Session)]);
+            bench.account("bob@localhost");
+            let alice = bench.login("alice@localhost/phone").await;
+            for (to, condition) in [
+                ("", Condition::NotAllowed),
+                ("to='localhost'", Condition::NotAllowed),
+                ("to='alice@localhost'", Condition::NotAllowed),
+                ("to='bob@localhost'", Condition::ServiceUnavailable),
+            ] {
+                let bind = "<bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>desk</resource></bind>";
+                alice.send(&format!("<iq type='set' id='1' {to}>{bind}</iq>")).await;
+                let heard = alice.hears_stanzas();
+                assert_eq!(heard[0].as_error().map(|error| error.condition), Some(condition), "{to}");
+            }
         });
     }
 }

@@ -6,7 +6,7 @@ use crate::client::Client;
 use crate::house::{House, PASSWORD, jid};
 use jid::FullJid;
 use session::Door;
-use stanza::Condition;
+use stanza::{Condition, ErrorKind};
 use stream::StreamEvent;
 use stream::client::LoginError;
 
@@ -44,7 +44,7 @@ async fn a_taken_resource_is_refused_where_that_is_the_policy() {
     let _first = Client::login(&house, "alice", "phone").await;
     let (_, second) = Client::try_login(&house, Door::DirectTls, "alice", "phone", PASSWORD, None).await;
     let Err(LoginError::Bind(error)) = second else { panic!("bound: {second:?}") };
-    assert_eq!(error.condition, Condition::Conflict);
+    assert_eq!((error.condition, error.kind), (Condition::Conflict, ErrorKind::Modify));
     assert_eq!(house.town.bound(), ["alice@localhost/phone"]);
 }
 

@@ -168,8 +168,7 @@ impl Negotiation {
         let success = features::sasl("success", data.as_deref());
         self.send(acts, |writer, out| writer.element(&success, out));
         self.account = Some(account.clone());
-        self.state = State::Header;
-        self.writer.restart();
+        self.expect_header();
         acts.push(Act::Authenticated { account, mechanism: name });
         acts.push(Act::RestartStream);
     }

@@ -128,11 +128,15 @@ fn short(xml: &str) -> String {
         let end = xml[start..].find("><").map_or(xml.len(), |i| start + i);
         let end = xml[end + 1..].find('>').map_or(xml.len(), |i| end + 1 + i + 1);
         let attribute = |name: &str| {
-            let header = &xml[start..end];
+            let header = &xml[start + "<?xml version='1.0'?>".len()..end];
             let from = header.find(&format!(" {name}='")).map(|i| i + name.len() + 3);
             from.map_or("-", |from| &header[from..from + header[from..].find('\'').unwrap()]).to_owned()
         };
-        let line = format!("[header {} to {}]", attribute("from"), attribute("to"));
+        let version = match attribute("version").as_str() {
+            "1.0" => String::new(),
+            other => format!(" version {other}"),
+        };
+        let line = format!("[header {} to {}{version}]", attribute("from"), attribute("to"));
         xml.replace_range(start..end, &line);
     }
     let known = [ns::TLS, ns::SASL, ns::BIND, ns::SESSION, ns::STANZA_ERRORS, ns::STREAM_ERRORS];
@@ -177,7 +181,7 @@ fn authenticated() -> Talk {
     assert_eq!(talk.say(&auth("PLAIN", "\0alice\0secret")), ["CHECK alice@x secret"]);
     let did = talk.answer(|n| n.on_password_checked(Checked::Good));
     assert_eq!(did, ["<success/>", "IS alice@x PLAIN", "RESTART"]);
-    assert_eq!(talk.say(&header("x")), [format!("[header x to alice@x]{BIND_FEATURES}")]);
+    assert_eq!(talk.say(&header("x")), [format!("[header x to -]{BIND_FEATURES}")]);
     talk
 }
 
@@ -199,7 +203,6 @@ fn a_header_that_is_wrong_ends_the_stream() {
             format!("<s:stream xmlns:s='{ns}' xmlns='jabber:server' to='x' version='1.0'>"),
             "invalid-namespace",
         ),
-        (format!("<stream xmlns='{ns}' to='x' version='1.0'>"), "invalid-namespace"),
         ("<s:stream xmlns:s='wrong' xmlns='jabber:client' to='x' version='1.0'>".into(), "invalid-namespace"),
         ("<c xmlns='http://jabber.org/protocol/caps'/>".into(), "invalid-namespace"),
         (format!("<s:steam xmlns:s='{ns}' to='x' version='1.0'>"), "bad-format"),
@@ -209,7 +212,12 @@ fn a_header_that_is_wrong_ends_the_stream() {
     for (xml, condition) in cases {
         let did = Talk::new(settings(), true).say(&xml);
         assert_eq!(did.len(), 2, "{xml}: {did:?}");
-        let start = format!("[header x to -]<error><{condition}/>");
+        let version = match condition {
+            "unsupported-version" if !xml.contains("version=") => " version -",
+            "unsupported-version" if xml.contains("'0.9'") => " version 0.9",
+            _ => "",
+        };
+        let start = format!("[header x to -{version}]<error><{condition}/>");
         assert!(did[0].starts_with(&start) && did[0].ends_with("</error></stream>"), "{xml}: {did:?}");
         assert_eq!(did[1], format!("CLOSE {condition}"));
     }
@@ -226,9 +234,65 @@ fn a_later_version_is_answered_with_ours() {
 #[test]
 fn every_host_is_answered_by_its_name() {
     for (to, host) in [("x", "x"), ("Y", "y"), ("y.", "y")] {
-        let xml = header(to).replace(" to=", " from='Bob@y/r' to=");
-        let did = Talk::new(settings(), true).say(&xml.replace("Bob@y/r", "Bob@y"));
+        let xml = header(to).replace(" to=", " from='Bob@y' to=");
+        let did = Talk::new(settings(), true).say(&xml);
         assert_eq!(did, [format!("[header {host} to bob@y]{FEATURES}")]);
+    }
+}
+
+#[test]
+fn a_version_before_ours_is_answered_as_it_is() {
+    for (version, answer) in
+        [("", "-"), ("version='0.9'", "0.9"), ("version='00.010'", "0.10"), ("version='0.0'", "0.0")]
+    {
+        let xml = header("x").replace("version='1.0'>", &format!("{version}>"));
+        let did = Talk::new(settings(), true).say(&xml);
+        let expected =
+            format!("[header x to - version {answer}]<error><unsupported-version/></error></stream>");
+        assert_eq!(did[0], expected, "{xml}");
+    }
+}
+
+#[test]
+fn the_answer_is_to_whom_the_client_says_it_is() {
+    let cases = [
+        ("", "-"),
+        ("from='Bob@y'", "bob@y"),
+        ("from='bob@y/r'", "bob@y"),
+        ("from='@@'", "-"),
+        ("from=''", "-"),
+        ("id='7'", "-"),
+    ];
+    for (from, to) in cases {
+        let good = header("x").replace(" to=", &format!(" {from} to="));
+        let did = Talk::new(settings(), true).say(&good);
+        assert_eq!(did, [format!("[header x to {to}]{FEATURES}")], "{from}");
+        // RFC 6120, 4.9.1.3: a header that is refused is answered like any other.
+        let bad = good.replace("to='x'", "to='nowhere'");
+        let did = Talk::new(settings(), true).say(&bad);
+        assert_eq!(did[0], format!("[header x to {to}]<error><host-unknown/></error></stream>"), "{from}");
+    }
+    // What was said in front of TLS is forgotten behind it.
+    let mut talk = Talk::new(settings(), false);
+    talk.say(&header("x").replace(" to=", " from='bob@x' to="));
+    talk.say(STARTTLS);
+    talk.negotiation.on_tls(facts());
+    let did = talk.answer(Negotiation::on_timeout);
+    assert_eq!(did[0], "[header x to -]<error><connection-timeout/></error></stream>");
+}
+
+#[test]
+fn each_stanza_may_say_the_content_namespace() {
+    for open in [
+        format!("<stream xmlns='{}' to='x' version='1.0'>", ns::STREAM),
+        format!("<s:stream xmlns:s='{}' to='x' version='1.0'>", ns::STREAM),
+    ] {
+        let mut talk = Talk::new(settings(), true);
+        assert_eq!(talk.say(&open), [format!("[header x to -]{FEATURES}")]);
+        talk.say(&auth("PLAIN", "\0alice\0secret"));
+        talk.answer(|n| n.on_password_checked(Checked::Good));
+        talk.say(&open);
+        assert_eq!(talk.say(&BIND.replace("<iq", "<iq xmlns='jabber:client'")), ["BIND alice@x -"]);
     }
 }
 
@@ -372,7 +436,7 @@ fn what_was_sent_ahead_of_a_good_login_is_done_in_order() {
             "<success/>",
             "IS alice@x PLAIN",
             "RESTART",
-            &format!("[header x to alice@x]{BIND_FEATURES}"),
+            &format!("[header x to -]{BIND_FEATURES}"),
             "BIND alice@x -"
         ]
     );
@@ -412,6 +476,9 @@ fn elements_that_nobody_understands_end_the_stream() {
     let cases = [
         ("<foo/>", error("unsupported-stanza-type")),
         ("<message xmlns='evil'/>", error("unsupported-stanza-type")),
+        ("<message xmlns='jabber:server'/>", error("invalid-namespace")),
+        ("<s:x xmlns:s='jabber:server'/>", error("invalid-namespace")),
+        ("<handshake xmlns='jabber:component:accept'/>", error("invalid-namespace")),
         ("<stream:features/>", error("unsupported-stanza-type")),
         ("<stream:error/>", vec!["</stream>".to_owned(), "CLOSE -".to_owned()]),
         ("</stream:stream>", vec!["</stream>".to_owned(), "CLOSE -".to_owned()]),
@@ -430,6 +497,7 @@ fn a_restarted_stream_keeps_its_name_and_host() {
     for (to, from, good) in [
         ("x", "", true),
         ("x", "from='Alice@x'", true),
+        ("x", "from='alice@x/r'", true),
         ("x", "from='bob@x'", false),
         ("x", "from='@@'", false),
         ("y", "", false),
@@ -510,9 +578,7 @@ fn features_of_modules_are_offered_after_authentication() {
     let did = talk.say(&header("x"));
     assert_eq!(
         did,
-        [
-            "[header x to alice@x]<features><bind/><ver xmlns='urn:xmpp:features:rosterver'/><session/></features>"
-        ]
+        ["[header x to -]<features><bind/><ver xmlns='urn:xmpp:features:rosterver'/><session/></features>"]
     );
 }
 

@@ -121,9 +121,14 @@ fn a_stanza_that_leans_on_the_outside_is_made_anew() {
             "<message xmlns:q='u'><q:x><body xmlns='jabber:client'>1&amp;</body></q:x>t</message>",
             "<message xml:lang='de'><x xmlns='u'><body xmlns='jabber:client'>1&amp;</body></x>t</message>",
         ),
+        // RFC 6120, 4.8.5: nothing in the content namespace goes out with a prefix.
         (
-            "<c:message xmlns:c='jabber:client' xmlns='u'><x/><c:body>b</c:body></c:message>",
+            "<message xmlns:c='jabber:client'><x xmlns='u'/><c:body>b</c:body></message>",
             "<message xml:lang='de'><x xmlns='u'/><body>b</body></message>",
+        ),
+        (
+            "<message><x xmlns='u'><c:body xmlns:c='jabber:client'><c:b/></c:body></x></message>",
+            "<message xml:lang='de'><x xmlns='u'><body xmlns='jabber:client'><b/></body></x></message>",
         ),
         ("<message xmlns='u' xmlns:c='jabber:client'/>", "element <message xmlns='u'/>"),
         (
@@ -142,7 +147,7 @@ fn a_stanza_that_leans_on_the_outside_is_made_anew() {
 fn a_stream_without_a_default_namespace_works() {
     let xml =
         b"<s:stream xmlns:s='http://etherx.jabber.org/streams' xmlns:c='jabber:client' to='x' version='1.0'>\
-        <c:message><c:body>b</c:body><x/></c:message><message/></s:stream>";
+        <message xmlns='jabber:client'><body>b</body><x xmlns=''/></message><message/></s:stream>";
     let (heard, error) = whole(xml);
     assert_eq!(
         heard,
@@ -154,6 +159,15 @@ fn a_stream_without_a_default_namespace_works() {
         ]
     );
     assert_eq!(error, None);
+}
+
+#[test]
+fn a_stanza_with_a_prefix_is_none() {
+    for xml in ["<c:message xmlns:c='jabber:client'/>", "<c:foo xmlns:c='jabber:client'><body/></c:foo>"] {
+        let (heard, error) = inside(xml.as_bytes());
+        assert!(heard.is_empty(), "{xml}: {heard:?}");
+        assert_eq!(error, Some(StreamCondition::BadNamespacePrefix), "{xml}");
+    }
 }
 
 #[test]
