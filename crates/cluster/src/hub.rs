@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io::{self, Read},
+    ops::RangeInclusive,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -30,9 +31,11 @@ const CHANGES: usize = 65_536;
 /// Room for changes with which an entry never waits: far more than a quick one brings, and than a few tasks
 /// announce beside it.
 const ROOM: usize = 1024;
-/// How many entries are kept for followers that come back, and how many bytes.
-const RECENT: usize = 20_000;
-const RECENT_BYTES: usize = 16 << 20;
+/// How many entries are kept for followers that come back: between these, as many as there are accounts in the
+/// table. A snapshot of the table is shorter than more of them would be.
+const RECENT: RangeInclusive<usize> = 1_000..=20_000;
+/// How many bytes are kept for each of them.
+const RECENT_BYTES: usize = 512;
 /// How many hidden rows are swept under one lock.
 const SLICE: usize = 1024;
 
@@ -134,7 +137,7 @@ impl Hub {
         let commands: Vec<Option<Command>> = payloads.iter().map(|p| Command::decode(p)).collect();
         let mut effects = Vec::new();
         let mut outcomes = Vec::with_capacity(commands.len());
-        {
+        let accounts = {
             let mut routes = self.view.routes.write();
             routes.advance(index);
             for command in commands {
@@ -144,8 +147,9 @@ impl Hub {
                 };
                 outcomes.push(Bytes::from(outcome.encode()));
             }
-        }
-        self.recent.lock().push(index, payloads);
+            routes.accounts()
+        };
+        self.recent.lock().push(index, payloads, accounts);
         for effect in &effects {
             self.settle(effect);
         }
@@ -239,13 +243,14 @@ impl Hub {
 }
 
 impl Recent {
-    fn push(&mut self, index: u64, payloads: &[Bytes]) {
+    fn push(&mut self, index: u64, payloads: &[Bytes], accounts: usize) {
+        let most = accounts.clamp(*RECENT.start(), *RECENT.end());
         if self.entries.is_empty() && self.base == 0 {
             self.base = index.saturating_sub(1);
         }
         self.bytes += payloads.iter().map(Bytes::len).sum::<usize>();
         self.entries.push_back((index, payloads.to_vec()));
-        while self.entries.len() > RECENT || (self.bytes > RECENT_BYTES && self.entries.len() > 1) {
+        while self.entries.len() > most || (self.bytes > most * RECENT_BYTES && self.entries.len() > 1) {
             if let Some((oldest, payloads)) = self.entries.pop_front() {
                 self.base = oldest;
                 self.bytes -= payloads.iter().map(Bytes::len).sum::<usize>();
@@ -324,5 +329,25 @@ impl TableView {
         let routes = self.routes.read();
         let up = routes.nodes().filter(|node| node.state == NodeState::Up && role(node.roles));
         crate::placement::elect(key, up.map(|node| node.node))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_for_followers_grows_with_the_table_and_has_a_bound() {
+        // Accounts in the table, bytes of an entry, entries that are kept then.
+        for (accounts, bytes, kept) in
+            [(0, 100, 1_000), (5_000, 100, 5_000), (1_000_000, 100, 20_000), (5_000, 1_000, 2_560)]
+        {
+            let mut recent = Recent::default();
+            let payload = [Bytes::from(vec![0; bytes])];
+            (1..=30_000).for_each(|index| recent.push(index, &payload, accounts));
+            assert_eq!(recent.entries.len(), kept, "{accounts} accounts");
+            assert_eq!(recent.base, 30_000 - kept as u64);
+            assert_eq!(recent.bytes, kept * bytes);
+        }
     }
 }

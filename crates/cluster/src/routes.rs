@@ -238,6 +238,11 @@ impl Routes {
         self.index
     }
 
+    /// How many accounts have a row, visible or not.
+    pub(crate) fn accounts(&self) -> usize {
+        self.users.len()
+    }
+
     /// The bytes of a snapshot; hidden rows stay behind.
     pub fn encode(&self) -> Vec<u8> {
         let mut visible = self.clone();

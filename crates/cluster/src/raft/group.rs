@@ -38,10 +38,11 @@ use crate::{
     role::MemberId,
 };
 
-/// A snapshot is made when the log has grown by this since the last one.
-const SNAPSHOT_LOG_BYTES: u64 = 32 << 20;
-/// This much of the log stays behind a snapshot, for followers that are a little late.
-const KEEP_LOG_BYTES: u64 = 16 << 20;
+/// A snapshot is made when the log has grown by this since the last one, and by as much as that one was long: so
+/// snapshots write no more than the log does, and the log of a small machine stays short.
+const SNAPSHOT_LOG_BYTES: u64 = 2 << 20;
+/// The same where a snapshot is not made until somebody wants it, and is long then.
+const DURABLE_LOG_BYTES: u64 = 32 << 20;
 
 /// A handle to one Raft group on this backend; cheap to clone.
 #[derive(Clone)]
@@ -80,6 +81,7 @@ pub(crate) struct Core {
     pub(crate) raft: Raft,
     pub(crate) dir: PathBuf,
     log: Log,
+    state: State,
     links: Arc<Links>,
     quorum_age: Duration,
     applied: watch::Receiver<u64>,
@@ -182,17 +184,17 @@ impl Group {
         let applied = state.thread().applied();
         let config = raft_config(name, &times).validate().map_err(|e| failed(e.to_string()))?;
         let network = Network { links: links.clone(), group: name, dir: state_dir.clone() };
-        let opened = log.clone();
+        let (opened, machine) = (log.clone(), state.clone());
         // openraft starts its tasks where it is made.
         let raft = thread
             .handle()
-            .spawn(async move { Raft::new(member.0, Arc::new(config), network, opened, state).await })
+            .spawn(async move { Raft::new(member.0, Arc::new(config), network, opened, machine).await })
             .await
             .map_err(|e| failed(e.to_string()))?;
         let raft = raft.map_err(|e| failed(e.to_string()))?;
         let quorum_age = Duration::from_millis(times.quorum_age_ms);
         let seen = Mutex::default();
-        let core = Core { name, member, raft, dir: state_dir, log, links, quorum_age, applied, seen };
+        let core = Core { name, member, raft, dir: state_dir, log, state, links, quorum_age, applied, seen };
         let core = Arc::new(core);
         if !core.log.is_blank() && core.status().voters == [member] {
             // Nobody else could lead, so there is nothing to wait for.
@@ -463,11 +465,16 @@ async fn keep_log_short(core: Arc<Core>) {
         };
         let appended = core.log.appended();
         let mut done = Ok(());
-        if appended - at_snapshot > SNAPSHOT_LOG_BYTES {
+        let due = match core.state.snapshot_bytes() {
+            Some(bytes) => bytes.max(SNAPSHOT_LOG_BYTES),
+            None => DURABLE_LOG_BYTES,
+        };
+        if appended - at_snapshot > due {
             at_snapshot = appended;
             done = core.raft.trigger().snapshot().await;
         }
-        if let Some(upto) = core.log.purgeable(KEEP_LOG_BYTES).map(|upto| upto.min(snapshot))
+        // Half of it stays behind a snapshot, for followers that are a little late.
+        if let Some(upto) = core.log.purgeable(due / 2).map(|upto| upto.min(snapshot))
             && upto > purged
         {
             done = done.and(core.raft.trigger().purge_log(upto).await);

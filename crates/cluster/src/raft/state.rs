@@ -63,6 +63,17 @@ impl State {
         Ok(state)
     }
 
+    /// How long the newest snapshot is, 0 before the first; `None` for a machine that is its own snapshot.
+    pub(crate) fn snapshot_bytes(&self) -> Option<u64> {
+        if self.durable {
+            return None;
+        }
+        Some(match &*self.current.lock() {
+            Some((_, SnapshotBody::File(file))) => file.end - file.at,
+            _ => 0,
+        })
+    }
+
     /// The machine's thread.
     pub(crate) fn thread(&self) -> &MachineThread {
         &self.thread
