@@ -69,6 +69,27 @@ async fn row_065_a_restart_changes_neither_host_nor_name() -> Result<()> {
     Door::shared().await?.row(counted, deeds).await
 }
 
+/// Input: a stream header inside TLS in the name of one account, and then the login of another.
+///
+/// Outcome: the stream ends with `invalid-from` (RFC 6120, 6.4.6), though the password is right.
+#[tokio::test]
+async fn row_065_a_login_is_by_the_name_on_the_header() -> Result<()> {
+    let deeds = async |door: &Door| {
+        let alice = door.person("alice").await?;
+        for way in Way::TLS {
+            let mut raw = door.connect(way).await?;
+            raw.say(header(HOST).replace(" to=", " from='bob@localhost' to=")).await?;
+            for _header_and_features in 0..2 {
+                raw.next_raw(tokio::time::Instant::now() + tests::client::PATIENCE).await?;
+            }
+            raw.say(auth("PLAIN", format!("\0{}\0{}", alice.user, alice.password))).await?;
+            raw.stream_error("invalid-from").await?;
+        }
+        Ok(())
+    };
+    Door::shared().await?.row([stream_errors("invalid-from").times(2)], deeds).await
+}
+
 /// Input: PLAIN and SCRAM with the right password and somebody else's name to act as.
 ///
 /// Outcome: `invalid-authzid`; nobody acts as another.

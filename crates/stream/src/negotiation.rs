@@ -40,6 +40,8 @@ pub struct Negotiation {
     state: State,
     host: Option<DomainPart>,
     answer: Answer,
+    /// Who the client says it is, on a header that nobody could change.
+    named: Option<BareJid>,
     tls: Option<TlsFacts>,
     account: Option<BareJid>,
     failures: u8,
@@ -113,6 +115,7 @@ impl Negotiation {
             state: State::Header,
             host: None,
             answer: Answer::default(),
+            named: None,
             tls,
             account: None,
             failures: 0,
@@ -245,6 +248,8 @@ impl Negotiation {
         if let Err(condition) = self.check_header(header) {
             return self.fail(acts, condition.into());
         }
+        let account = self.answer.to.clone().filter(|named| named.node().is_some());
+        self.named = account.filter(|_| self.tls.is_some());
         self.open(acts);
         if self.account.is_some() {
             let features = self.features();
@@ -345,6 +350,10 @@ impl Negotiation {
         let (Some(account), State::Open) = (self.account.clone(), &self.state) else {
             return self.fail(acts, StreamCondition::NotAuthorized.into());
         };
+        if stanza.head.from.as_ref().is_some_and(|from| from.to_bare() != account) {
+            // RFC 6120, 4.9.3.9, as of who is bound.
+            return self.fail(acts, StreamCondition::InvalidFrom.into());
+        }
         let is_set = stanza.head.kind == Kind::Iq && stanza.iq_type() == Ok(IqType::Set);
         let to_us = stanza.head.to.as_ref().is_none_or(|to| {
             to.domain() == account.domain() && to.node().is_none_or(|node| Some(node) == account.node())

@@ -165,6 +165,10 @@ impl Negotiation {
 
     fn on_success(&mut self, account: BareJid, data: Option<Vec<u8>>, acts: &mut Acts) {
         let State::Exchange { name, .. } = self.state else { return };
+        if name != MechanismName::Anonymous && self.named.as_ref().is_some_and(|named| *named != account) {
+            // RFC 6120, 6.4.6: who named itself inside TLS is not somebody else. A guest's name is ours to give.
+            return self.fail(acts, StreamCondition::InvalidFrom.into());
+        }
         let success = features::sasl("success", data.as_deref());
         self.send(acts, |writer, out| writer.element(&success, out));
         self.account = Some(account.clone());

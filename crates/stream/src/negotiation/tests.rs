@@ -469,6 +469,47 @@ fn stanzas_before_binding_end_the_stream() {
 }
 
 #[test]
+fn who_names_itself_logs_in_by_that_name() {
+    for (from, secure, good) in [
+        ("", true, true),
+        ("from='Alice@x'", true, true),
+        ("from='alice@x/r'", true, true),
+        ("from='x'", true, true),
+        ("from='bob@x'", true, false),
+        ("from='alice@y'", true, false),
+        // Anybody on the way could have written it.
+        ("from='bob@x'", false, true),
+    ] {
+        let mut talk = Talk::new(settings(), secure);
+        talk.say(&header("x").replace(" to=", &format!(" {from} to=")));
+        if !secure {
+            talk.say(STARTTLS);
+            talk.negotiation.on_tls(facts());
+            talk.say(&header("x"));
+        }
+        talk.say(&auth("PLAIN", "\0alice\0secret"));
+        let did = talk.answer(|n| n.on_password_checked(Checked::Good));
+        let expected: &[_] = match good {
+            true => &["<success/>", "IS alice@x PLAIN", "RESTART"],
+            false => &["<error><invalid-from/></error></stream>", "CLOSE invalid-from"],
+        };
+        assert_eq!(did, expected, "{from}");
+    }
+}
+
+#[test]
+fn nobody_binds_in_the_name_of_another() {
+    for (from, good) in [("alice@x", true), ("alice@x/r", true), ("bob@x", false), ("x", false)] {
+        let did = authenticated().say(&BIND.replace("<iq", &format!("<iq from='{from}'")));
+        let expected: &[_] = match good {
+            true => &["BIND alice@x -"],
+            false => &["<error><invalid-from/></error></stream>", "CLOSE invalid-from"],
+        };
+        assert_eq!(did, expected, "{from}");
+    }
+}
+
+#[test]
 fn elements_that_nobody_understands_end_the_stream() {
     let error = |condition: &str| {
         vec![format!("<error><{condition}/></error></stream>"), format!("CLOSE {condition}")]
