@@ -8,6 +8,7 @@
 mod accounts;
 mod address;
 mod auth;
+mod binding;
 mod crowd;
 mod differential;
 #[allow(dead_code, reason = "rows take what they need")]
