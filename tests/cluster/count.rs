@@ -9,6 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    env,
     ops::Range,
     sync::Arc,
     time::Duration,
@@ -33,13 +34,14 @@ const PEERS: usize = 5;
 /// So many messages each.
 const ROUNDS: usize = 100;
 const ALL: usize = USERS * PEERS * ROUNDS;
-/// So many of them at first; the others are said as the node is killed, so that many are on their way then.
-const ROUNDS_BEFORE: usize = 40;
 /// The node is killed when so many were heard.
 const KILL_AT: usize = ALL * 3 / 10;
 const VICTIM: usize = 2;
 const MARK: &str = "urn:example:mark";
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long what waits for somebody may take to be heard once they are back; what was stored behind their login
+/// is looked for by another login then.
+const SOON: Duration = Duration::from_secs(30);
 
 /// One message: who to whom, which of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,11 +77,23 @@ struct Ledger {
     odd: Vec<String>,
 }
 
-/// Whether a receiver heard it on its first stream, or on the one after its node was killed.
+/// So many rounds are said at first, all where `ROOKERY_ROUNDS_BEFORE` says nothing; the others are said as the node
+/// is killed, so that many are on their way then.
+fn rounds_before() -> usize {
+    env::var("ROOKERY_ROUNDS_BEFORE")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(ROUNDS)
+        .min(ROUNDS)
+}
+
+/// Whether a receiver heard it on its first stream, on the one after its node was killed, or on a third one that
+/// asks for what was stored behind the second one's login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stream {
     First,
     Again,
+    Stored,
 }
 
 #[derive(Default)]
@@ -90,19 +104,25 @@ struct Shared {
 
 impl Shared {
     async fn until(&self, what: &str, wanted: impl Fn(&Ledger) -> bool) {
-        let end = Instant::now() + PATIENCE;
+        if !self.within(PATIENCE, wanted).await {
+            // What is missing is said by the count; waiting longer does not change it.
+            self.ledger.lock().await.odd.push(format!("{what}: not within {PATIENCE:?}"));
+        }
+    }
+
+    /// Whether it came to be in time.
+    async fn within(&self, time: Duration, wanted: impl Fn(&Ledger) -> bool) -> bool {
+        let end = Instant::now() + time;
         loop {
             let news = self.news.notified();
             tokio::pin!(news);
             // Enabled before the look, so that no news between the two is missed.
             news.as_mut().enable();
             if wanted(&*self.ledger.lock().await) {
-                return;
+                return true;
             }
             if timeout_at(end, news).await.is_err() {
-                // What is missing is said by the count; waiting longer does not change it.
-                self.ledger.lock().await.odd.push(format!("{what}: not within {PATIENCE:?}"));
-                return;
+                return false;
             }
         }
     }
@@ -132,11 +152,11 @@ async fn run(nodes: &mut Nodes) -> Result<()> {
         mouths.push(mouth);
     }
     for (n, mouth) in mouths.iter().enumerate() {
-        speak(n, mouth, &people, 0..ROUNDS_BEFORE);
+        speak(n, mouth, &people, 0..rounds_before());
     }
     shared.until("the moment of the kill", |l| total(l) >= KILL_AT).await;
     for (n, mouth) in mouths.iter().enumerate() {
-        speak(n, mouth, &people, ROUNDS_BEFORE..ROUNDS);
+        speak(n, mouth, &people, rounds_before()..ROUNDS);
     }
     nodes.kill(VICTIM).await?;
     println!("killed after {} messages were heard", total(&*shared.ledger.lock().await));
@@ -159,6 +179,15 @@ async fn run(nodes: &mut Nodes) -> Result<()> {
         let (mouth, ear) = people[n].come_online(nodes.door(n / 3 % 2), "only").await?.split()?;
         ears.push(listen(n, Stream::Again, ear, mouth.clone(), shared.clone()));
         mouths[n] = mouth;
+    }
+    if !shared.within(SOON, |l| missing(l).is_empty()).await {
+        let stored = missing(&*shared.ledger.lock().await);
+        println!("not heard within {SOON:?}, looked for in the store: {stored:?}");
+        for n in (0..USERS).filter(|n| doomed(*n)) {
+            // The account's other session goes on: whatever is in the store is for the one that comes.
+            let (mouth, ear) = people[n].come_online(nodes.door(n / 3 % 2), "third").await?.split()?;
+            ears.push(listen(n, Stream::Stored, ear, mouth, shared.clone()));
+        }
     }
     shared.until("every message to be accounted for", |l| missing(l).is_empty()).await;
     // Nothing more is underway: a ping from everybody to everybody they wrote to comes behind it.
@@ -300,17 +329,19 @@ fn judge(ledger: &Ledger) -> Result<()> {
     };
     let unaccepted = everything().filter(|n| !accepted(ledger, *n)).count();
     println!(
-        "{ALL} numbered, {unaccepted} not known to be accepted; {} heard live, {} after the login elsewhere, \
-         {} bounced, {again} heard again by receivers of the killed node",
+        "{ALL} numbered, {unaccepted} not known to be accepted; {} heard live, {} after the login elsewhere, {} \
+         stored until another login, {} bounced, {again} heard again by receivers of the killed node",
         on(Stream::First),
         on(Stream::Again),
+        on(Stream::Stored),
         ledger.bounced.len(),
     );
     // Else the kill came when all was over, and nothing was shown.
-    ensure!(on(Stream::Again) > 0, "no message was on its way to a receiver of the killed node");
+    let underway = rounds_before() == ROUNDS || on(Stream::Again) > 0;
+    ensure!(underway, "no message was on its way to a receiver of the killed node");
     let some = |list: &[Number]| list.iter().take(10).map(|n| n.id()).collect::<Vec<_>>().join(" ");
-    ensure!(ledger.odd.is_empty(), "not as it should be: {:#?}", &ledger.odd[..ledger.odd.len().min(5)]);
     ensure!(missing.is_empty(), "{} accepted messages are lost: {}", missing.len(), some(&missing));
+    ensure!(ledger.odd.is_empty(), "not as it should be: {:#?}", &ledger.odd[..ledger.odd.len().min(5)]);
     ensure!(twice.is_empty(), "{} messages came twice: {}", twice.len(), some(&twice));
     ensure!(disorder.is_empty(), "{} out of order: {:?}", disorder.len(), &disorder[..disorder.len().min(5)]);
     counts
