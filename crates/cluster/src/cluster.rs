@@ -157,7 +157,8 @@ impl Cluster {
             stopping: watch::Sender::new(false),
         });
         if shared.roles.backend {
-            cluster.open_group_on(routes, "routes", Box::new(RoutesMachine(hub))).await?;
+            let alone = shared.address.is_empty();
+            cluster.open_group_on(routes, "routes", Box::new(RoutesMachine(hub)), alone).await?;
             cluster.spawn(life::initialize_groups(shared.clone()));
             cluster.spawn(keeper::keep(shared.clone()));
         } else {
@@ -190,7 +191,7 @@ impl Cluster {
         name: &'static str,
         machine: Box<dyn Machine>,
     ) -> Result<Group, ClusterError> {
-        self.open_group_on(group_thread(name)?, name, machine).await
+        self.open_group_on(group_thread(name)?, name, machine, false).await
     }
 
     async fn open_group_on(
@@ -198,6 +199,7 @@ impl Cluster {
         thread: Arc<GroupThread>,
         name: &'static str,
         machine: Box<dyn Machine>,
+        alone: bool,
     ) -> Result<Group, ClusterError> {
         let shared = &self.shared;
         let Some(member) = shared.member() else {
@@ -205,7 +207,8 @@ impl Cluster {
         };
         let dir = self.data_dir.join(name);
         let (links, times) = (shared.links.clone(), shared.config.times.clone());
-        let group = Group::open(Opening { name, dir, member, links, times, thread }, machine).await?;
+        let opening = Opening { name, dir, member, links, times, thread, alone };
+        let group = Group::open(opening, machine).await?;
         shared.groups.add(group.clone());
         Ok(group)
     }

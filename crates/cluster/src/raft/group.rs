@@ -72,6 +72,8 @@ pub(crate) struct Opening {
     pub(crate) times: Times,
     /// Where its tasks run.
     pub(crate) thread: Arc<GroupThread>,
+    /// No other node can reach this one, and what the group agrees on ends with this process.
+    pub(crate) alone: bool,
 }
 
 /// The part of a group that its own service and queues share.
@@ -173,11 +175,12 @@ impl Group {
 
     /// Opens the log and the machine and begins to take part; a group without members waits.
     pub(crate) async fn open(opening: Opening, machine: Box<dyn Machine>) -> Result<Group, ClusterError> {
-        let Opening { name, dir, member, links, times, thread } = opening;
+        let Opening { name, dir, member, links, times, thread, alone } = opening;
         let disk = |e: std::io::Error| ClusterError::Disk { path: dir.clone(), source: e.into() };
         let failed = |reason: String| ClusterError::Raft { group: name.into(), reason };
         let log_dir = dir.join("log");
-        let log = tokio::task::spawn_blocking(move || Log::open(name, &log_dir)).await;
+        let open = if alone { Log::open_alone } else { Log::open };
+        let log = tokio::task::spawn_blocking(move || open(name, &log_dir)).await;
         let log = log.map_err(|e| failed(e.to_string()))?.map_err(disk)?;
         let state_dir = dir.join("state");
         let state = State::open(name, &state_dir, machine).await.map_err(disk)?;

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread,
@@ -46,8 +46,12 @@ pub(crate) struct Log {
 struct Shared {
     dir: PathBuf,
     state: Mutex<State>,
-    /// The newest index that is safe on disk; entries above it must stay in memory.
+    /// The newest index that can be read from disk; entries above it must stay in memory.
     flushed: Arc<AtomicU64>,
+    /// Whether entries are acknowledged before they are on disk: see [`Log::open_alone`].
+    alone: bool,
+    /// A write failed behind its acknowledgement: nothing is taken any more.
+    broken: Arc<AtomicBool>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
@@ -109,6 +113,16 @@ impl Drop for Shared {
 impl Log {
     /// Opens the log of a folder, or makes it.
     pub(crate) fn open(name: &str, dir: &Path) -> io::Result<Log> {
+        Log::open_as(name, dir, false)
+    }
+
+    /// As [`Log::open`], for the routes of a node that no other node can reach. Its votes are synced, its entries are
+    /// written and not waited for: they tell of sessions that end with this process, and nobody else has seen them.
+    pub(crate) fn open_alone(name: &str, dir: &Path) -> io::Result<Log> {
+        Log::open_as(name, dir, true)
+    }
+
+    fn open_as(name: &str, dir: &Path, alone: bool) -> io::Result<Log> {
         fs::create_dir_all(dir)?;
         let mut state = State::blank();
         let segments = wal::segments(dir)?;
@@ -122,12 +136,13 @@ impl Log {
             }
             state.segment = *segment;
         }
-        let (jobs, thread) = wal::writer(name, dir.to_path_buf())?;
+        let broken = Arc::new(AtomicBool::new(false));
+        let (jobs, thread) = wal::writer(name, dir.to_path_buf(), broken.clone())?;
         state.jobs = Some(jobs);
         let flushed = Arc::new(AtomicU64::new(state.last_index()));
         state.begin_segment()?;
-        let shared =
-            Shared { dir: dir.into(), state: Mutex::new(state), flushed, thread: Mutex::new(Some(thread)) };
+        let (state, thread) = (Mutex::new(state), Mutex::new(Some(thread)));
+        let shared = Shared { dir: dir.into(), state, flushed, alone, broken, thread };
         Ok(Log { shared: Arc::new(shared) })
     }
 
@@ -459,12 +474,23 @@ impl RaftLogStorage<TypeConfig> for Log {
         let last = state.last_index();
         // Entries above this are not let go from memory; a truncation may have lowered the end of the log.
         flushed.fetch_min(last, Ordering::Relaxed);
-        let done = Done::Call(Box::new(move |result| {
+        let reached = move |result: &io::Result<()>| {
             if result.is_ok() {
                 flushed.fetch_max(last, Ordering::Relaxed);
             }
-            callback.log_io_completed(result);
-        }));
+        };
+        let done = if self.shared.alone {
+            if self.shared.broken.load(Ordering::Relaxed) {
+                return Err(StorageIOError::write_logs(&stopped()).into());
+            }
+            callback.log_io_completed(Ok(()));
+            Done::Written(Box::new(move |result| reached(&result)))
+        } else {
+            Done::Call(Box::new(move |result| {
+                reached(&result);
+                callback.log_io_completed(result);
+            }))
+        };
         state.send(bytes, done).map_err(|e| StorageIOError::write_logs(&e))?;
         if state.segment_len > SEGMENT_MAX {
             state.begin_segment().map_err(|e| StorageIOError::write_logs(&e))?;
@@ -576,14 +602,16 @@ mod tests {
         }
     }
 
+    #[derive(Default)]
     struct Builder {
         durable: bool,
+        alone: bool,
     }
 
     impl StoreBuilder<TypeConfig, Log, Machinery, tempfile::TempDir> for Builder {
         async fn build(&self) -> Result<(tempfile::TempDir, Log, Machinery), DiskError> {
             let dir = tempfile::tempdir().unwrap();
-            let log = Log::open("suite", &dir.path().join("log")).unwrap();
+            let log = Log::open_as("suite", &dir.path().join("log"), self.alone).unwrap();
             let machine = Box::new(Counter { seen: 0, durable: self.durable });
             let state = Machinery::open("suite", &dir.path().join("state"), machine).await.unwrap();
             Ok((dir, log, state))
@@ -592,12 +620,17 @@ mod tests {
 
     #[test]
     fn openraft_accepts_the_log_under_a_machine_that_keeps_nothing() {
-        Suite::test_all(Builder { durable: false }).unwrap();
+        Suite::test_all(Builder::default()).unwrap();
+    }
+
+    #[test]
+    fn openraft_accepts_the_log_of_a_node_that_is_alone() {
+        Suite::test_all(Builder { alone: true, ..Builder::default() }).unwrap();
     }
 
     #[test]
     fn openraft_accepts_the_log_under_a_durable_machine() {
-        Suite::test_all(Builder { durable: true }).unwrap();
+        Suite::test_all(Builder { durable: true, ..Builder::default() }).unwrap();
     }
 
     fn id(term: u64, index: u64) -> LogId {
@@ -632,6 +665,34 @@ mod tests {
         let mut log = Log::open("t", dir.path()).unwrap();
         assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(3, 7)));
         assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(id(1, 30)));
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_alone_finds_its_log_again_and_may_have_company_later() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let mut log = Log::open_alone("t", dir.path()).unwrap();
+            log.save_vote(&Vote::new(4, 7)).await.unwrap();
+            log.blocking_append((1..=200).map(|n| entry(4, n, 50_000))).await.unwrap();
+            log.blocking_append([entry(4, 201, 10)]).await.unwrap();
+            assert_eq!(indexes(&mut log).await, (1..=201).collect::<Vec<_>>(), "also what memory let go");
+        }
+        let mut log = Log::open("t", dir.path()).unwrap();
+        assert_eq!(indexes(&mut log).await, (1..=201).collect::<Vec<_>>());
+        assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(4, 7)));
+    }
+
+    #[tokio::test]
+    async fn a_log_that_could_not_be_written_takes_nothing_more_though_it_answers_ahead() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::open_alone("t", dir.path()).unwrap();
+        log.blocking_append([entry(1, 1, 10)]).await.unwrap();
+        // The next segment finds its place taken.
+        fs::create_dir(wal::segment_path(dir.path(), 2)).unwrap();
+        log.blocking_append((2..=200).map(|n| entry(1, n, 50_000))).await.unwrap();
+        // A vote waits for the disk, and so for what was written before it.
+        assert!(log.save_vote(&Vote::new(2, 7)).await.is_err());
+        assert!(log.blocking_append([entry(1, 201, 10)]).await.is_err());
     }
 
     #[tokio::test]

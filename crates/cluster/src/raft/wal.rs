@@ -5,7 +5,11 @@ use std::{
     io::{self, Read},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
 };
 
@@ -84,6 +88,8 @@ pub(crate) enum Done {
     Ack(oneshot::Sender<io::Result<()>>),
     /// A function, called on the writing thread.
     Call(Box<dyn FnOnce(io::Result<()>) + Send>),
+    /// The same, called once it is written, for it need not be synced.
+    Written(Box<dyn FnOnce(io::Result<()>) + Send>),
 }
 
 /// What the writing thread is asked to do, in order.
@@ -196,11 +202,15 @@ pub(crate) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8
 /// Size of an empty segment.
 pub(crate) const SEGMENT_HEAD: u64 = MAGIC.len() as u64;
 
-/// Starts the thread that writes; it ends when the sender is dropped.
-pub(crate) fn writer(name: &str, dir: PathBuf) -> io::Result<(mpsc::Sender<Job>, thread::JoinHandle<()>)> {
+/// Starts the thread that writes; it ends when the sender is dropped. `broken` tells at once when a write failed.
+pub(crate) fn writer(
+    name: &str,
+    dir: PathBuf,
+    broken: Arc<AtomicBool>,
+) -> io::Result<(mpsc::Sender<Job>, thread::JoinHandle<()>)> {
     let (jobs, queue) = mpsc::channel::<Job>();
     let thread = thread::Builder::new().name(format!("log-{name}")).spawn(move || {
-        let mut writer = Writer { dir, open: None, failed: None };
+        let mut writer = Writer { dir, open: None, failed: None, broken };
         while let Ok(first) = queue.recv() {
             let mut group = vec![first];
             group.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(GROUP_MAX));
@@ -217,6 +227,7 @@ struct Writer {
     open: Option<Open>,
     /// After a failed write or sync nothing is known of what the disk holds, so nothing succeeds any more.
     failed: Option<(io::ErrorKind, String)>,
+    broken: Arc<AtomicBool>,
 }
 
 /// The segment that is written.
@@ -269,7 +280,7 @@ impl Writer {
                 waiting.push(done);
             }
         }
-        if self.failed.is_none() && waiting.iter().any(|done| !matches!(done, Done::Nobody)) {
+        if self.failed.is_none() && waiting.iter().any(|done| matches!(done, Done::Ack(_) | Done::Call(_))) {
             let result = self.sync();
             self.note(result);
         }
@@ -282,7 +293,7 @@ impl Writer {
                 Done::Nobody => {}
                 // Who waited may have gone away.
                 Done::Ack(ack) => drop(ack.send(result)),
-                Done::Call(call) => call(result),
+                Done::Call(call) | Done::Written(call) => call(result),
             }
         }
     }
@@ -291,6 +302,7 @@ impl Writer {
         if let Err(e) = result {
             tracing::error!(dir = %self.dir.display(), error = %e, "failed to write the log");
             self.failed.get_or_insert((e.kind(), e.to_string()));
+            self.broken.store(true, Ordering::Relaxed);
         }
     }
 

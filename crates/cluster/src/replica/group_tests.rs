@@ -86,6 +86,7 @@ impl Home {
                 links: links.clone(),
                 times: Times::default(),
                 thread: Arc::new(GroupThread::start("data").unwrap()),
+                alone: false,
             },
             Box::new(machine),
         )
