@@ -14,7 +14,7 @@ use stanza::{Condition, Kind, MessageType, PresenceType, Stanza, StanzaError};
 use crate::decision::{Address, Decision, Receiver, Subject, decide};
 use crate::mailboxes::Delivery;
 use crate::metrics::{Fate, one};
-use crate::queues::Work;
+use crate::queues::{Line, Work};
 use crate::router::Router;
 use crate::transit::{Stage, Transit};
 
@@ -66,12 +66,18 @@ impl Router {
                 Decision::Keep | Decision::Answer => {}
             }
         }
+        let line = Line::of(account, transit.stanza.head.from.as_ref());
         let arrival = self.clone().arrive(account.clone(), subject, transit, rows);
-        self.begin_future(account, Box::pin(arrival));
+        self.begin_future(account, line, Box::pin(arrival));
     }
 
     /// Polls an arrival once; what is not finished then goes on in the queue of `account`.
-    pub(crate) fn begin_future(self: &Arc<Self>, account: &BareJid, mut arrival: BoxFuture<'static, ()>) {
+    pub(crate) fn begin_future(
+        self: &Arc<Self>,
+        account: &BareJid,
+        line: Line,
+        mut arrival: BoxFuture<'static, ()>,
+    ) {
         // A timer or channel of a handler belongs to the router's runtime, not to the arbiter of a session.
         let _runtime = self.runtime.enter();
         DEPTH.set(DEPTH.get() + 1);
@@ -79,7 +85,7 @@ impl Router {
         DEPTH.set(DEPTH.get() - 1);
         match finished {
             Ok(true) => {}
-            Ok(false) => self.queues.append(self, account, [Work::Begun(arrival)]),
+            Ok(false) => self.queues.append(self, account, [Work::Begun(line, arrival)]),
             Err(_) => tracing::error!(%account, "the router panicked on a stanza, which is lost"),
         }
     }

@@ -53,11 +53,17 @@ impl Peers {
         Peers { peers: RwLock::default(), some: AtomicBool::new(false), seen: AtomicU64::new(0) }
     }
 
-    fn get(&self, router: &Arc<Router>, node: NodeId, incarnation: Incarnation) -> Arc<Peer> {
+    /// The peer, made at its first stanza; `None` if it is gone by now, whatever the sender saw before.
+    fn get(&self, router: &Arc<Router>, node: NodeId, incarnation: Incarnation) -> Option<Arc<Peer>> {
         if let Some(peer) = self.peers.read().get(&(node, incarnation)) {
-            return peer.clone();
+            return Some(peer.clone());
         }
         let mut peers = self.peers.write();
+        // Under the lock that its end takes, which comes after the table has shown it: a peer that is made later
+        // would keep what it is given for ever, and all that comes behind it.
+        if !router.whereabouts.is_current(node, incarnation) {
+            return None;
+        }
         let (_, numbering) = router.whereabouts.me();
         let peer = peers.entry((node, incarnation)).or_insert_with(|| {
             let lanes =
@@ -69,7 +75,7 @@ impl Peers {
             peer
         });
         self.some.store(true, Ordering::Release);
-        peer.clone()
+        Some(peer.clone())
     }
 
     /// Gives up peers that the table no longer shows, before anything later is decided by that table.
@@ -162,8 +168,11 @@ impl Router {
             receipt: transit.receipt.clone(),
             settled: false,
         };
-        let peer = self.peers.get(self, node, incarnation);
-        match peer.lanes[lane_of(key)].submit(item, &self.config) {
+        let submitted = match self.peers.get(self, node, incarnation) {
+            Some(peer) => peer.lanes[lane_of(key)].submit(item, &self.config),
+            None => Err(Refused::Gone),
+        };
+        match submitted {
             Ok(()) => self.finish(&transit, Fate::Relayed),
             Err(Refused::Full) => self.bounce_at_bound(transit),
             Err(Refused::Gone) => self.queues.give_back(self, account, [Work::Stanza(Box::new(transit))]),
@@ -178,7 +187,11 @@ impl Router {
         incarnation: Incarnation,
         receivers: Vec<(Jid, u64)>,
     ) {
-        let peer = self.peers.get(self, node, incarnation);
+        let Some(peer) = self.peers.get(self, node, incarnation) else {
+            // Its sessions are gone, and presence is never answered.
+            receivers.iter().for_each(|_| self.counters.count(stanza.head.kind, Fate::Ignored));
+            return;
+        };
         let mut lanes: Vec<(Vec<Target>, Vec<u64>)> = vec![Default::default(); LANES as usize];
         for (to, key) in receivers {
             let (targets, keys) = &mut lanes[lane_of(key)];

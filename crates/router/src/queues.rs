@@ -1,4 +1,8 @@
 //! Queues of accounts: what waits, in order, while a handler of its receiver awaits the store.
+//!
+//! An account has two of them, as stanzas of one sender to one receiver keep their order and others need not: what
+//! it says to itself, and what the server answers it, does not wait behind what others sent. So a login is not slower
+//! for the messages that wait for it.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -8,8 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use jid::BareJid;
+use jid::{BareJid, Jid};
 use parking_lot::Mutex;
+use stanza::address::same_account;
 use tokio::sync::Semaphore;
 
 use crate::peer::key;
@@ -21,10 +26,51 @@ pub(crate) enum Work {
     /// A stanza that has not begun to arrive.
     Stanza(Box<Transit>),
     /// A stanza whose arrival has begun and awaits something.
-    Begun(BoxFuture<'static, ()>),
+    Begun(Line, BoxFuture<'static, ()>),
 }
 
-/// The queue of one account; it exists while somebody works on it.
+/// Which of the two queues of an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// From the account itself, or from a host that answers it.
+    Own,
+    /// From anybody else.
+    Others,
+}
+
+impl Line {
+    pub(crate) fn of(account: &BareJid, from: Option<&Jid>) -> Line {
+        let own = from.is_none_or(|from| from.node().is_none() || same_account(from, account));
+        if own { Line::Own } else { Line::Others }
+    }
+}
+
+impl Work {
+    fn line(&self, account: &BareJid) -> Line {
+        match self {
+            Work::Stanza(transit) => Line::of(account, transit.stanza.head.from.as_ref()),
+            Work::Begun(line, _) => *line,
+        }
+    }
+}
+
+/// The queues of one account that somebody works on.
+#[derive(Default)]
+struct Lines {
+    own: Option<Queue>,
+    others: Option<Queue>,
+}
+
+impl Lines {
+    fn line(&mut self, line: Line) -> &mut Option<Queue> {
+        match line {
+            Line::Own => &mut self.own,
+            Line::Others => &mut self.others,
+        }
+    }
+}
+
+/// One queue of an account; it exists while somebody works on it.
 #[derive(Default)]
 struct Queue {
     /// What was on its way already and came back: older than all that waits.
@@ -34,7 +80,7 @@ struct Queue {
 
 /// The queues of all accounts that have one now.
 pub(crate) struct Queues {
-    shards: Vec<Mutex<HashMap<BareJid, Queue>>>,
+    shards: Vec<Mutex<HashMap<BareJid, Lines>>>,
     /// How many there are; zero on a server whose handlers await nothing, so the common path asks no map.
     count: AtomicUsize,
     bound: usize,
@@ -65,7 +111,7 @@ impl Queues {
         }
     }
 
-    fn shard(&self, account: &BareJid) -> &Mutex<HashMap<BareJid, Queue>> {
+    fn shard(&self, account: &BareJid) -> &Mutex<HashMap<BareJid, Lines>> {
         &self.shards[key(account.as_str()) as usize % SHARDS]
     }
 
@@ -74,9 +120,11 @@ impl Queues {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Whether something waits for the account.
-    pub(crate) fn is_busy(&self, account: &BareJid) -> bool {
-        self.count.load(Ordering::Acquire) > 0 && self.shard(account).lock().contains_key(account)
+    /// Whether something waits for the account before what `from` sends it.
+    pub(crate) fn is_busy(&self, account: &BareJid, from: Option<&Jid>) -> bool {
+        let waits = |lines: &mut Lines| lines.line(Line::of(account, from)).is_some();
+        self.count.load(Ordering::Acquire) > 0
+            && self.shard(account).lock().get_mut(account).is_some_and(waits)
     }
 
     /// Lets a stanza pass, or puts it behind what waits for the same account.
@@ -84,7 +132,9 @@ impl Queues {
         if self.count.load(Ordering::Acquire) == 0 {
             return Entered::Free(transit);
         }
-        match self.shard(account).lock().get_mut(account) {
+        let line = Line::of(account, transit.stanza.head.from.as_ref());
+        let mut shard = self.shard(account).lock();
+        match shard.get_mut(account).and_then(|lines| lines.line(line).as_mut()) {
             None => Entered::Free(transit),
             Some(queue) if queue.waiting.len() >= self.bound => Entered::Full(transit),
             Some(queue) => {
@@ -126,42 +176,50 @@ impl Queues {
         if work.peek().is_none() {
             return;
         }
-        let mut shard = self.shard(account).lock();
-        let begin = !shard.contains_key(account);
-        if begin {
-            self.count.fetch_add(1, Ordering::AcqRel);
+        let mut begun = Vec::new();
+        {
+            let mut shard = self.shard(account).lock();
+            let lines = shard.entry(account.clone()).or_default();
+            for work in work {
+                let line = work.line(account);
+                let queue = lines.line(line).get_or_insert_with(|| {
+                    begun.push(line);
+                    Queue::default()
+                });
+                let queue = if returned { &mut queue.returned } else { &mut queue.waiting };
+                queue.push_back(work);
+            }
+            self.count.fetch_add(begun.len(), Ordering::AcqRel);
         }
-        let queue = shard.entry(account.clone()).or_default();
-        if returned {
-            queue.returned.extend(work)
-        } else {
-            queue.waiting.extend(work)
-        }
-        drop(shard);
-        if begin {
+        for line in begun {
             let router = router.clone();
             let account = account.clone();
-            router.runtime.clone().spawn(async move { run(router, account).await });
+            router.runtime.clone().spawn(async move { run(router, account, line).await });
         }
     }
 
-    /// The oldest work of an account; without any the queue is gone and later stanzas pass freely.
-    fn next(&self, account: &BareJid) -> Option<Work> {
+    /// The oldest work in a queue; without any the queue is gone and later stanzas pass freely.
+    fn next(&self, account: &BareJid, line: Line) -> Option<Work> {
         let mut shard = self.shard(account).lock();
         let Entry::Occupied(mut entry) = shard.entry(account.clone()) else { return None };
-        let queue = entry.get_mut();
-        let work = queue.returned.pop_front().or_else(|| queue.waiting.pop_front());
-        if work.is_none() {
-            entry.remove();
+        let queue = entry.get_mut().line(line);
+        let work = queue.as_mut().and_then(|queue| {
+            let Queue { returned, waiting } = queue;
+            returned.pop_front().or_else(|| waiting.pop_front())
+        });
+        if work.is_none() && queue.take().is_some() {
             self.count.fetch_sub(1, Ordering::AcqRel);
+            if matches!(entry.get(), Lines { own: None, others: None }) {
+                entry.remove();
+            }
         }
         work
     }
 }
 
-/// Works on the queue of one account until it is empty, one piece after the other.
-async fn run(router: Arc<Router>, account: BareJid) {
-    while let Some(work) = router.queues.next(&account) {
+/// Works on one queue of an account until it is empty, one piece after the other.
+async fn run(router: Arc<Router>, account: BareJid, line: Line) {
+    while let Some(work) = router.queues.next(&account, line) {
         // Caught, or the queue would stand for ever: what a handler does is caught where it is called, with
         // its stanza in hand; only a mistake of the router itself comes here.
         if AssertUnwindSafe(one(&router, &account, work)).catch_unwind().await.is_err() {
@@ -179,7 +237,7 @@ async fn one(router: &Arc<Router>, account: &BareJid, work: Work) {
             }
             router.resume(account, *transit).await;
         }
-        Work::Begun(arrival) => {
+        Work::Begun(_, arrival) => {
             let _turn = router.queues.turns.acquire().await;
             arrival.await;
         }

@@ -21,7 +21,7 @@ use crate::lost;
 use crate::mailboxes::{Delivery, Mailbox, MailboxLimits, Mailboxes, Waiting};
 use crate::metrics::{Counters, Fate, LaneFacts};
 use crate::peer::{self, Peers};
-use crate::queues::{Entered, Queues, Work};
+use crate::queues::{Entered, Line, Queues, Work};
 use crate::relay::LanesIn;
 use crate::removal;
 use crate::transit::{Stage, Transit};
@@ -250,7 +250,7 @@ impl Router {
             if presence.is_none()
                 || !is_account
                 || !self.is_local_host(to.domain().as_str())
-                || self.queues.is_busy(&account)
+                || self.queues.is_busy(&account, stanza.head.from.as_ref())
             {
                 self.dispatch(Transit::new(stanza.clone().with_to(to), Stage::Fresh));
                 continue;
@@ -303,7 +303,8 @@ impl Router {
                 };
                 let key = from.to_bare();
                 let router = self.clone();
-                self.begin_future(&key, Box::pin(async move { router.answer(None, transit).await }));
+                let answer = Box::pin(async move { router.answer(None, transit).await });
+                self.begin_future(&key, Line::Own, answer);
             }
             Decision::Bounce(condition) => self.bounce(transit, StanzaError::new(condition)),
             _ => self.finish(&transit, Fate::Ignored),

@@ -68,11 +68,17 @@ impl Following for Keeper {
 /// Awaits something before what is for `slow@...` may arrive.
 pub struct Slow {
     pub gate: Semaphore,
+    /// Lets pass at once what the receiver sent itself.
+    others_only: bool,
 }
 
 impl Slow {
     pub fn new() -> Arc<Slow> {
-        Arc::new(Slow { gate: Semaphore::new(0) })
+        Arc::new(Slow { gate: Semaphore::new(0), others_only: false })
+    }
+
+    pub fn others_only() -> Arc<Slow> {
+        Arc::new(Slow { gate: Semaphore::new(0), others_only: true })
     }
 }
 
@@ -89,7 +95,7 @@ impl Module for Slow {
 impl Arriving for Slow {
     fn arriving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
         let is_slow = passage.account.as_ref().is_some_and(|account| account.as_str().starts_with("slow@"));
-        if !is_slow {
+        if !is_slow || (self.others_only && passage.is_own()) {
             return Answer::PASS;
         }
         Answer::later(async {

@@ -118,6 +118,25 @@ async fn a_handler_that_waits_delays_its_receiver_alone_and_keeps_the_order() {
 }
 
 #[tokio::test]
+async fn what_others_sent_does_not_delay_what_an_account_says_to_itself_or_asks_the_server() {
+    let slow = Slow::others_only();
+    let (_world, node) = single(vec![slow.clone(), Arc::new(Odd)], Config::default()).await;
+    let alice = node.login("alice@localhost/a", Some(0));
+    let mut sluggish = node.login("slow@localhost/s", Some(0));
+    for id in 0..5 {
+        alice.chats("slow@localhost", id).await;
+    }
+    sluggish.says("<iq type='get' id='10' to='localhost'><ping xmlns='urn:xmpp:ping'/></iq>").await;
+    assert_eq!(sluggish.hears_ids(1).await, [10]);
+    sluggish.says("<iq type='get' id='11'><ping xmlns='urn:xmpp:ping'/></iq>").await;
+    sluggish.chats("slow@localhost", 12).await;
+    assert_eq!(sluggish.hears_ids(2).await, [11, 12]);
+    slow.gate.add_permits(5);
+    assert_eq!(sluggish.hears_ids(5).await, (0..5).collect::<Vec<_>>());
+    until("both queues are gone", || node.router.account_queues() == 0).await;
+}
+
+#[tokio::test]
 async fn a_full_account_queue_bounces_with_resource_constraint() {
     let slow = Slow::new();
     let config = Config { account_queue_stanzas: 10, ..Config::default() };

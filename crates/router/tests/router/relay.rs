@@ -271,6 +271,18 @@ async fn tables_that_point_at_each_other_end_in_the_store() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stanza_for_a_node_that_goes_as_it_is_looked_up_is_not_stranded() {
+    let all = cluster(2, Config::default()).await;
+    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    let _bob = all.nodes[1].login("bob@localhost/b", Some(0));
+    let world = all.world.clone();
+    all.nodes[0].here.behind_the_next_look(move || drop(world.hide(NodeId(2))));
+    alice.chats("bob@localhost", 1).await;
+    until("it is kept", || all.keepers[0].ids() == [1]).await;
+    assert!(all.nodes[0].router.lanes().is_empty(), "no lane to a node that is gone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contacts_of_a_lost_session_are_told_by_one_survivor() {
     let all = cluster(3, Config::default()).await;
     for n in 0..200 {

@@ -45,6 +45,8 @@ pub struct Here {
     incarnation: AtomicU64,
     /// The table as it was when it was frozen.
     frozen: Mutex<Option<(u64, Vec<Row>)>>,
+    /// What comes to pass right behind the next look at the sessions of an account.
+    behind_a_look: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl World {
@@ -101,6 +103,16 @@ impl World {
 
     /// A node is gone: its rows are hidden and every node hears of it.
     pub async fn expire(&self, node: NodeId) {
+        let lost = self.hide(node);
+        let change = Change::NodeGone { node, incarnation: Incarnation(1), lost: lost.into() };
+        let watchers = self.watchers.lock().clone();
+        for watcher in watchers {
+            let _ = watcher.send(change.clone()).await;
+        }
+    }
+
+    /// The entry by which a node is gone, applied: whoever looks sees it, and nobody was told yet.
+    pub fn hide(&self, node: NodeId) -> Vec<LostSession> {
         if let Some(row) = self.nodes.lock().iter_mut().find(|row| row.node == node) {
             row.state = NodeState::Gone;
         }
@@ -112,11 +124,7 @@ impl World {
             row.node != node
         });
         self.step();
-        let change = Change::NodeGone { node, incarnation: Incarnation(1), lost: lost.into() };
-        let watchers = self.watchers.lock().clone();
-        for watcher in watchers {
-            let _ = watcher.send(change.clone()).await;
-        }
+        lost
     }
 }
 
@@ -129,6 +137,10 @@ impl Here {
     pub fn thaw(&self) {
         *self.frozen.lock() = None;
         self.world.moved.notify_waiters();
+    }
+
+    pub fn behind_the_next_look(&self, what: impl FnOnce() + Send + 'static) {
+        *self.behind_a_look.lock() = Some(Box::new(what));
     }
 }
 
@@ -143,10 +155,14 @@ impl Whereabouts for Here {
 
     fn users(&self, account: &BareJid) -> Vec<Row> {
         let of = |rows: &[Row]| rows.iter().filter(|row| row.jid.to_bare() == *account).cloned().collect();
-        match &*self.frozen.lock() {
+        let seen = match &*self.frozen.lock() {
             Some((_, rows)) => of(rows),
             None => of(&self.world.rows.lock()),
+        };
+        if let Some(what) = self.behind_a_look.lock().take() {
+            what();
         }
+        seen
     }
 
     fn nodes(&self) -> Vec<NodeRow> {
@@ -257,6 +273,7 @@ pub fn node(
         barriers: AtomicU64::new(0),
         incarnation: AtomicU64::new(1),
         frozen: Mutex::default(),
+        behind_a_look: Mutex::default(),
     });
     let registry = Arc::new(Registry::build(modules, &Switches::everywhere()).unwrap());
     let deps = Deps {
