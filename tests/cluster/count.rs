@@ -77,14 +77,11 @@ struct Ledger {
     odd: Vec<String>,
 }
 
-/// So many rounds are said at first, all where `ROOKERY_ROUNDS_BEFORE` says nothing; the others are said as the node
+/// So many rounds are said at first, 40 where `ROOKERY_ROUNDS_BEFORE` says nothing; the others are said as the node
 /// is killed, so that many are on their way then.
 fn rounds_before() -> usize {
-    env::var("ROOKERY_ROUNDS_BEFORE")
-        .ok()
-        .and_then(|rounds| rounds.parse().ok())
-        .unwrap_or(ROUNDS)
-        .min(ROUNDS)
+    let asked = env::var("ROOKERY_ROUNDS_BEFORE").ok().and_then(|rounds| rounds.parse().ok());
+    asked.unwrap_or(40).min(ROUNDS)
 }
 
 /// Whether a receiver heard it on its first stream, on the one after its node was killed, or on a third one that
@@ -221,17 +218,22 @@ fn speak(me: usize, mouth: &Mouth, people: &[Person], rounds: Range<usize>) {
 /// Hears until the stream ends, answers pings, writes everything down.
 fn listen(me: usize, stream: Stream, mut ear: Client, mouth: Mouth, shared: Arc<Shared>) -> JoinHandle<()> {
     tokio::spawn(async move {
+        // What waited for a user may come before their own presence does.
+        for node in ear.take_kept() {
+            hear(me, stream, &node, &mouth, &shared).await;
+        }
         while let Ok(Heard::Element(node)) = ear.next_raw(Instant::now() + PATIENCE * 2).await {
-            if let Some(answer) = answer(&node) {
-                mouth.say(answer);
-                continue;
-            }
-            let mut ledger = shared.ledger.lock().await;
-            note(&mut ledger, me, stream, &node);
-            drop(ledger);
-            shared.news.notify_waiters();
+            hear(me, stream, &node, &mouth, &shared).await;
         }
     })
+}
+
+async fn hear(me: usize, stream: Stream, node: &Node, mouth: &Mouth, shared: &Shared) {
+    if let Some(answer) = answer(node) {
+        return mouth.say(answer);
+    }
+    note(&mut *shared.ledger.lock().await, me, stream, node);
+    shared.news.notify_waiters();
 }
 
 fn note(ledger: &mut Ledger, me: usize, stream: Stream, node: &Node) {

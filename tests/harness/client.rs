@@ -347,9 +347,14 @@ impl Client {
         }
     }
 
+    /// What was heard while something else was waited for, and nobody has asked for yet.
+    pub fn take_kept(&mut self) -> Vec<Node> {
+        self.kept.drain(..).collect()
+    }
+
     /// Everything that comes before the fence with one of these ids, once all of them came.
     pub async fn up_to_fences(&mut self, mut ids: Vec<String>) -> Result<Vec<Node>> {
-        let mut before: Vec<Node> = self.kept.drain(..).collect();
+        let mut before = self.take_kept();
         let deadline = Instant::now() + PATIENCE;
         while !ids.is_empty() {
             match self.next_raw(deadline).await.context("while waiting for the fence")? {
@@ -369,7 +374,7 @@ impl Client {
 
     /// Waits for the end of the stream; what comes before it is returned.
     pub async fn up_to_end(&mut self) -> Result<Vec<Node>> {
-        let mut before: Vec<Node> = self.kept.drain(..).collect();
+        let mut before = self.take_kept();
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.next_raw(deadline).await.context("while waiting for the end of the stream") {
