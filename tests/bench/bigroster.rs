@@ -49,6 +49,9 @@ pub async fn run(binary: &Path, base_port: u16) -> Result<()> {
     log_in(&server, &tls).await?;
     let address = server.direct_tls.clone();
     let busy = beside(&server, async || {
+        // Whoever takes a megabyte at a time must not take the cores from the server and from those who ping: what
+        // counts is how long the server keeps them waiting.
+        let _modest = Modest::begin();
         for _ in 0..LOGINS {
             let start = Instant::now();
             let bytes = log_in_at(&address, &tls).await;
@@ -167,6 +170,30 @@ async fn witness(
     }
     round_trips.sort();
     Ok(round_trips)
+}
+
+/// This thread only gets what no other thread wants, for as long as this lives.
+struct Modest;
+
+impl Modest {
+    fn begin() -> Modest {
+        schedule(libc::SCHED_IDLE);
+        Modest
+    }
+}
+
+impl Drop for Modest {
+    fn drop(&mut self) {
+        schedule(libc::SCHED_OTHER);
+    }
+}
+
+fn schedule(policy: i32) {
+    let plain = libc::sched_param { sched_priority: 0 };
+    // SAFETY: it reads `plain` and changes nothing but how this thread is scheduled.
+    if unsafe { libc::sched_setscheduler(0, policy, &plain) } != 0 {
+        println!("the reader competes with the server: {}", std::io::Error::last_os_error());
+    }
 }
 
 /// The longest, in milliseconds.
