@@ -10,6 +10,7 @@ mod links;
 mod logs;
 mod metrics;
 mod reads;
+mod rosters;
 mod services;
 mod sessions;
 mod stopping;

@@ -6,6 +6,7 @@
 //!   [`presence`], [`offline`], [`forgeries`].
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
+//!   `pushes`: in which order sessions hear of their changes.
 //! - [`settings`]: how a module says which keys its `[modules.NAME]` table has.
 //! - [`pages`]: the pages of `docs/` that are made from the modules' cards.
 
@@ -19,6 +20,7 @@ pub mod offline;
 pub mod pages;
 pub mod ping;
 pub mod presence;
+mod pushes;
 pub mod registration;
 pub mod roster;
 pub mod rosters;

@@ -14,10 +14,11 @@ use stanza::address::{self, same_account};
 use stanza::{Condition, IqType, Kind, PresenceType, Stanza, StanzaError, dom, ns};
 use store::StoreError;
 
-use crate::failure::{Failure, bad_request};
+use crate::failure::{Failure, bad_request, store_failed};
+use crate::pushes::{self, Told, Turn, Version, item_element};
 use crate::rosters::{Item, Roster, Rosters, Standing};
 use crate::subscription;
-use crate::xml::{Build, element};
+use crate::xml::element;
 
 const NAME: &str = "roster";
 
@@ -96,7 +97,10 @@ impl RosterModule {
         }
         let roster = self.rosters.of(&*passage.services, account).await?;
         let version = roster.version();
-        if query.attr("ver") == Some(&version) {
+        if let Some(session) = &passage.sender {
+            session.notes().get_or_put(Told::default).all(version);
+        }
+        if query.attr("ver") == Some(&version.to_string()) {
             // RFC 6121, 2.6.3: the client has it all.
             return Ok(Reply::empty());
         }
@@ -110,11 +114,10 @@ impl RosterModule {
             Wish::Put { contact, name, groups } => {
                 let changed = self
                     .rosters
-                    .change(services, account, &contact, |item, _| {
+                    .put(services, account, &contact, |old| {
                         // RFC 6121, 2.1.2.5: a client cannot set the subscription itself.
-                        let standing = item.take().map(|old| old.standing).unwrap_or_default();
-                        *item = Some(Item { name: name.clone(), groups: groups.clone(), standing });
-                        Ok(())
+                        let standing = old.map(|old| old.standing).unwrap_or_default();
+                        Item { name: name.clone(), groups: groups.clone(), standing }
                     })
                     .await?;
                 push(services, account, &contact, &changed.roster).await;
@@ -199,7 +202,7 @@ async fn listing(services: &dyn Services, roster: &Roster) -> Bytes {
     }
     let mut out = BytesMut::with_capacity(64 + 128 * roster.items.len());
     out.extend_from_slice(b"<query xmlns='jabber:iq:roster' ver='");
-    dom::escape_attribute(&roster.version(), &mut out);
+    dom::escape_attribute(&roster.version().to_string(), &mut out);
     if roster.items.is_empty() {
         // RFC 6121, 2.1.4: the query is there all the same.
         out.extend_from_slice(b"'/>");
@@ -216,38 +219,20 @@ async fn listing(services: &dyn Services, roster: &Roster) -> Bytes {
     out.freeze()
 }
 
-fn item_element(jid: &str, item: &Item) -> Element {
-    let Standing { asked, approved, .. } = item.standing;
-    let head = element("item", ns::ROSTER)
-        .with("jid", jid)
-        .with_some("name", item.name.as_deref())
-        .with("subscription", item.standing.word())
-        .with_some("ask", asked.then_some("subscribe"))
-        .with_some("approved", approved.then_some("true"));
-    let groups = item.groups.iter().map(|group| element("group", ns::ROSTER).text_node(group));
-    groups.fold(head, Build::child)
-}
-
 /// Sends the contact's item, or its removal, to every session of the account (RFC 6121, 2.1.6).
 ///
 /// A push also tells the nodes that cache this roster: so it goes to all sessions, and those whose
 /// client never asked for the roster do not get it (`delivering`).
 pub async fn push(services: &dyn Services, account: &BareJid, contact: &Jid, roster: &Roster) {
-    let item = match roster.items.get(contact.as_str()) {
-        Some(item) => item_element(contact.as_str(), item),
-        None => element("item", ns::ROSTER).with("jid", contact.as_str()).with("subscription", "remove"),
-    };
-    let query = element("query", ns::ROSTER).with("ver", &roster.version()).child(item);
     // A session that was bound before the change was written may have read the roster before it; it must
     // be known here. Without a quorum the push goes to whom we know.
     if let Err(error) = services.read_barrier().await {
         tracing::debug!(module = NAME, %error, "pushing without a read barrier");
     }
     for resource in services.online(account) {
-        let mut id = [0; 8];
-        services.random(&mut id);
-        let push = Stanza::iq("set", &format!("push-{:016x}", u64::from_le_bytes(id)), Some(&query));
-        let push = push.with_from(account.clone()).with_to(resource.jid);
+        let item = roster.items.get(contact.as_str());
+        let push = pushes::push(services, account, contact.as_str(), item, roster.version());
+        let push = push.with_to(resource.jid);
         services.route(push, How::Normal).await;
     }
 }
@@ -274,7 +259,7 @@ pub async fn end_standing(
 }
 
 /// The version in a push of the account itself; nobody else's iq comes from a bare JID of ours.
-fn own_push<'a>(stanza: &'a Stanza, account: &BareJid) -> Option<&'a str> {
+fn own_push(stanza: &Stanza, account: &BareJid) -> Option<Version> {
     let head = &stanza.head;
     if head.kind != Kind::Iq || head.type_.as_deref() != Some("set") {
         return None;
@@ -283,7 +268,7 @@ fn own_push<'a>(stanza: &'a Stanza, account: &BareJid) -> Option<&'a str> {
     if !from.is_bare() || !same_account(from, account) {
         return None;
     }
-    stanza.child("query", ns::ROSTER)?.attr("ver")
+    Version::parse(stanza.child("query", ns::ROSTER)?.attr("ver")?)
 }
 
 impl Leaving for RosterModule {
@@ -322,12 +307,29 @@ fn is_request_to_another(passage: &Passage) -> bool {
 
 impl Arriving for RosterModule {
     fn arriving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
-        if let Some(account) = &passage.account
-            && let Some(version) = own_push(&passage.stanza, account)
-        {
-            self.rosters.forget_unless(account, version);
+        let Some(account) = &passage.account else { return Answer::PASS };
+        let Some(version) = own_push(&passage.stanza, account) else { return Answer::PASS };
+        self.rosters.forget_unless(account, version);
+        let to = passage.stanza.head.to.as_ref().map(Jid::as_str);
+        let sessions = passage.services.local_sessions(account);
+        let session = sessions.into_iter().find(|session| Some(session.jid().as_str()) == to);
+        let Some((session, told)) = session.and_then(|one| one.notes().get::<Told>().map(|told| (one, told)))
+        else {
+            return Answer::PASS;
+        };
+        match told.push(version) {
+            Turn::Its => Answer::PASS,
+            Turn::Old => Answer::STOP,
+            Turn::Early(after, before) => Answer::later(async move {
+                let missing = (after, before);
+                let services = &*passage.services;
+                if let Err(error) = pushes::catch_up(services, &session, &told, version.epoch, missing).await
+                {
+                    drop(store_failed(NAME, &error));
+                }
+                Verdict::Pass
+            }),
         }
-        Answer::PASS
     }
 }
 

@@ -2,9 +2,12 @@
 
 use futures::executor::block_on;
 use hooks::bench::{Bench, Client};
+use jid::{BareJid, Jid};
 use stanza::{Condition, Stanza};
 
+use super::push;
 use crate::index::{ModulesConfig, modules};
+use crate::rosters::{Item, Rosters};
 
 fn bench() -> Bench {
     bench_with(ModulesConfig::default())
@@ -273,7 +276,7 @@ fn the_stored_bytes_of_schema_1_stay_readable() {
     use crate::rosters::Roster;
     let bytes = [1, 7, 2, 1, 3, b'b', b'@', b'h', 1, 1, b'B', 1, 1, b'g', 1, 0, 1, 0];
     let roster: Roster = store::record::decode(&bytes).unwrap();
-    assert_eq!(roster.version(), "7.2");
+    assert_eq!(roster.version().to_string(), "7.2");
     let item = &roster.items["b@h"];
     assert_eq!((item.name.as_deref(), item.groups.as_slice()), (Some("B"), &["g".to_owned()][..]));
     assert_eq!((item.standing.word(), item.standing.asked), ("to", true));
@@ -291,4 +294,88 @@ pub async fn friends(bench: &Bench) -> (Client, Client) {
     alice.hears();
     bob.hears();
     (alice, bob)
+}
+
+#[test]
+fn a_set_that_changes_nothing_is_pushed_under_a_version_of_its_own() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.login("alice@localhost/phone").await;
+        roster_of(&alice).await;
+        let mut versions = Vec::new();
+        for _ in 0..3 {
+            alice.send(&set("<item jid='bob@localhost' name='Bob'/>")).await;
+            let heard = alice.hears_stanzas();
+            assert_eq!(heard.len(), 2, "{heard:?}");
+            let (version, items) = read(&heard[0]);
+            assert_eq!(items, ["bob@localhost \"Bob\" none"]);
+            assert!(!versions.contains(&version), "{version} again");
+            versions.push(version);
+        }
+        assert_eq!(roster_of(&alice).await.0, versions[2]);
+    });
+}
+
+#[test]
+fn a_push_that_comes_too_early_waits_for_those_before_it_and_they_are_not_heard_again() {
+    block_on(async {
+        let bench = Bench::cluster(2, &["localhost"], || modules(&ModulesConfig::default()));
+        let phone = bench.login("alice@localhost/phone").await;
+        let desk = bench.login_at(1, "alice@localhost/desk").await;
+        roster_of(&phone).await;
+        roster_of(&desk).await;
+        // Another node writes two changes, and its pushes are late.
+        let elsewhere = Rosters::new(Default::default());
+        let services = bench.services();
+        let account = BareJid::new("alice@localhost").unwrap();
+        let mut late = Vec::new();
+        for (contact, name) in [("bob@localhost", "Bob"), ("carol@localhost", "Carol")] {
+            let contact = Jid::new(contact).unwrap();
+            let item = |_| Item { name: Some(name.to_owned()), ..Item::default() };
+            let changed = elsewhere.put(&*services, &account, &contact, item).await.unwrap();
+            late.push((contact, changed.roster));
+        }
+        phone.send(&set("<item jid='bob@localhost' name='Robert'/>")).await;
+        let pushed = |heard: Vec<Stanza>| -> Vec<(String, Vec<String>)> {
+            heard.iter().filter(|one| one.head.type_.as_deref() == Some("set")).map(read).collect()
+        };
+        let heard = pushed(phone.hears_stanzas());
+        let items: Vec<&str> = heard.iter().map(|(_, items)| items[0].as_str()).collect();
+        let expected =
+            ["bob@localhost \"Bob\" none", "carol@localhost \"Carol\" none", "bob@localhost \"Robert\" none"];
+        assert_eq!(items, expected);
+        let numbers: Vec<&str> =
+            heard.iter().filter_map(|(version, _)| version.split('.').next_back()).collect();
+        assert_eq!(numbers, ["1", "2", "3"]);
+        assert_eq!(pushed(desk.hears_stanzas()), heard);
+        for (contact, roster) in late {
+            push(&*services, &account, &contact, &roster).await;
+        }
+        assert!(phone.hears().is_empty() && desk.hears().is_empty());
+    });
+}
+
+#[test]
+fn a_late_push_of_which_nobody_kept_a_note_is_heard_when_it_comes() {
+    block_on(async {
+        let bench = bench();
+        let phone = bench.login("alice@localhost/phone").await;
+        roster_of(&phone).await;
+        let elsewhere = Rosters::new(Default::default());
+        let services = bench.services();
+        let account = BareJid::new("alice@localhost").unwrap();
+        let contact = Jid::new("bob@localhost").unwrap();
+        // Too large to be kept.
+        let groups: Vec<String> = (0..10).map(|n| format!("{n}").repeat(1_000)).collect();
+        let item = |_| Item { groups: groups.clone(), ..Item::default() };
+        let changed = elsewhere.put(&*services, &account, &contact, item).await.unwrap();
+        phone.send(&set("<item jid='carol@localhost'/>")).await;
+        assert_eq!(read(&phone.hears_stanzas()[0]).1, ["carol@localhost \"\" none"]);
+        push(&*services, &account, &contact, &changed.roster).await;
+        let heard = phone.hears_stanzas();
+        assert_eq!(heard.len(), 1, "{heard:?}");
+        assert!(read(&heard[0]).1[0].starts_with("bob@localhost"));
+        push(&*services, &account, &contact, &changed.roster).await;
+        assert!(phone.hears().is_empty());
+    });
 }

@@ -13,6 +13,7 @@ use store::{Batch, Committed, Expect, Partition, StoreError, Stored, Table, Vers
 
 use crate::failure::Failure;
 use crate::kept::Kept;
+use crate::pushes::{self, Version};
 
 /// The subscription of one contact (RFC 6121, appendix A.1), without the request that may wait
 /// for the user's answer: that one is kept beside the roster, as no item may show it.
@@ -49,7 +50,7 @@ pub struct Item {
 }
 
 impl Item {
-    fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         let groups: usize = self.groups.iter().map(|group| group.len() + 4).sum();
         self.name.as_ref().map_or(0, String::len) + groups + 16
     }
@@ -72,11 +73,8 @@ impl Stored for Roster {
 
 impl Roster {
     /// The version that clients see (RFC 6121, 2.6).
-    pub fn version(&self) -> String {
-        match self.changes {
-            0 => "0".to_owned(),
-            changes => format!("{:x}.{changes:x}", self.epoch),
-        }
+    pub fn version(&self) -> Version {
+        Version { epoch: self.epoch, changes: self.changes }
     }
 
     pub fn standing(&self, contact: &Jid) -> Standing {
@@ -190,7 +188,7 @@ impl Rosters {
     }
 
     /// As `forget`, unless the cached roster is of this version.
-    pub fn forget_unless(&self, account: &BareJid, version: &str) {
+    pub fn forget_unless(&self, account: &BareJid, version: Version) {
         let mut shard = self.shard(account).lock();
         if shard.rosters.get(account).is_some_and(|roster| roster.version() == version) {
             return;
@@ -206,6 +204,33 @@ impl Rosters {
         services: &dyn Services,
         account: &BareJid,
         contact: &Jid,
+        change: impl FnMut(&mut Option<Item>, &mut Option<Request>) -> Result<R, StanzaError>,
+    ) -> Result<Changed<R>, Failure> {
+        self.write(services, account, contact, false, change).await
+    }
+
+    /// Puts what `make` makes of the item in its place. It is a change even where the item stays as it was: the
+    /// push that follows (RFC 6121, 2.4.2) needs a version of its own (2.6.3).
+    pub async fn put(
+        &self,
+        services: &dyn Services,
+        account: &BareJid,
+        contact: &Jid,
+        make: impl Fn(Option<Item>) -> Item,
+    ) -> Result<Changed<()>, Failure> {
+        let change = |item: &mut Option<Item>, _: &mut Option<Request>| {
+            *item = Some(make(item.take()));
+            Ok(())
+        };
+        self.write(services, account, contact, true, change).await
+    }
+
+    async fn write<R>(
+        &self,
+        services: &dyn Services,
+        account: &BareJid,
+        contact: &Jid,
+        always: bool,
         mut change: impl FnMut(&mut Option<Item>, &mut Option<Request>) -> Result<R, StanzaError>,
     ) -> Result<Changed<R>, Failure> {
         let (partition, key) = (partition(account), contact.as_str());
@@ -221,13 +246,13 @@ impl Rosters {
             let old_item = roster.items.get(key).cloned();
             let (mut item, mut request) = (old_item.clone(), old_request.clone());
             let value = change(&mut item, &mut request)?;
-            let item_changed = item != old_item;
+            let item_changed = always || item != old_item;
             if !item_changed && request == old_request {
                 return Ok(Changed { value, roster: Arc::new(roster), item_changed });
             }
             if item_changed {
                 self.put_item(services, &mut roster, key, old_item.is_none(), item)?;
-                batch = batch.put(KEY, &roster);
+                batch = pushes::note(batch.put(KEY, &roster), roster.version(), key, roster.items.get(key));
             }
             batch = match &request {
                 _ if request == old_request => batch,

@@ -1,0 +1,252 @@
+//! RFC 6121, 2.6.3: roster pushes reach each session in the order of the changes, under versions of their own.
+//!
+//! Sessions at several nodes, and contacts, may change one roster at the same time, and each node pushes what it
+//! changed: a later push may come first. So each change is noted in the store with the roster, and a session that
+//! is about to get a push too early gets the missing ones out of the store before it. When they come they are old.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Bound;
+
+use hooks::{Services, SessionView};
+use jid::BareJid;
+use minidom::Element;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use stanza::{Stanza, ns};
+use store::{Batch, Range, StoreError, Stored, Table};
+
+use crate::rosters::{Item, Standing, partition};
+use crate::xml::{Build, element};
+
+/// The newest changes of a roster that are kept.
+const KEPT: u64 = 128;
+/// The largest item that is kept with them, in bytes. Of a larger one the push comes when it comes.
+const ITEM_BYTES_MAX: usize = 4_096;
+/// The most pushes of which a session knows that they are late.
+const LATE_MAX: usize = 1_024;
+
+/// A version of a roster, as clients see it (RFC 6121, 2.6).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Version {
+    /// Random, made with the first item.
+    pub epoch: u64,
+    /// Grows by one with every change.
+    pub changes: u64,
+}
+
+impl Version {
+    /// Reads what `Display` has written.
+    pub fn parse(text: &str) -> Option<Version> {
+        let (epoch, changes) = text.split_once('.')?;
+        let number = |digits| u64::from_str_radix(digits, 16).ok();
+        Some(Version { epoch: number(epoch)?, changes: number(changes)? })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.changes {
+            0 => f.write_str("0"),
+            changes => write!(f, "{:x}.{changes:x}", self.epoch),
+        }
+    }
+}
+
+/// A change of a roster: what an item was from then on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    contact: String,
+    item: Option<Item>,
+}
+
+impl Stored for Change {
+    const TABLE: Table = Table("roster_changes");
+    const SCHEMA: u8 = 1;
+}
+
+/// Adds the change that made `version` to what is written, and takes the oldest away.
+pub fn note(batch: Batch, version: Version, contact: &str, item: Option<&Item>) -> Batch {
+    let batch = match version.changes.checked_sub(KEPT) {
+        Some(old) => batch.delete::<Change>(key(old)),
+        None => batch,
+    };
+    if item.is_some_and(|item| item.size() > ITEM_BYTES_MAX) {
+        return batch;
+    }
+    batch.put(key(version.changes), &Change { contact: contact.to_owned(), item: item.cloned() })
+}
+
+/// Numbers as keys in the order of their value.
+fn key(number: u64) -> Vec<u8> {
+    number.to_be_bytes().to_vec()
+}
+
+/// An item as clients see it.
+pub fn item_element(jid: &str, item: &Item) -> Element {
+    let Standing { asked, approved, .. } = item.standing;
+    let head = element("item", ns::ROSTER)
+        .with("jid", jid)
+        .with_some("name", item.name.as_deref())
+        .with("subscription", item.standing.word())
+        .with_some("ask", asked.then_some("subscribe"))
+        .with_some("approved", approved.then_some("true"));
+    let groups = item.groups.iter().map(|group| element("group", ns::ROSTER).text_node(group));
+    groups.fold(head, Build::child)
+}
+
+/// What tells one session of an item, or of its removal (RFC 6121, 2.1.6). It goes to the session that `to` names.
+pub fn push(
+    services: &dyn Services,
+    account: &BareJid,
+    contact: &str,
+    item: Option<&Item>,
+    version: Version,
+) -> Stanza {
+    let item = match item {
+        Some(item) => item_element(contact, item),
+        None => element("item", ns::ROSTER).with("jid", contact).with("subscription", "remove"),
+    };
+    let query = element("query", ns::ROSTER).with("ver", &version.to_string()).child(item);
+    let mut id = [0; 8];
+    services.random(&mut id);
+    let push = Stanza::iq("set", &format!("push-{:016x}", u64::from_le_bytes(id)), Some(&query));
+    push.with_from(account.clone())
+}
+
+/// What one session has been told of its roster.
+#[derive(Debug, Default)]
+pub struct Told(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    version: Version,
+    /// Changes before that version that nobody could tell it: their pushes are still welcome.
+    late: BTreeSet<u64>,
+}
+
+/// What a push is to a session.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// The next, or one that was missed.
+    Its,
+    /// The session knows it already.
+    Old,
+    /// Those behind the first and before the second number come before it.
+    Early(u64, u64),
+}
+
+impl Told {
+    /// The session was told all of the roster.
+    pub fn all(&self, version: Version) {
+        *self.0.lock() = State { version, late: BTreeSet::new() };
+    }
+
+    /// A push is about to reach the session.
+    pub fn push(&self, version: Version) -> Turn {
+        let mut state = self.0.lock();
+        let told = state.version;
+        // An empty roster has no epoch. One that was made anew, with its account, goes on from nowhere.
+        if told.changes != 0 && told.epoch != version.epoch {
+            *state = State { version, late: BTreeSet::new() };
+            return Turn::Its;
+        }
+        if version.changes <= told.changes {
+            return if state.late.remove(&version.changes) { Turn::Its } else { Turn::Old };
+        }
+        state.version = version;
+        match version.changes - told.changes {
+            1 => Turn::Its,
+            _ => Turn::Early(told.changes, version.changes),
+        }
+    }
+
+    fn missed(&self, numbers: impl Iterator<Item = u64>) {
+        let mut state = self.0.lock();
+        state.late.extend(numbers);
+        while state.late.len() > LATE_MAX {
+            state.late.pop_first();
+        }
+    }
+}
+
+/// Tells a session what changed behind `after` and before `before`, in order.
+pub async fn catch_up(
+    services: &dyn Services,
+    session: &SessionView,
+    told: &Told,
+    epoch: u64,
+    (after, before): (u64, u64),
+) -> Result<(), StoreError> {
+    let range = Range {
+        from: Bound::Excluded(key(after)),
+        to: Bound::Excluded(key(before)),
+        ..Range::all().limit(KEPT as usize)
+    };
+    let found = services.store().scan::<Change>(&partition(session.account()), range).await;
+    let (found, result) = match found {
+        Ok(found) => (found, Ok(())),
+        Err(error) => (Vec::new(), Err(error)),
+    };
+    let number = |key: Vec<u8>| key.try_into().map_or(0, u64::from_be_bytes);
+    let found: BTreeMap<u64, Change> = found.into_iter().map(|(key, change)| (number(key), change)).collect();
+    let oldest = before.saturating_sub(LATE_MAX as u64).max(after + 1);
+    told.missed((oldest..before).filter(|number| !found.contains_key(number)));
+    for (changes, Change { contact, item }) in found {
+        let version = Version { epoch, changes };
+        let push = push(services, session.account(), &contact, item.as_ref(), version);
+        services.hand(session, push.with_to(session.jid().clone()));
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(epoch: u64, changes: u64) -> Version {
+        Version { epoch, changes }
+    }
+
+    #[test]
+    fn a_version_is_read_as_it_is_written() {
+        for one in [version(1, 1), version(u64::MAX, u64::MAX), version(0xabc, 0x10)] {
+            assert_eq!(Version::parse(&one.to_string()), Some(one));
+        }
+        assert_eq!(version(7, 0).to_string(), "0");
+        for text in ["0", "", ".", "1.", "x.1", "1.2.3"] {
+            assert_eq!(Version::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_stored_bytes_of_schema_1_stay_readable() {
+        let bytes = [1, 3, b'b', b'@', b'h', 1, 1, 1, b'B', 1, 1, b'g', 1, 0, 1, 0];
+        let change: Change = store::record::decode(&bytes).unwrap();
+        let item = change.item.as_ref().expect("an item");
+        assert_eq!((change.contact.as_str(), item.name.as_deref()), ("b@h", Some("B")));
+        assert_eq!((item.groups.as_slice(), item.standing.word()), (&["g".to_owned()][..], "to"));
+        assert_eq!(store::record::encode(&change), bytes);
+        let removed: Change = store::record::decode(&[1, 3, b'b', b'@', b'h', 0]).unwrap();
+        assert_eq!(removed.item, None);
+    }
+
+    #[test]
+    fn what_a_push_is_to_a_session_follows_from_what_it_was_told() {
+        let told = Told::default();
+        told.all(version(0, 0));
+        assert_eq!(told.push(version(5, 1)), Turn::Its, "the first of an empty roster");
+        assert_eq!(told.push(version(5, 2)), Turn::Its);
+        assert_eq!(told.push(version(5, 2)), Turn::Old, "the same again");
+        assert_eq!(told.push(version(5, 5)), Turn::Early(2, 5));
+        told.missed([4].into_iter());
+        assert_eq!(told.push(version(5, 3)), Turn::Old, "told out of the store");
+        assert_eq!(told.push(version(5, 4)), Turn::Its, "not told");
+        assert_eq!(told.push(version(5, 4)), Turn::Old);
+        assert_eq!(told.push(version(5, 6)), Turn::Its);
+        told.all(version(5, 9));
+        assert_eq!(told.push(version(5, 8)), Turn::Old, "in the whole roster");
+        assert_eq!(told.push(version(6, 1)), Turn::Its, "a roster made anew");
+        assert_eq!(told.push(version(6, 2)), Turn::Its);
+    }
+}
