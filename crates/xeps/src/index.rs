@@ -148,10 +148,10 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("strangers", Arc::new(Strangers::new(config.strangers.clone(), rosters.clone()))),
         ("forgeries", Arc::new(Forgeries)),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
-        ("presence", Arc::new(Presence::new(config.presence.clone(), rosters))),
+        ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone()))),
         // After everything that may answer or consume a message: it keeps what nobody else took.
         ("offline", Arc::new(Offline::new(config.offline.clone()))),
-        ("ping", Arc::new(Ping)),
+        ("ping", Arc::new(Ping::new(rosters))),
         ("version", Arc::new(Version::new(config.version.clone()))),
         ("time", Arc::new(Time)),
         ("session", Arc::new(Session)),

@@ -5,10 +5,22 @@ use std::sync::Arc;
 use hooks::{Addressee, Answer, Answering, Card, Hooks, Module, Passage, Reply, Status, Xep};
 use stanza::{Condition, IqType, StanzaError};
 
+use crate::failure::store_failed;
+use crate::rosters::Rosters;
+
+const NAME: &str = "ping";
 const NS: &str = "urn:xmpp:ping";
 
 /// Answers pings to a host, and those to an account on behalf of it.
-pub struct Ping;
+pub struct Ping {
+    rosters: Arc<Rosters>,
+}
+
+impl Ping {
+    pub fn new(rosters: Arc<Rosters>) -> Ping {
+        Ping { rosters }
+    }
+}
 
 impl Module for Ping {
     fn card(&self) -> Card {
@@ -16,7 +28,7 @@ impl Module for Ping {
             xeps: &[Xep { number: 199, title: "XMPP Ping", version: "2.0.1", status: Status::Final }],
             host_features: &[NS],
             account_features: &[NS],
-            ..Card::new("ping", "Answers pings, so that a client knows that its connection lives.")
+            ..Card::new(NAME, "Answers pings, so that a client knows that its connection lives.")
         }
     }
 
@@ -28,12 +40,28 @@ impl Module for Ping {
 
 impl Answering for Ping {
     fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
-        let is_ping = passage.stanza.child("ping", NS).is_some();
-        Answer::Now(match passage.stanza.iq_type() {
-            // XEP-0199, section 4.5: an account is no more than its address; a stranger learns nothing.
-            Ok(IqType::Get) if is_ping && (passage.account.is_none() || passage.is_own()) => Reply::empty(),
-            Ok(IqType::Get) if is_ping => Reply::Error(StanzaError::new(Condition::ServiceUnavailable)),
-            _ => Reply::Error(StanzaError::new(Condition::BadRequest)),
+        let passage: &'a Passage = passage;
+        if passage.stanza.iq_type() != Ok(IqType::Get) || passage.stanza.child("ping", NS).is_none() {
+            return Answer::Now(Reply::Error(StanzaError::new(Condition::BadRequest)));
+        }
+        let (Some(account), false) = (&passage.account, passage.is_own()) else {
+            return Answer::Now(Reply::empty());
+        };
+        // XEP-0199, 4.4: one to an account is answered on behalf of it; a stranger learns nothing.
+        let judge = |may_see: bool| match may_see {
+            true => Reply::empty(),
+            false => Reply::Error(StanzaError::new(Condition::ServiceUnavailable)),
+        };
+        let Some(from) = &passage.stanza.head.from else { return Answer::Now(judge(false)) };
+        if let Some(roster) = self.rosters.cached(account) {
+            return Answer::Now(judge(roster.lets_see(from)));
+        }
+        let services = &*passage.services;
+        Answer::later(async move {
+            match self.rosters.of(services, account).await {
+                Ok(roster) => judge(roster.lets_see(from)),
+                Err(error) => Reply::Error(store_failed(NAME, &error)),
+            }
         })
     }
 }
@@ -44,10 +72,14 @@ mod tests {
     use futures::executor::block_on;
     use hooks::bench::Bench;
 
+    fn bench() -> Bench {
+        Bench::new(&["localhost"], || vec![Arc::new(Ping::new(Arc::new(Rosters::new(Default::default()))))])
+    }
+
     #[test]
     fn a_ping_to_the_server_and_to_the_own_account_is_answered() {
         block_on(async {
-            let bench = Bench::new(&["localhost"], || vec![Arc::new(Ping)]);
+            let bench = bench();
             let alice = bench.login("alice@localhost/phone").await;
             alice.send("<iq type='get' id='1' to='localhost'><ping xmlns='urn:xmpp:ping'/></iq>").await;
             alice.send("<iq type='get' id='2'><ping xmlns='urn:xmpp:ping'/></iq>").await;
@@ -64,7 +96,7 @@ mod tests {
     #[test]
     fn a_ping_to_a_strangers_account_tells_nothing() {
         block_on(async {
-            let bench = Bench::new(&["localhost"], || vec![Arc::new(Ping)]);
+            let bench = bench();
             let alice = bench.login("alice@localhost/phone").await;
             bench.account("bob@localhost");
             alice.send("<iq type='get' id='1' to='bob@localhost'><ping xmlns='urn:xmpp:ping'/></iq>").await;
