@@ -181,8 +181,9 @@ impl Presence {
         let mut to: BTreeSet<Jid> = session.take_directed().into_iter().collect();
         if to_contacts {
             let contacts = self.watchers(services, session.account()).await;
-            // Whoever sees the account is told at its bare JID: not twice.
-            to.retain(|directed| !contacts.contains(&Jid::from(directed.to_bare())));
+            to.retain(|directed| {
+                directed.as_str() != session.jid().as_str() && !is_reached(services, &contacts, directed)
+            });
             to.extend(contacts);
         }
         tell(services, presence, to.into_iter().collect()).await;
@@ -292,6 +293,16 @@ async fn probe(services: &dyn Services, session: &SessionView, roster: &Roster) 
     }
 }
 
+/// Whether what is sent to the accounts of `contacts` reaches a receiver of directed presence too: it must not be
+/// told twice. To an account means to its available sessions (RFC 6121, 8.5.2.1.2).
+fn is_reached(services: &dyn Services, contacts: &BTreeSet<Jid>, directed: &Jid) -> bool {
+    let account = directed.to_bare();
+    let is_merely_bound =
+        |one: &hooks::Resource| one.priority.is_none() && one.jid.as_str() == directed.as_str();
+    contacts.contains(&Jid::from(account.clone()))
+        && !(directed.is_full() && services.online(&account).iter().any(is_merely_bound))
+}
+
 /// Whether the account has an available session, at whatever node.
 pub fn is_available(services: &dyn Services, account: &BareJid) -> bool {
     services.online(account).iter().any(|resource| resource.priority.is_some())
@@ -369,7 +380,12 @@ impl Presence {
             services.route(presence.with_to(from.clone()), How::Normal).await;
         }
         let own = same_account(&from, account);
-        if answered || (own && to.is_bare()) || (to.is_bare() && !speaks_for(services, account)) {
+        // A question about a session that is nowhere comes to every node, as one about the account does.
+        let is_here = || {
+            let sessions = services.local_sessions(account);
+            to.is_full() && sessions.iter().any(|session| session.jid().as_str() == to.as_str())
+        };
+        if answered || (own && to.is_bare()) || !(is_here() || speaks_for(services, account)) {
             return Ok(());
         }
         let answer = |kind: &str| {
@@ -440,7 +456,7 @@ impl Following for Presence {
                     let mut watchers = directed;
                     if was_available {
                         let contacts = self.watchers(&**services, session.account()).await;
-                        watchers.retain(|directed| !contacts.contains(&Jid::from(directed.to_bare())));
+                        watchers.retain(|directed| !is_reached(&**services, &contacts, directed));
                         watchers.extend(contacts);
                     }
                     self.gone(&**services, session.account(), session.jid(), watchers).await;
