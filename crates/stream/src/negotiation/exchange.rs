@@ -37,6 +37,15 @@ impl Negotiation {
             // RFC 6120, 6.4.6: who is authenticated does not authenticate again.
             return self.fail(acts, StreamCondition::PolicyViolation.into());
         }
+        if element.name() == "auth" && matches!(self.state, State::Exchange { .. }) {
+            // RFC 6120, 6.4.2: the client gives up what it began for what it begins now. Counted, as every exchange
+            // without a success: or there would be no end of them.
+            let account = self.leave_exchange();
+            self.count_failure(account, SaslCondition::Aborted, acts);
+            if matches!(self.state, State::Done) {
+                return;
+            }
+        }
         let step = match (element.name(), &mut self.state) {
             ("auth", State::Open) => match self.begin(element) {
                 Ok(step) => step,
@@ -178,11 +187,20 @@ impl Negotiation {
     }
 
     fn on_failure(&mut self, condition: SaslCondition, acts: &mut Acts) {
-        let account = match std::mem::replace(&mut self.state, State::Open) {
+        let account = self.leave_exchange();
+        self.send(acts, |writer, out| writer.element(&features::sasl_failure(condition), out));
+        self.count_failure(account, condition, acts);
+    }
+
+    /// The account that the exchange was about, as far as it was named.
+    fn leave_exchange(&mut self) -> Option<BareJid> {
+        match std::mem::replace(&mut self.state, State::Open) {
             State::Exchange { trying, .. } => trying,
             _ => None,
-        };
-        self.send(acts, |writer, out| writer.element(&features::sasl_failure(condition), out));
+        }
+    }
+
+    fn count_failure(&mut self, account: Option<BareJid>, condition: SaslCondition, acts: &mut Acts) {
         acts.push(Act::AuthFailed { account, condition });
         self.failures = self.failures.saturating_add(1);
         if self.failures > self.settings.auth_failures_max {

@@ -383,13 +383,29 @@ fn an_exchange_without_an_initial_response_is_asked_for_it() {
 }
 
 #[test]
-fn a_second_exchange_does_not_begin_inside_the_first() {
+fn a_second_exchange_takes_the_place_of_the_first() {
     let mut talk = opened();
     talk.say(&auth("SCRAM-SHA-1", "n,,n=alice,r=abc"));
     let challenge = talk.answer(|n| n.on_credentials(None));
     assert!(challenge[0].starts_with("<challenge>"), "{challenge:?}");
-    let did = talk.say(&auth("PLAIN", "\0alice\0secret"));
-    assert_eq!(did, ["<failure><malformed-request/></failure>", "FAILED alice@x malformed-request"]);
+    let did = talk.say(&auth("PLAIN", "\0bob\0secret"));
+    assert_eq!(did, ["FAILED alice@x aborted", "CHECK bob@x secret"]);
+    let did = talk.answer(|n| n.on_password_checked(Checked::Good));
+    assert_eq!(did, ["<success/>", "IS bob@x PLAIN", "RESTART"]);
+}
+
+#[test]
+fn exchanges_that_are_given_up_for_others_are_bounded() {
+    let mut talk = opened();
+    let begin = format!("<auth xmlns='{}' mechanism='PLAIN'/>", ns::SASL);
+    assert_eq!(talk.say(&begin), ["<challenge/>"]);
+    for _ in 0..3 {
+        assert_eq!(talk.say(&begin), ["FAILED - aborted", "<challenge/>"]);
+    }
+    let did = talk.say(&begin);
+    assert_eq!((did[0].as_str(), did.len()), ("FAILED - aborted", 3), "{did:?}");
+    assert!(did[1].starts_with("<error><policy-violation/>"), "{did:?}");
+    assert_eq!(did[2], "CLOSE policy-violation");
 }
 
 #[test]
