@@ -48,7 +48,8 @@ impl Stanza {
         Head {
             to: self.head.from.clone(),
             from: self.head.to.clone(),
-            id: self.head.id.clone(),
+            // RFC 6120, 8.3.1: an error about an iq has an id, an empty one where the iq had none.
+            id: self.head.id.clone().or_else(|| (self.head.kind == Kind::Iq).then(Box::default)),
             type_: Some(type_.into()),
             ..Head::new(self.head.kind)
         }
@@ -112,6 +113,22 @@ mod tests {
         for (xml, refused) in cases {
             let answer = stanza(xml).error(&StanzaError::new(Condition::Forbidden));
             assert_eq!(answer.is_some(), refused, "{xml}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_has_the_id_of_what_it_refuses() {
+        let cases = [
+            ("<iq xmlns='jabber:client' type='get'/>", Some("")),
+            ("<iq xmlns='jabber:client' type='get' id=''/>", Some("")),
+            ("<iq xmlns='jabber:client' type='get' id='7'/>", Some("7")),
+            ("<message xmlns='jabber:client' id='7'/>", Some("7")),
+            ("<message xmlns='jabber:client'/>", None),
+            ("<presence xmlns='jabber:client'/>", None),
+        ];
+        for (xml, id) in cases {
+            let answer = stanza(xml).error(&StanzaError::new(Condition::BadRequest)).unwrap();
+            assert_eq!(answer.head.id.as_deref(), id, "{xml}");
         }
     }
 

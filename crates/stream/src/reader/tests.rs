@@ -211,7 +211,10 @@ fn a_stanza_of_a_wrong_shape_is_refused_and_the_stream_lives() {
         ),
         (
             "<iq type='get'><q xmlns='u'/></iq>",
-            format!("bad <iq type='error'>{}</iq>", error("modify", "bad-request", "an iq needs an id")),
+            format!(
+                "bad <iq id='' type='error'>{}</iq>",
+                error("modify", "bad-request", "an iq needs an id")
+            ),
         ),
         ("<iq type='result' id='1'><q xmlns='u'/><q xmlns='u'/></iq>", "bad -".to_owned()),
     ];
