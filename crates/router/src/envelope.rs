@@ -151,7 +151,9 @@ mod tests {
             id: Some("a'1".into()),
             type_: Some("chat".into()),
             lang: Some("de".into()),
-            extra: vec![ExtraAttribute { ns: "urn:x".into(), name: "n".into(), value: "<v>".into() }],
+            extra: ["urn:x", ""]
+                .map(|ns| ExtraAttribute { ns: ns.into(), name: "n".into(), value: "<v>".into() })
+                .into(),
         };
         Stanza::new(head, Bytes::from_static(b"<body>hi &amp; bye</body><x xmlns='urn:y'/>"))
     }

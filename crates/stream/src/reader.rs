@@ -372,8 +372,9 @@ impl Reader {
                 head.type_ = Some(value.into());
             } else if is_lang(a) {
                 head.lang = Some(value.into());
-            } else if let Some(prefix) = a.foreign_prefix() {
-                let uri = self.scope.uri_of(Some(prefix)).unwrap_or_default();
+            } else if a.declares().is_none() {
+                let prefix = a.foreign_prefix();
+                let uri = prefix.map_or("", |prefix| self.scope.uri_of(Some(prefix)).unwrap_or_default());
                 head.extra.push(ExtraAttribute {
                     ns: uri.into(),
                     name: a.name.as_str().into(),

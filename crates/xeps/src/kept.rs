@@ -79,7 +79,7 @@ mod tests {
         for text in [
             "<message to='b@h' from='a@h/r' id='1' type='chat' xml:lang='de'><body>ä &lt; b</body></message>",
             "<presence from='a@h' to='b@h' type='subscribe'><status>hi</status></presence>",
-            "<message from='a@h/r'><x xmlns='urn:x' a='1'><y/></x>text</message>",
+            "<message from='a@h/r' shade='red' xmlns:x='urn:x' x:a='1'><x xmlns='urn:x' a='1'><y/></x>text</message>",
         ] {
             let stanza = parse(text);
             assert_eq!(xml(&Kept::of(&stanza).stanza().unwrap()), xml(&stanza));
