@@ -1,5 +1,7 @@
 //! Addresses (RFC 6122: stringprep, through `jid`), prepared at every door.
 
+use std::borrow::Cow;
+
 pub use jid::{BareJid, DomainPart, DomainRef, FullJid, Jid, NodePart, NodeRef, ResourcePart, ResourceRef};
 
 /// An address as a client wrote it.
@@ -7,6 +9,7 @@ pub use jid::{BareJid, DomainPart, DomainRef, FullJid, Jid, NodePart, NodeRef, R
 /// Fails also where preparing it twice gives another address, or none (`\u{df}--x`, whose hyphens come to stand
 /// where none may): what is kept or sent to another node is read again there, and must be the same.
 pub fn jid(text: &str) -> Result<Jid, jid::Error> {
+    let text = &*without_final_dot(text)?;
     let jid = Jid::new(text)?;
     if jid.as_str() != text && Jid::new(jid.as_str())? != jid {
         return Err(jid::Error::NamePrep);
@@ -14,12 +17,29 @@ pub fn jid(text: &str) -> Result<Jid, jid::Error> {
     Ok(jid)
 }
 
+/// As [`jid`], of an address without a resource.
+pub fn bare_jid(text: &str) -> Result<BareJid, jid::Error> {
+    jid(text)?.try_into()
+}
+
+/// What ends a label of a domain (RFC 3490, 3.1).
+const DOTS: [char; 4] = ['.', '\u{3002}', '\u{ff0e}', '\u{ff61}'];
+
+/// RFC 6122, 2.2: a final dot only says that the domain is complete, and is gone before anything else is done. The
+/// crate `jid` leaves it beside another part, and takes the resource behind it for a longer one.
+fn without_final_dot(text: &str) -> Result<Cow<'_, str>, jid::Error> {
+    let (domain, resource) = text.split_at(text.find('/').unwrap_or(text.len()));
+    let Some(domain) = domain.strip_suffix(DOTS) else { return Ok(Cow::Borrowed(text)) };
+    if domain.ends_with(DOTS) {
+        return Err(jid::Error::Idna);
+    }
+    Ok(Cow::Owned([domain, resource].concat()))
+}
+
 /// The host name as it is compared everywhere: prepared and in lower case.
 /// Fails for anything that is no domain (empty, with `@` or `/`, too long).
 pub fn host(name: &str) -> Result<DomainPart, jid::Error> {
-    // A final dot only says that the name is complete (RFC 6122, 2.2): the same host without it.
-    let name = name.strip_suffix('.').unwrap_or(name);
-    let host = DomainPart::new(name)?.into_owned();
+    let host = DomainPart::new(&without_final_dot(name)?)?.into_owned();
     for_good(host.as_str())?;
     Ok(host)
 }
@@ -88,6 +108,37 @@ mod tests {
         for bad in ["", "a@b", "a/b"] {
             assert!(host(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_final_dot_is_no_part_of_a_domain() {
+        assert!(
+            Jid::new("a@x./r").is_ok_and(|jid| jid.as_str() != "a@x/r"),
+            "the crate `jid` takes care of it now"
+        );
+        for (dotted, plain) in [
+            ("x.", "x"),
+            ("x.y.", "x.y"),
+            ("x./r", "x/r"),
+            ("a.@x.", "a.@x"),
+            ("A@X.", "a@x"),
+            ("a@x./r.", "a@x/r."),
+            ("a@x./b@y./", "a@x/b@y./"),
+            ("a@x\u{3002}", "a@x"),
+            ("a@x\u{ff0e}/r", "a@x/r"),
+            ("a@x\u{ff61}", "a@x"),
+        ] {
+            let jid = jid(dotted).unwrap();
+            assert_eq!(jid, Jid::new(plain).unwrap(), "{dotted}");
+            assert_eq!(Jid::from_parts(jid.node(), jid.domain(), jid.resource()), jid);
+        }
+        for bad in [".", "a@.", "a@./r", "x..", "a@x..", "a@x../r", "a@x.\u{3002}", "a@.x"] {
+            assert!(jid(bad).is_err(), "{bad}");
+        }
+        assert_eq!(host("x.y.").unwrap().as_str(), "x.y");
+        assert!(host("x..").is_err() && host(".").is_err());
+        assert_eq!(bare_jid("a@x.").unwrap().as_str(), "a@x");
+        assert!(bare_jid("a@x./r").is_err());
     }
 
     #[test]

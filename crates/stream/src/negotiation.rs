@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use minidom::Element;
 use stanza::{
-    BareJid, Condition, DomainPart, FullJid, IqType, Jid, Kind, ResourcePart, Stanza, StanzaError,
+    BareJid, Condition, DomainPart, FullJid, IqType, Kind, ResourcePart, Stanza, StanzaError,
     StreamCondition, StreamError, address, ns,
 };
 
@@ -60,7 +60,7 @@ impl Answer {
     fn to(header: &StreamHeader) -> Answer {
         Answer {
             // RFC 6120, 4.7.2: to the bare JID that the client names, and to nobody where it names none.
-            to: header.from.as_deref().and_then(|from| Jid::new(from).ok()).map(|from| from.to_bare()),
+            to: header.from.as_deref().and_then(|from| address::jid(from).ok()).map(|from| from.to_bare()),
             // RFC 6120, 4.7.5: the lower of both versions, and none where the client has none.
             version: match header.version.as_deref().map(minor_of_0) {
                 Some(Some(minor)) => Some(format!("0.{minor}")),

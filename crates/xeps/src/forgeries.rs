@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use hooks::{Answer, Card, Hooks, Leaving, Module, Passage, Services, Step};
-use jid::Jid;
 use minidom::Element;
-use stanza::Kind;
+use stanza::{Kind, address};
 
 const NAME: &str = "forgeries";
 const DELAY: &str = "urn:xmpp:delay";
@@ -41,7 +40,7 @@ impl Leaving for Forgeries {
 
 fn is_forged(child: &Element, services: &dyn Services) -> bool {
     let names_us = |attribute| {
-        let named = child.attr(attribute).and_then(|jid| Jid::new(jid).ok());
+        let named = child.attr(attribute).and_then(|jid| address::jid(jid).ok());
         named.is_some_and(|jid| services.is_local_host(jid.domain().as_str()))
     };
     // XEP-0203, section 2, and XEP-0359, section 3: `from` and `by` say which server or account it was.

@@ -18,6 +18,7 @@ fuzz_target!(|data: &[u8]| {
             assert!((1..=PART_MAX).contains(&part.len()), "a part of {} bytes", part.len());
             assert!(!part.contains('\0'), "a part with a NUL");
         }
+        assert_eq!(Jid::from_parts(jid.node(), jid.domain(), jid.resource()), jid, "its parts make another");
         let bare = address::bare(&jid);
         assert!(address::same_account(&jid, &bare.clone().into()));
         assert_eq!(BareJid::new(bare.as_str()).as_ref(), Ok(&bare), "the account's address is none");

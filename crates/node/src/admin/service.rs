@@ -8,6 +8,7 @@ use hooks::Services;
 use jid::{BareJid, FullJid, Jid};
 use proto::admin;
 use router::Router;
+use stanza::address;
 use store::{AccountError, Accounts, StoreError};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -88,8 +89,8 @@ impl admin::admin_server::Admin for Admin {
         request: Request<admin::KickSessionRequest>,
     ) -> Result<Response<admin::KickSessionResponse>, Status> {
         let text = request.into_inner().jid;
-        let jid =
-            Jid::new(&text).map_err(|e| Status::invalid_argument(format!("`{text}` is no address: {e}")))?;
+        let jid = address::jid(&text)
+            .map_err(|e| Status::invalid_argument(format!("`{text}` is no address: {e}")))?;
         match self.kick_all(&jid).await? {
             0 => Err(Status::not_found("no such session")),
             kicked => Ok(Response::new(admin::KickSessionResponse { kicked })),
@@ -232,7 +233,7 @@ async fn list(
 }
 
 fn bare(text: &str) -> Result<BareJid, Status> {
-    BareJid::new(text).map_err(|e| Status::invalid_argument(format!("`{text}` is no bare address: {e}")))
+    address::bare_jid(text).map_err(|e| Status::invalid_argument(format!("`{text}` is no bare address: {e}")))
 }
 
 fn unavailable(error: cluster::Unavailable) -> Status {

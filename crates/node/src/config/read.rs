@@ -423,7 +423,7 @@ fn host_port(text: &str) -> Result<(), String> {
 
 /// A domain, prepared as in addresses.
 pub fn domain(text: &str) -> Result<String, String> {
-    let parsed = jid::BareJid::new(text).map_err(|e| format!("found `{text}`: {e}"))?;
+    let parsed = stanza::address::bare_jid(text).map_err(|e| format!("found `{text}`: {e}"))?;
     if parsed.node().is_some() {
         return Err(format!("found the address `{text}`"));
     }

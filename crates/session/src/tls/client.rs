@@ -138,7 +138,8 @@ fn addresses(cert: &[u8]) -> Option<Vec<BareJid>> {
         // OtherName ::= SEQUENCE { type-id, value [0] EXPLICIT ANY }, and the address is a UTF8String.
         let text = std::str::from_utf8(tlv(0x0c, tlv(0xa0, value)?)?).ok()?;
         // No name stands for several: `*` is a letter like others in an account's name, and so never meant here.
-        let address = BareJid::new(text).ok().filter(|jid| jid.node().is_some() && !text.contains('*'))?;
+        let address =
+            stanza::address::bare_jid(text).ok().filter(|jid| jid.node().is_some() && !text.contains('*'))?;
         if !found.contains(&address) {
             found.push(address);
         }

@@ -1,6 +1,6 @@
 //! EXTERNAL (RFC 4422, A; XEP-0178): the client is who its certificate says.
 
-use stanza::{BareJid, DomainPart};
+use stanza::{BareJid, DomainPart, address};
 
 use super::keys::ScramHash;
 use super::mechanism::{Found, Mechanism, SaslCondition, Step};
@@ -37,7 +37,7 @@ impl External {
                 _ => Err(SaslCondition::InvalidAuthzid),
             };
         }
-        let wanted = BareJid::new(authzid).map_err(|_| SaslCondition::InvalidAuthzid)?;
+        let wanted = address::bare_jid(authzid).map_err(|_| SaslCondition::InvalidAuthzid)?;
         let certified = self.addresses.contains(&wanted);
         if certified { Ok(wanted) } else { Err(SaslCondition::InvalidAuthzid) }
     }

@@ -39,7 +39,7 @@ impl Plain {
 
 /// RFC 6120, 6.3.8: nobody acts as another account here, so an authorization identity is empty or one's own.
 pub(super) fn check_authzid(authzid: &str, account: &BareJid) -> Result<(), SaslCondition> {
-    let own = authzid.is_empty() || BareJid::new(authzid).is_ok_and(|jid| jid == *account);
+    let own = authzid.is_empty() || address::bare_jid(authzid).is_ok_and(|jid| jid == *account);
     if own { Ok(()) } else { Err(SaslCondition::InvalidAuthzid) }
 }
 
