@@ -68,7 +68,7 @@ fn ends(times: usize) -> Metric {
 
 /// Input: an attribute value, and a tag's name, that never end, before and after login.
 ///
-/// Outcome: the stream ends with `policy-violation` at 8 KiB.
+/// Outcome: the stream ends with `policy-violation` at 8 KiB before login, at 10,000 bytes after it.
 #[tokio::test]
 async fn row_031_a_name_or_value_without_end_ends_the_stream() -> Result<()> {
     let deeds = async |door: &Door| {
@@ -111,9 +111,9 @@ async fn row_033_many_elements_before_login_end_the_stream() -> Result<()> {
     Door::shared().await?.row([stream_errors(TOO_MUCH).times(Way::ALL.len())], deeds).await
 }
 
-/// Input: a stanza of exactly 10,000 bytes after login.
+/// Input: stanzas of exactly 10,000 bytes after login, nearly all of them text, or the value of one attribute.
 ///
-/// Outcome: it is accepted and delivered whole (RFC 6120, 13.12).
+/// Outcome: they are accepted and delivered whole (RFC 6120, 13.12).
 #[tokio::test]
 async fn row_034_a_stanza_of_ten_thousand_bytes_is_delivered() -> Result<()> {
     let deeds = async |door: &Door| {
@@ -126,10 +126,14 @@ async fn row_034_a_stanza_of_ten_thousand_bytes_is_delivered() -> Result<()> {
             let heard = raw.wait_for("the message", |n| n.attr("id") == Some("big")).await?;
             let text = heard.child("body", tests::xml::CLIENT).map(Node::text).unwrap_or_default();
             ensure!(text == body, "{} bytes of {}", text.len(), body.len());
+            let (open, close) = (format!("<message to='{}' id='", raw.jid()), "'/>");
+            let id = "x".repeat(10_000 - open.len() - close.len());
+            raw.say(format!("{open}{id}{close}")).await?;
+            raw.wait_for("the message of that id", |n| n.attr("id") == Some(&id)).await?;
         }
         Ok(())
     };
-    Door::shared().await?.row([stanzas("message", "delivered").times(2)], deeds).await
+    Door::shared().await?.row([stanzas("message", "delivered").times(4)], deeds).await
 }
 
 /// Input: a stanza above the limit after login, piece by piece, without an end.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rxml::{Event, Parse, Parser};
+use rxml::{Event, Options, Parse, Parser, WithOptions};
 
 /// Default namespace of a client's stream; elements in it are printed without `xmlns`.
 pub const CLIENT: &str = "jabber:client";
@@ -154,7 +154,9 @@ impl Default for Assembler {
 
 impl Assembler {
     pub fn new() -> Self {
-        Assembler { parser: Parser::new(), pending: Vec::new(), open: Vec::new(), depth: 0 }
+        // A server may pass on longer values than the parser takes by itself.
+        let options = Options { max_token_length: 1 << 14, ..Options::default() };
+        Assembler { parser: Parser::with_options(options), pending: Vec::new(), open: Vec::new(), depth: 0 }
     }
 
     /// Takes bytes as they come and gives what they complete.

@@ -159,7 +159,7 @@ impl Limits {
             elements: self.before_auth_elements,
             depth: self.before_auth_depth,
             attributes: self.attributes,
-            token_bytes: self.token_bytes,
+            token_bytes: self.token_bytes.min(self.before_auth_stanza_bytes),
         }
     }
 

@@ -26,6 +26,13 @@ impl Limits {
 
     /// For an authenticated client.
     pub const fn after_auth() -> Limits {
-        Limits { stanza_bytes: 256 * 1024, elements: 2_000, depth: 64, attributes: 64, token_bytes: 8 * 1024 }
+        Limits {
+            stanza_bytes: 256 * 1024,
+            elements: 2_000,
+            depth: 64,
+            attributes: 64,
+            // Such a stanza may be one long attribute.
+            token_bytes: Limits::STANZA_BYTES_MIN,
+        }
     }
 }

@@ -439,7 +439,7 @@ pub const KEYS: &[Key] = &[
     key(
         "limits.token_bytes",
         Whole(256, MANY),
-        Is("8192"),
+        Is("10000"),
         "Longest name or attribute value, in bytes; a longer one ends the stream.",
     ),
     key(

@@ -316,9 +316,13 @@ fn bounds_hold_before_anything_is_built() {
         (Limits::after_auth(), format!("<message{}/>", attributes(64)), true),
         (Limits::after_auth(), format!("<message{}/>", attributes(65)), false),
         (Limits::after_auth(), format!("<message{}/>", attributes(100_000)), false),
-        (Limits::after_auth(), format!("<message id='{}'/>", "x".repeat(8_000)), true),
-        (Limits::after_auth(), format!("<message id='{}'/>", "x".repeat(9_000)), false),
-        (Limits::after_auth(), format!("<m{}/>", "x".repeat(9_000)), false),
+        (
+            Limits::after_auth(),
+            format!("<message id='{}'/>", "x".repeat(10_000 - "<message id=''/>".len())),
+            true,
+        ),
+        (Limits::after_auth(), format!("<message id='{}'/>", "x".repeat(10_100)), false),
+        (Limits::after_auth(), format!("<m{}/>", "x".repeat(10_100)), false),
         (Limits::after_auth(), format!("<message>{}", "x".repeat(300_000)), false),
     ];
     for (limits, xml, good) in cases {
