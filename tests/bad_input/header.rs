@@ -242,7 +242,8 @@ async fn row_024_an_endless_language_is_refused() -> Result<()> {
     each_is_refused(Way::ALL, &[(&header(STREAM, CLIENT, &attributes), "policy-violation")]).await
 }
 
-/// Input: another encoding than UTF-8: declared, or shown by a byte order mark. Or another version of XML.
+/// Input: another encoding than UTF-8: declared, or shown by a byte order mark. Another version of XML, or a document
+/// that says not to stand alone.
 ///
 /// Outcome: `unsupported-encoding`, `not-well-formed`, or `restricted-xml`.
 #[tokio::test]
@@ -254,6 +255,7 @@ async fn row_026_another_encoding_is_refused() -> Result<()> {
             (b"<?xml version='1.0' encoding='iso-8859-1'?>", "unsupported-encoding"),
             (b"<?xml version='1.0' encoding='UTF-16'?>", "unsupported-encoding"),
             (b"<?xml version='1.1'?>", "restricted-xml"),
+            (b"<?xml version='1.0' standalone='no'?>", "restricted-xml"),
             (&utf_16, "not-well-formed"),
             (b"\xef\xbb\xbf<?xml version='1.0'?>", "not-well-formed"),
         ],

@@ -84,6 +84,10 @@ pub(super) fn map_error(error: rxml::Error, read: &[u8]) -> ReadError {
         rxml::Error::InvalidSyntax("malformed cdata or comment section start") => {
             ReadError::new(RestrictedXml, "a DTD or other declaration")
         }
+        // RFC 6120, 11.5. The parser expects it behind an encoding only.
+        rxml::Error::InvalidSyntax(
+            "'version' attribute must be followed by '?>' or 'encoding' attribute",
+        ) if last_word(read) == b"standalone" => ReadError::new(RestrictedXml, "a standalone declaration"),
         // Its name for a character's number that never ends, too.
         rxml::Error::UndeclaredEntity if ends_in_number(read) => {
             ReadError::new(NotWellFormed, "a character's number is too long")
@@ -92,6 +96,12 @@ pub(super) fn map_error(error: rxml::Error, read: &[u8]) -> ReadError {
         rxml::Error::InvalidUtf8Byte(_) => ReadError::new(NotWellFormed, "not UTF-8"),
         _ => ReadError::new(NotWellFormed, "not well-formed"),
     }
+}
+
+/// What stands last in a declaration.
+fn last_word(read: &[u8]) -> &[u8] {
+    let mut words = read.split(|b| b.is_ascii_whitespace() || *b == b'=');
+    words.rfind(|word| !word.is_empty()).unwrap_or_default()
 }
 
 /// Whether the last reference in the bytes is one by number (`&#`).

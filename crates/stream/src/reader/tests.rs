@@ -276,11 +276,15 @@ fn what_xmpp_forbids_ends_the_stream() {
 #[test]
 fn what_is_no_stream_is_refused_at_the_first_bytes() {
     use StreamCondition::*;
-    let cases: [(&[u8], StreamCondition); 12] = [
+    let cases: [(&[u8], StreamCondition); 16] = [
         (b"<!DOCTYPE lolz [<!ENTITY lol 'lol'>]><x/>", RestrictedXml),
         (b"<?xml version='1.0'?><!DOCTYPE x SYSTEM 'file:///etc/passwd'><x/>", RestrictedXml),
         (b"<?xml version='1.0' encoding='iso-8859-1'?>", UnsupportedEncoding),
         (b"<?xml version='1.1'?>", RestrictedXml),
+        (b"<?xml version='1.0' standalone='no'?>", RestrictedXml),
+        (b"<?xml version='1.0' standalone = 'yes'?>", RestrictedXml),
+        (b"<?xml version='1.0' encoding='utf-8' standalone='no'?>", RestrictedXml),
+        (b"<?xml version='1.0' wide='no'?>", NotWellFormed),
         (b"<?php x?>", RestrictedXml),
         (b"<!-- x --><x/>", RestrictedXml),
         (b"\xff\xfe<\0", NotWellFormed),
