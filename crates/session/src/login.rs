@@ -443,7 +443,7 @@ async fn handshake(connection: &Connection, door: Door, host: Option<&str>) -> R
     let choose = |hello: &ClientHello<'_>| {
         // Kept for the facts: when the handshake is done another certificate may be served.
         let served = world.tls.choose(hello, host);
-        (served.config(door), served)
+        (served.config(door, hello.cipher_suites()), served)
     };
     match timeout(limit, connection.wire.handshake(choose)).await {
         Ok(Ok(served)) => connection.wire.tls(|tls| facts(tls, &served, &world.tls)).ok_or(Outcome::NoTls),

@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, VerifierBuilderError};
+use rustls::{CipherSuite, ServerConfig};
 use stream::ClientCertificate;
 
 use self::certificate::{Leaf, Stamp};
 use self::client::Clients;
-use self::policy::Policy;
+use self::policy::{Orders, Policy};
 use crate::config::{Tls, TlsFiles};
 use crate::listener::Door;
 
@@ -80,17 +80,18 @@ struct Watched {
 /// opens no session here, so that a resumed session is always bound to the certificate that is served.
 pub(crate) struct Served {
     leaf: Arc<Leaf>,
-    starttls: Arc<ServerConfig>,
-    direct: Arc<ServerConfig>,
+    starttls: Orders,
+    direct: Orders,
 }
 
 impl Served {
-    /// The settings of the handshake.
-    pub(crate) fn config(&self, door: Door) -> Arc<ServerConfig> {
-        match door {
-            Door::StartTls => self.starttls.clone(),
-            Door::DirectTls => self.direct.clone(),
-        }
+    /// The settings of the handshake with a client that offers these cipher suites.
+    pub(crate) fn config(&self, door: Door, offered: &[CipherSuite]) -> Arc<ServerConfig> {
+        let orders = match door {
+            Door::StartTls => &self.starttls,
+            Door::DirectTls => &self.direct,
+        };
+        orders.choose(offered).clone()
     }
 
     /// Hash of the certificate for the channel binding `tls-server-end-point` (RFC 5929, 4.1).

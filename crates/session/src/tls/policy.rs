@@ -5,7 +5,9 @@ use std::sync::Arc;
 use rustls::crypto::{CryptoProvider, GetRandomFailed, aws_lc_rs as provider};
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::sign::SingleCertAndKey;
-use rustls::{ServerConfig, SupportedCipherSuite, SupportedProtocolVersion, TicketRotator, version};
+use rustls::{
+    CipherSuite, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion, TicketRotator, version,
+};
 
 use super::certificate::Leaf;
 use super::client::Clients;
@@ -36,7 +38,7 @@ impl Policy {
     /// Settings for both doors that serve one certificate.
     pub fn serve(&self, leaf: Arc<Leaf>, clients: Option<&Arc<Clients>>) -> Result<Served, TlsError> {
         let tickets = self.tickets()?;
-        let config = |alpn: &[&[u8]]| -> Result<Arc<ServerConfig>, TlsError> {
+        let config = |alpn: &[&[u8]]| -> Result<ServerConfig, TlsError> {
             let builder = ServerConfig::builder_with_provider(self.provider.clone())
                 .with_protocol_versions(&self.versions)?;
             let builder = match clients {
@@ -55,9 +57,11 @@ impl Policy {
                 }
                 None => config.send_tls13_tickets = 0,
             }
-            Ok(Arc::new(config))
+            // Else the list of the config would only say what may be agreed on, and the client what is best.
+            config.ignore_client_order = true;
+            Ok(config)
         };
-        Ok(Served { starttls: config(&[])?, direct: config(&[ALPN])?, leaf })
+        Ok(Served { starttls: Orders::of(config(&[])?), direct: Orders::of(config(&[ALPN])?), leaf })
     }
 
     /// Keys of tickets: a fresh one after each lifetime, and a ticket lives as long as the key before.
@@ -68,6 +72,30 @@ impl Policy {
         // The rotator takes a ticket for up to twice what it is given.
         let period = (self.ticket_lifetime_s / 2).max(1);
         Ok(Some(Arc::new(TicketRotator::new(period, one_key)?)))
+    }
+}
+
+/// The same settings, under the server's order of cipher suites and under the client's.
+pub(super) struct Orders {
+    ours: Arc<ServerConfig>,
+    theirs: Arc<ServerConfig>,
+}
+
+impl Orders {
+    fn of(ours: ServerConfig) -> Orders {
+        let mut theirs = ours.clone();
+        theirs.ignore_client_order = false;
+        Orders { ours: Arc::new(ours), theirs: Arc::new(theirs) }
+    }
+
+    /// The settings for a client that offers these suites. One that puts ChaCha20 first has no hardware for AES,
+    /// and knows better what is cheap for it.
+    pub fn choose(&self, offered: &[CipherSuite]) -> &Arc<ServerConfig> {
+        let known = |offered: &&CipherSuite| {
+            provider::ALL_CIPHER_SUITES.iter().any(|suite| suite.suite() == **offered)
+        };
+        let is_chacha = |first: &CipherSuite| first.as_str().is_some_and(|name| name.contains("CHACHA20"));
+        if offered.iter().find(known).is_some_and(is_chacha) { &self.theirs } else { &self.ours }
     }
 }
 
@@ -108,9 +136,16 @@ fn iana(suite: &SupportedCipherSuite) -> String {
     name.strip_prefix("TLS13_").map_or(name.to_owned(), |rest| format!("TLS_{rest}"))
 }
 
-/// The names of all cipher suites that are known, in the order in which they are preferred.
+/// The names of all cipher suites that are known, in the order in which they are preferred: AES with keys of 128 bits
+/// first, which is as safe as anybody can tell, costs least, and is what TLS 1.3 asks of everybody (RFC 8446, 9.1).
 pub fn cipher_names() -> Vec<String> {
-    provider::DEFAULT_CIPHER_SUITES.iter().map(iana).collect()
+    let rank = |suite: &&SupportedCipherSuite| {
+        let name = iana(suite);
+        (suite.version().version == rustls::ProtocolVersion::TLSv1_2, !name.contains("AES_128"))
+    };
+    let mut suites: Vec<&SupportedCipherSuite> = provider::DEFAULT_CIPHER_SUITES.iter().collect();
+    suites.sort_by_key(rank);
+    suites.into_iter().map(iana).collect()
 }
 
 /// Whether a list of cipher suites leaves one for the lowest version that is allowed or a later one.
@@ -134,6 +169,26 @@ mod tests {
             assert!(name.starts_with("TLS_") && suite(&name).is_some(), "{name}");
         }
         assert!(suite("TLS_RSA_WITH_AES_128_CBC_SHA").is_none());
+    }
+
+    #[test]
+    fn the_servers_order_counts_unless_the_client_wants_chacha_first() {
+        let key = rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).unwrap();
+        let leaf = Arc::new(Leaf::from_pem(&key.cert.pem(), &key.signing_key.serialize_pem()).unwrap());
+        let served = Policy::new(&Tls::default()).serve(leaf, None).unwrap();
+        let ours = |offered: &[u16]| {
+            let offered: Vec<CipherSuite> = offered.iter().map(|suite| CipherSuite::from(*suite)).collect();
+            served.direct.choose(&offered).ignore_client_order
+        };
+        let (aes_128, aes_256, chacha, grease) = (0x1301, 0x1302, 0x1303, 0x0a0a);
+        assert!(ours(&[aes_256, chacha, aes_128]));
+        assert!(ours(&[]));
+        assert!(!ours(&[chacha, aes_256]));
+        assert!(!ours(&[grease, chacha, aes_256]), "what nobody knows says nothing");
+        assert_eq!(
+            served.direct.choose(&[]).crypto_provider().cipher_suites[0].suite().as_str(),
+            Some("TLS13_AES_128_GCM_SHA256")
+        );
     }
 
     #[test]

@@ -84,12 +84,12 @@ fn the_name_that_is_asked_for_chooses_the_certificate() {
 fn a_ticket_opens_no_session_under_another_certificate() {
     let dir = tempfile::tempdir().unwrap();
     let (config, store) = store(dir.path(), &["one.example"]);
-    let tickets = |sni| store.choose_by(sni, None).config(Door::DirectTls).ticketer.clone();
+    let tickets = |sni| store.choose_by(sni, None).config(Door::DirectTls, &[]).ticketer.clone();
     let first = tickets(None);
     let ticket = first.encrypt(b"state").unwrap();
     assert_eq!(first.decrypt(&ticket).unwrap(), b"state");
     assert_eq!(
-        store.choose_by(None, None).config(Door::StartTls).ticketer.decrypt(&ticket).unwrap(),
+        store.choose_by(None, None).config(Door::StartTls, &[]).ticketer.decrypt(&ticket).unwrap(),
         b"state"
     );
     assert_eq!(tickets(Some("one.example")).decrypt(&ticket), None);
@@ -105,7 +105,7 @@ fn without_a_lifetime_there_are_no_tickets_and_never_is_there_early_data() {
     let dir = tempfile::tempdir().unwrap();
     let config = Tls { files: write(dir.path(), "x"), ticket_lifetime_s: 0, ..Tls::default() };
     let store = TlsStore::load(&config).unwrap();
-    let served = store.choose_by(None, None).config(Door::DirectTls);
+    let served = store.choose_by(None, None).config(Door::DirectTls, &[]);
     assert!(!served.ticketer.enabled() && served.send_tls13_tickets == 0 && served.max_early_data_size == 0);
 }
 
