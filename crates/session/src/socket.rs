@@ -18,6 +18,9 @@ use tokio_rustls::server::TlsStream;
 /// Bytes read at once; the buffer is one per arbiter, so that an idle session owns none.
 pub(crate) const SCRATCH: usize = 16 * 1024;
 
+/// Bytes written without a turn for others; more than nearly all that is ever written at once.
+const SLICE: usize = 128 * 1024;
+
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
 }
@@ -75,21 +78,30 @@ impl Wire {
         })
     }
 
-    /// Writes all of `bytes` and hands them to the kernel.
+    /// Writes all of `bytes` and hands them to the kernel. What is long is written in slices, between which the
+    /// other sessions of the arbiter have their turn.
     pub(crate) async fn write(&self, bytes: &[u8]) -> io::Result<()> {
-        let mut written = 0;
-        poll_fn(|cx| {
-            let socket = &mut *self.0.borrow_mut();
-            while written < bytes.len() {
-                let n = ready!(socket.poll_write(cx, &bytes[written..]))?;
-                if n == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        let mut slices = bytes.chunks(SLICE).peekable();
+        while let Some(slice) = slices.next() {
+            let mut written = 0;
+            poll_fn(|cx| {
+                let socket = &mut *self.0.borrow_mut();
+                while written < slice.len() {
+                    let n = ready!(socket.poll_write(cx, &slice[written..]))?;
+                    if n == 0 {
+                        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                    }
+                    written += n;
                 }
-                written += n;
+                Poll::Ready(io::Result::Ok(()))
+            })
+            .await?;
+            if slices.peek().is_some() {
+                // Sockets are looked at before it goes on: a wake-up of our own would come before them.
+                tokio::task::yield_now().await;
             }
-            socket.poll_flush(cx)
-        })
-        .await
+        }
+        poll_fn(|cx| self.0.borrow_mut().poll_flush(cx)).await
     }
 
     /// Says that no more will be written (TLS: `close_notify` first).

@@ -15,6 +15,9 @@ use crate::{
 
 /// How long a call may take unless [`Store::with_deadline`] says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(5);
+/// A record of this many bytes or more is decoded on a thread of its own: a contact in a roster is some 60 bytes, and
+/// a thousand of them take a quarter of a millisecond.
+const LARGE: usize = 64 * 1024;
 /// How often [`Store::update`] starts anew when another writer was first.
 pub const UPDATE_ATTEMPTS: usize = 32;
 
@@ -87,8 +90,9 @@ impl Store {
         match self.timed(Call::Get, call).await? {
             None => Ok(None),
             Some(found) => {
-                let value = decode(partition, key, &found.value)?;
-                Ok(Some(Versioned { version: found.version, value }))
+                let (version, bytes) = (found.version, found.value);
+                let value = decode_aside(partition, key, bytes).await?;
+                Ok(Some(Versioned { version, value }))
             }
         }
     }
@@ -127,8 +131,9 @@ impl Store {
         let call = self.engine.scan(partition, T::TABLE, range, self.until());
         let mut values = Vec::new();
         for (key, found) in self.timed(Call::Scan, call).await? {
-            let value = decode(partition, &key, &found.value)?;
-            values.push((key, Versioned { version: found.version, value }));
+            let (version, bytes) = (found.version, found.value);
+            let value = decode_aside(partition, &key, bytes).await?;
+            values.push((key, Versioned { version, value }));
         }
         Ok(values)
     }
@@ -249,6 +254,16 @@ impl Store {
     }
 }
 
+/// Decodes a record, on a thread of its own where it takes long: whoever reads shares its thread with others.
+async fn decode_aside<T: Stored>(partition: &Partition, key: &[u8], bytes: Vec<u8>) -> Result<T, StoreError> {
+    if bytes.len() < LARGE {
+        return decode(partition, key, &bytes);
+    }
+    let (partition, key) = (partition.clone(), key.to_vec());
+    let decoded = tokio::task::spawn_blocking(move || decode(&partition, &key, &bytes)).await;
+    decoded.unwrap_or_else(|_| Err(StoreError::Engine { reason: "a decoder panicked".to_owned() }))
+}
+
 fn decode<T: Stored>(partition: &Partition, key: &[u8], bytes: &[u8]) -> Result<T, StoreError> {
     record::decode(bytes).map_err(|e| StoreError::Corrupt {
         partition: partition.clone(),
@@ -261,4 +276,33 @@ fn decode<T: Stored>(partition: &Partition, key: &[u8], bytes: &[u8]) -> Result<
 /// The raw put of a value that is not typed, for engines' tests and tools.
 pub fn raw_put(table: Table, key: impl Into<Key>, value: impl Into<Vec<u8>>) -> Op {
     Op::Put { table, key: key.into(), value: value.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Long(Vec<String>);
+
+    impl Stored for Long {
+        const TABLE: Table = Table("long");
+        const SCHEMA: u8 = 1;
+    }
+
+    #[tokio::test]
+    async fn what_is_long_is_decoded_aside_and_its_damage_is_named_all_the_same() {
+        let store = Store::memory();
+        let partition = Partition::Host("localhost".into());
+        let long = Long((0..20_000).map(|n| format!("line {n}")).collect());
+        store.put(&partition, "a", &long).await.unwrap();
+        let read: Long = store.get(&partition, "a").await.unwrap().unwrap();
+        assert_eq!(read.0, long.0);
+        assert_eq!(store.scan::<Long>(&partition, Range::all()).await.unwrap()[0].1.0, long.0);
+        let damaged =
+            Batch { ops: vec![raw_put(Long::TABLE, "b", vec![1; LARGE])], ..Batch::new(partition.clone()) };
+        store.commit_one(damaged).await.unwrap();
+        let error = store.get::<Long>(&partition, "b").await.err().unwrap();
+        assert!(matches!(error, StoreError::Corrupt { ref key, .. } if key == b"b"), "{error}");
+    }
 }
