@@ -79,8 +79,19 @@ pub async fn befriend(door: Door, a: &Person, b: &Person) -> Result<()> {
     first.send(&format!("<presence type='subscribed' to='{b_jid}'/>")).await?;
     first.wait_for("a full subscription", |n| says_both(n, &b.bare())).await?;
     second.wait_for("a full subscription", |n| says_both(n, &a.bare())).await?;
-    first.close().await?;
-    second.close().await
+    leave(first).await?;
+    leave(second).await
+}
+
+/// Becomes unavailable and closes the stream; when it is done every contact has been told, so that nobody who logs in
+/// later hears of it.
+async fn leave(mut client: Client) -> Result<()> {
+    let jid = client.jid.clone().context("not bound")?;
+    client.send("<presence type='unavailable'/>").await?;
+    // RFC 6121, 4.5.2: it comes back behind all the others.
+    let own = |n: &Node| n.attr("from") == Some(&jid) && n.attr("type") == Some("unavailable");
+    client.wait_for("its own end", own).await?;
+    client.close().await
 }
 
 /// An element that only its sender needs an answer to, to know that all before it was taken.

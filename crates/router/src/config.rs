@@ -36,6 +36,10 @@ pub struct Config {
     /// Milliseconds that a stanza waits for this node's route table when another node refused it because the
     /// receiver has moved; after that it is stored or bounced by what the table says.
     pub refused_wait_ms: u64,
+    /// Milliseconds that messages which have waited for an account wait for room in the mailbox of its session, once half
+    /// of what may wait there does; after that they go on, and at the mailbox's bound the session is closed as
+    /// `mailbox_stanzas` says.
+    pub backlog_wait_ms: u64,
     /// Sessions of a lost node whose contacts are told at the same time; the others wait for their turn.
     pub lost_sessions_at_once: usize,
     /// New passwords that may wait to be turned into keys; for further ones the client hears
@@ -60,6 +64,7 @@ impl Default for Config {
             relay_batch_stanzas: 64,
             relay_batch_bytes: 256 * 1024,
             refused_wait_ms: 2_000,
+            backlog_wait_ms: 5_000,
             lost_sessions_at_once: 32,
             new_password_queue: 64,
             unfinished_removal_s: 60,
@@ -70,6 +75,10 @@ impl Default for Config {
 impl Config {
     pub(crate) fn unfinished_removal(&self) -> Duration {
         Duration::from_secs(self.unfinished_removal_s)
+    }
+
+    pub(crate) fn backlog_wait(&self) -> Duration {
+        Duration::from_millis(self.backlog_wait_ms)
     }
 
     pub(crate) fn refused_wait(&self) -> Duration {

@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use dashmap::DashMap;
@@ -12,6 +14,8 @@ use hooks::{SessionView, Sid};
 use jid::{BareJid, Jid};
 use parking_lot::Mutex;
 use stanza::Stanza;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use crate::receipt::Receipt;
 
@@ -106,12 +110,28 @@ pub struct Waiting {
 pub(crate) struct Slot {
     pub view: Arc<SessionView>,
     queue: Mutex<Queue>,
+    /// The mailbox is not crowded any more, or has ended.
+    room: Notify,
 }
 
 impl Slot {
     /// Stanzas that wait.
     pub(crate) fn len(&self) -> usize {
         self.queue.lock().items.len()
+    }
+
+    /// Returns once less than half of the bound waits in the mailbox, or it has ended, or more has waited in it for
+    /// all of `patience`: for whoever brings a backlog faster than any client could read.
+    pub(crate) async fn room(&self, patience: Duration) {
+        loop {
+            let mut room = pin!(self.room.notified());
+            // Before the look, or a change in between would wake nobody.
+            room.as_mut().enable();
+            let Some(since) = self.queue.lock().crowded_since else { return };
+            if timeout_at(since + patience, room).await.is_err() {
+                return;
+            }
+        }
     }
 }
 
@@ -121,6 +141,14 @@ struct Queue {
     bytes: usize,
     end: Option<End>,
     waker: Option<Waker>,
+    /// Since when half of the bound or more waits.
+    crowded_since: Option<Instant>,
+}
+
+impl Queue {
+    fn is_crowded(&self, limits: &MailboxLimits) -> bool {
+        self.items.len() * 2 >= limits.stanzas || self.bytes * 2 >= limits.bytes
+    }
 }
 
 /// Why a mailbox takes no more.
@@ -136,6 +164,7 @@ pub enum End {
 /// The session's half: belongs to the connection's outbound half on its arbiter.
 pub struct Mailbox {
     slot: Arc<Slot>,
+    limits: MailboxLimits,
     waiting: Arc<Waiting>,
 }
 
@@ -157,10 +186,10 @@ impl Mailboxes {
     /// Opens the mailbox of a session that is about to be bound.
     pub(crate) fn open(&self, view: Arc<SessionView>) -> Mailbox {
         let account = view.account().clone();
-        let slot = Arc::new(Slot { view, queue: Mutex::new(Queue::default()) });
+        let slot = Arc::new(Slot { view, queue: Mutex::default(), room: Notify::new() });
         self.slots.entry(account).or_default().push(slot.clone());
         self.waiting.mailboxes.fetch_add(1, Ordering::Relaxed);
-        Mailbox { slot, waiting: self.waiting.clone() }
+        Mailbox { slot, limits: self.limits, waiting: self.waiting.clone() }
     }
 
     /// Takes the mailbox away. What waited in it, and before that `unwritten`, is routed anew. Closing
@@ -180,6 +209,7 @@ impl Mailboxes {
         self.waiting.mailboxes.fetch_sub(1, Ordering::Relaxed);
         let mut queue = slot.queue.lock();
         self.end(&mut queue, End::Closed, view.account(), unwritten, None);
+        slot.room.notify_waiters();
     }
 
     /// Puts a delivery into the mailbox; gives it back if the mailbox has ended. At the bound the mailbox
@@ -194,10 +224,14 @@ impl Mailboxes {
             self.waiting.slow_consumers.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(session = %slot.view.jid(), "a client does not read, its session ends");
             self.end(&mut queue, End::Overflowed, slot.view.account(), Vec::new(), Some(delivery));
+            slot.room.notify_waiters();
             return Ok(());
         }
         queue.items.push_back(delivery);
         queue.bytes += cost;
+        if queue.crowded_since.is_none() && queue.is_crowded(&self.limits) {
+            queue.crowded_since = Some(Instant::now());
+        }
         self.waiting.stanzas.fetch_add(1, Ordering::Relaxed);
         self.waiting.bytes.fetch_add(cost as u64, Ordering::Relaxed);
         // Only the first delivery after the session ran dry finds a waker: the rest costs no wake-up.
@@ -212,6 +246,12 @@ impl Mailboxes {
     /// The session of this account with this sid, if it is here.
     pub(crate) fn find(&self, account: &BareJid, sid: Sid) -> Option<Arc<Slot>> {
         self.slots.get(account)?.iter().find(|slot| slot.view.sid() == sid).cloned()
+    }
+
+    /// A session of the account here for which more waits than should be added to in one go.
+    pub(crate) fn crowded(&self, account: &BareJid) -> Option<Arc<Slot>> {
+        let is_crowded = |slot: &&Arc<Slot>| slot.queue.lock().crowded_since.is_some();
+        self.slots.get(account)?.iter().find(is_crowded).cloned()
     }
 
     /// Whether the account has a session here.
@@ -242,6 +282,7 @@ impl Mailboxes {
         self.waiting.stanzas.fetch_sub(queue.items.len() as u64, Ordering::Relaxed);
         self.waiting.bytes.fetch_sub(queue.bytes as u64, Ordering::Relaxed);
         queue.bytes = 0;
+        queue.crowded_since = None;
         back.extend(std::mem::take(&mut queue.items));
         back.extend(last);
         // Under the lock of the queue: whoever finds it ended comes after these.
@@ -315,7 +356,14 @@ impl Mailbox {
             // An idle session keeps no scratch from its busiest moment.
             queue.items = VecDeque::new();
         }
+        let has_room = queue.crowded_since.is_some() && !queue.is_crowded(&self.limits);
+        if has_room {
+            queue.crowded_since = None;
+        }
         drop(queue);
+        if has_room {
+            self.slot.room.notify_waiters();
+        }
         self.waiting.stanzas.fetch_sub(batch.len() as u64, Ordering::Relaxed);
         self.waiting.bytes.fetch_sub(taken as u64, Ordering::Relaxed);
         batch

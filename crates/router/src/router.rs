@@ -351,6 +351,13 @@ impl Router {
 
     /// As [`Router::proceed`], for the stanza at the head of its receiver's queue.
     pub(crate) async fn resume(self: &Arc<Self>, account: &BareJid, mut transit: Transit) {
+        // A backlog comes as fast as it can be handed over, which is faster than a client can read. Once for each
+        // stanza: a client that does not read at all is let go as ever.
+        if transit.stanza.head.kind == Kind::Message
+            && let Some(slot) = self.mailboxes.crowded(account)
+        {
+            slot.room(self.config.backlog_wait()).await;
+        }
         let mut turn = None;
         let (subject, rows, place) = loop {
             let Some(looked) = self.look(account, &transit) else {

@@ -692,6 +692,12 @@ pub const KEYS: &[Key] = &[
         "Milliseconds that a stanza waits for the route table when another node refused it because the receiver has moved; after that it is stored or bounced.",
     ),
     key(
+        "limits.backlog_wait_ms",
+        Whole(0, 60_000),
+        Is("5000"),
+        "Milliseconds that messages which have waited for an account wait for room in the mailbox of its session, once half of what may wait there does; after that they go on, and at the mailbox's bound the session is closed as `mailbox_stanzas` says.",
+    ),
+    key(
         "limits.lost_sessions_at_once",
         Whole(1, MANY),
         Is("32"),

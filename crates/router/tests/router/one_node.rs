@@ -137,6 +137,40 @@ async fn what_others_sent_does_not_delay_what_an_account_says_to_itself_or_asks_
 }
 
 #[tokio::test]
+async fn a_backlog_does_not_overrun_a_client_that_reads() {
+    let slow = Slow::new();
+    let config = Config { mailbox_stanzas: 20, ..Config::default() };
+    let (_world, node) = single(vec![slow.clone()], config).await;
+    let alice = node.login("alice@localhost/a", Some(0));
+    let mut sluggish = node.login("slow@localhost/s", Some(0));
+    for id in 0..100 {
+        alice.chats("slow@localhost", id).await;
+    }
+    slow.gate.add_permits(100);
+    for id in 0..100 {
+        assert_eq!(sluggish.hears_ids(1).await, [id]);
+    }
+    assert_eq!(sluggish.mailbox.end(), None);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_backlog_is_let_go_after_a_while_and_nothing_is_lost() {
+    let (slow, keeper) = (Slow::new(), Arc::new(Keeper::default()));
+    let config = Config { mailbox_stanzas: 20, backlog_wait_ms: 50, ..Config::default() };
+    let (world, node) = single(vec![slow.clone(), keeper.clone()], config).await;
+    let alice = node.login("alice@localhost/a", Some(0));
+    let sluggish = node.login("slow@localhost/s", Some(0));
+    for id in 0..30 {
+        alice.chats("slow@localhost", id).await;
+    }
+    slow.gate.add_permits(60);
+    until("it is let go", || sluggish.mailbox.end() == Some(End::Overflowed)).await;
+    sluggish.close(&world, vec![]);
+    until("all are kept", || keeper.ids().len() == 30).await;
+    assert!(keeper.ids().is_sorted());
+}
+
+#[tokio::test]
 async fn a_full_account_queue_bounces_with_resource_constraint() {
     let slow = Slow::new();
     let config = Config { account_queue_stanzas: 10, ..Config::default() };
