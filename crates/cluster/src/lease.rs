@@ -91,7 +91,8 @@ impl Heard {
         let here: Vec<_> = here.collect();
         self.last.retain(|node, _| here.contains(node));
         let silent = |node: &(NodeId, Incarnation)| {
-            let heard = self.last.get(node).map_or(since, |at| since.max(*at));
+            // One that has just come up has a full lease before its first renewal: a backend learns the log before.
+            let heard = since.max(*self.last.entry(*node).or_insert(now));
             now.saturating_duration_since(heard) > self.expire
         };
         here.into_iter().filter(silent).collect()
@@ -154,6 +155,21 @@ mod tests {
     #[test]
     fn a_new_leader_waits_a_full_lease() {
         assert_eq!(first_expiry(&[0], &|now| (now >= 4_000).then_some((2, 4_000))), Some(9_250));
+    }
+
+    #[test]
+    fn a_node_that_comes_up_late_has_a_full_lease_too() {
+        let base = Instant::now();
+        let (old, new) = ((NodeId(1), Incarnation(1)), (NodeId(2), Incarnation(1)));
+        let mut book = Heard::new(EXPIRE);
+        for now in (0..=65_000).step_by(250) {
+            book.renewed(old.0, old.1, ms(base, now));
+            let here = [old, new].into_iter().filter(|node| *node == old || now >= 60_000);
+            let expired = book.expired(Some((1, base)), here, ms(base, now));
+            assert!(expired.is_empty(), "{expired:?} after {now} ms");
+        }
+        book.renewed(old.0, old.1, ms(base, 65_250));
+        assert_eq!(book.expired(Some((1, base)), [old, new].into_iter(), ms(base, 65_250)), [new]);
     }
 
     #[test]
