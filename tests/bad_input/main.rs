@@ -9,6 +9,7 @@ mod accounts;
 mod address;
 mod auth;
 mod binding;
+mod cluster;
 mod crowd;
 mod differential;
 #[allow(dead_code, reason = "rows take what they need")]

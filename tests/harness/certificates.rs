@@ -52,6 +52,14 @@ impl Identity {
         &self.cert
     }
 
+    /// Certificate and key as files hold them.
+    pub fn pem(&self) -> (String, String) {
+        use base64::{Engine, prelude::BASE64_STANDARD};
+        let body = BASE64_STANDARD.encode(&self.cert);
+        let cert = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+        (cert, self.key.serialize_pem())
+    }
+
     /// What a client shows.
     pub fn chain(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         (vec![self.cert.clone()], PrivateKeyDer::Pkcs8(self.key.serialize_der().into()))

@@ -1,12 +1,13 @@
 //! The tests' harness: the real binary on free ports, XMPP clients over TLS, plays read from text.
 //!
 //! Read in this order: `xml` and `pattern` say what XML is here and when it is as expected, `client` speaks
-//! XMPP, `certificates` are what TLS shows, `nodes` runs the binary, `people` have accounts, `play` reads a story
-//! and `stage` performs it; `soak` and `slow_reader` are crowds.
+//! XMPP, `certificates` are what TLS shows, `nodes` runs the binary, `joining` forms a cluster under certificates of
+//! its own, `people` have accounts, `play` reads a story and `stage` performs it; `soak` and `slow_reader` are crowds.
 
 pub mod certificates;
 pub mod client;
 pub mod diff;
+pub mod joining;
 pub mod metrics;
 pub mod nodes;
 pub mod pattern;

@@ -111,6 +111,27 @@ impl Nodes {
         files: Option<(u32, u32)>,
         edit: impl Fn(&[Node], &Node, String) -> Result<String>,
     ) -> Result<Nodes> {
+        let mut cluster = Nodes::prepare_limited(layout, files, edit)?;
+        for at in 0..cluster.nodes.len() {
+            cluster.spawn(at)?;
+        }
+        if let Err(e) = cluster.formed().await {
+            cluster.keep.store(true, Ordering::Relaxed);
+            return Err(e.context(format!("{layout} did not form; logs are in {}", cluster.folder.display())));
+        }
+        Ok(cluster)
+    }
+
+    /// Nodes with folders and configs, of which none runs yet; `start_again` starts one.
+    pub fn prepare(layout: Layout, edit: impl Fn(&[Node], &Node, String) -> Result<String>) -> Result<Nodes> {
+        Nodes::prepare_limited(layout, None, edit)
+    }
+
+    fn prepare_limited(
+        layout: Layout,
+        files: Option<(u32, u32)>,
+        edit: impl Fn(&[Node], &Node, String) -> Result<String>,
+    ) -> Result<Nodes> {
         let folder = target_dir()?.join("tests").join(unique(&layout.to_string().replace(' ', "-")));
         fs::create_dir_all(&folder)?;
         let mut nodes = Vec::new();
@@ -129,15 +150,8 @@ impl Nodes {
                 child: None,
             });
         }
-        let mut cluster = Nodes { layout, nodes, folder, keep: AtomicBool::new(false), files };
+        let cluster = Nodes { layout, nodes, folder, keep: AtomicBool::new(false), files };
         cluster.write_configs(edit)?;
-        for at in 0..cluster.nodes.len() {
-            cluster.spawn(at)?;
-        }
-        if let Err(e) = cluster.formed().await {
-            cluster.keep.store(true, Ordering::Relaxed);
-            return Err(e.context(format!("{layout} did not form; logs are in {}", cluster.folder.display())));
-        }
         Ok(cluster)
     }
 
@@ -163,6 +177,25 @@ impl Nodes {
             String::from_utf8_lossy(&out.stderr)
         );
         Ok(said)
+    }
+
+    /// Runs the binary with a node's config; whether it did what it was told, and all that it said.
+    pub async fn offline(&self, at: usize, words: &[&str]) -> Result<(bool, String)> {
+        let config = self.nodes[at].folder.join("rookery.toml");
+        self.run(Command::new(binary()?).args(words).arg("--config").arg(config)).await
+    }
+
+    /// Runs the binary against the admin service of a node; whether it did what it was told, and all that it said.
+    pub async fn ask(&self, at: usize, words: &[&str]) -> Result<(bool, String)> {
+        let admin = format!("http://{}", self.nodes[at].admin);
+        self.run(Command::new(binary()?).args(words).args(["--admin", &admin])).await
+    }
+
+    async fn run(&self, command: &mut Command) -> Result<(bool, String)> {
+        let out = timeout(Duration::from_secs(60), command.stdin(Stdio::null()).output());
+        let out = out.await.context("a command does not end")??;
+        let said = [&out.stdout[..], &out.stderr[..]].map(String::from_utf8_lossy).concat();
+        Ok((out.status.success(), said))
     }
 
     /// Creates an account by the command line.
@@ -215,7 +248,17 @@ impl Nodes {
         Ok(())
     }
 
-    /// Starts a killed node again, with its old folder and addresses.
+    /// Waits until a node ends by itself; gives its log.
+    pub async fn until_ended(&mut self, at: usize, bound: Duration) -> Result<String> {
+        let node = &mut self.nodes[at];
+        let mut child = node.child.take().context("it does not run")?;
+        let log = node.folder.join("log");
+        let ended = timeout(bound, child.wait()).await;
+        ended.with_context(|| format!("`{}` runs on: {}", node.name, last_lines(&log)))??;
+        Ok(fs::read_to_string(log)?)
+    }
+
+    /// Starts a killed node again, with its old folder and addresses; or one that never ran.
     pub async fn start_again(&mut self, at: usize) -> Result<()> {
         self.spawn(at)?;
         self.formed().await
@@ -300,7 +343,8 @@ impl Nodes {
         Ok(())
     }
 
-    fn spawn(&mut self, at: usize) -> Result<()> {
+    /// Starts the process of a node and waits for nothing.
+    pub fn spawn(&mut self, at: usize) -> Result<()> {
         let node = &mut self.nodes[at];
         let log = fs::OpenOptions::new().create(true).append(true).open(node.folder.join("log"))?;
         let mut command = match self.files {
@@ -326,7 +370,8 @@ impl Nodes {
         Ok(())
     }
 
-    async fn formed(&mut self) -> Result<()> {
+    /// Waits until each node that runs serves and knows all others that run.
+    pub async fn formed(&mut self) -> Result<()> {
         let end = Instant::now() + FORMATION;
         let living = self.nodes.iter().filter(|n| n.child.is_some()).count();
         let mut look = interval(LOOK_AGAIN);

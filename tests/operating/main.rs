@@ -6,6 +6,7 @@ mod certificates;
 mod commands;
 mod discovery;
 mod files;
+mod joining;
 mod links;
 mod logs;
 mod metrics;

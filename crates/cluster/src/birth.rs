@@ -57,6 +57,19 @@ impl Certificate {
         self.born.lock().clone()
     }
 
+    /// Takes the key that the cluster gave to this node, and keeps the cluster for good; an error if the node
+    /// belongs to another one.
+    pub(crate) fn become_known_as(&self, key: u128, cluster: ClusterId) -> io::Result<()> {
+        let mut born = self.born.lock();
+        if born.cluster.is_some_and(|ours| ours != cluster) {
+            return Err(io::Error::other("this node belongs to another cluster"));
+        }
+        let next = Born { key, cluster: Some(cluster), ..born.clone() };
+        write(&self.path, &next)?;
+        *born = next;
+        Ok(())
+    }
+
     /// Keeps the cluster for good; an error if the node belongs to another one.
     pub(crate) fn belong(&self, cluster: ClusterId, founders: &[(MemberId, String)]) -> io::Result<()> {
         let mut born = self.born.lock();
@@ -127,6 +140,16 @@ mod tests {
         let again = Certificate::open(dir.path()).unwrap();
         assert_eq!(again.born(), first.born());
         assert_eq!((again.born().cluster, again.born().founders), (Some(ClusterId(5)), founders));
+    }
+
+    #[test]
+    fn a_node_that_joins_is_known_by_the_key_that_it_was_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Certificate::open(dir.path()).unwrap();
+        node.become_known_as(77, ClusterId(5)).unwrap();
+        assert!(node.become_known_as(78, ClusterId(6)).is_err());
+        let born = Certificate::open(dir.path()).unwrap().born();
+        assert_eq!((born.key, born.cluster, born.member), (77, Some(ClusterId(5)), node.born().member));
     }
 
     #[test]

@@ -1,20 +1,20 @@
 //! The cluster as the rest of the server sees it.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use jid::FullJid;
 use parking_lot::Mutex;
-use proto::{membership::membership_server::MembershipServer, raft::raft_server::RaftServer};
+use proto::{
+    join::join_server::JoinServer, membership::membership_server::MembershipServer,
+    raft::raft_server::RaftServer,
+};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
     task::AbortHandle,
     time::Instant,
 };
-use tonic::{
-    codegen::http,
-    transport::{Channel, Server, server::TcpIncoming},
-};
+use tonic::transport::{Channel, Server};
 
 use crate::{
     batch::Batcher,
@@ -25,7 +25,16 @@ use crate::{
     error::{BindError, ClusterError, Unavailable},
     feed,
     hub::{Hub, RoutesMachine},
-    identity::{self, PlainLink, Security},
+    identity::{
+        audit::{Audit, Reason},
+        credentials::{self, Credentials, Security},
+        door::{self, Door},
+        entry,
+        gate::Gate,
+        joining,
+        kept::Kept,
+        service as join_service,
+    },
     keeper,
     lease::{Heard, Holding},
     life,
@@ -39,7 +48,7 @@ use crate::{
     },
     role::{ClusterId, Incarnation, NodeId, Roles, Sid},
     routes::{Command, ConflictPolicy, Living, NodeRow, NodeState, Outcome},
-    shared::{Phase, RouteSink, Shared, submit, wait_index},
+    shared::{Known, Phase, RouteSink, Shared, submit, wait_index},
     table::TableView,
 };
 
@@ -88,6 +97,12 @@ pub struct ClusterStatus {
     pub lease_age_ms: Option<u64>,
     /// Seeds that discovery gives now.
     pub seeds: Vec<String>,
+    /// How often somebody was refused on a link, by the reason.
+    pub refusals: Vec<(&'static str, u64)>,
+    /// Certificates that this node has signed, renewals included.
+    pub certificates_issued: u64,
+    /// When this node's own certificate runs out, in seconds since 1970.
+    pub certificate_expires: Option<u64>,
 }
 
 /// This node's part in the cluster.
@@ -96,7 +111,6 @@ pub struct Cluster {
     batcher: Arc<Batcher>,
     /// Where route commands are gathered, and agreed on where this node is a backend.
     _routes: Arc<GroupThread>,
-    security: Security,
     listener: Mutex<Option<TcpListener>>,
     data_dir: PathBuf,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -114,18 +128,27 @@ impl Cluster {
     /// Opens what is kept on disk and begins to look for the others; returns at once. Open further groups and
     /// serve [`Cluster::grpc_services`] with [`Cluster::serve`] then, and wait for [`Cluster::ready`].
     pub async fn start(config: Config, deps: Deps) -> Result<Arc<Cluster>, ClusterError> {
-        let security = identity::security(&config)?;
         let (listener, address) = listen(&config).await?;
         check(&config, &deps, &address)?;
         let dir = deps.data_dir.join("cluster");
         let disk = |e: std::io::Error| ClusterError::Disk { path: dir.clone(), source: e.into() };
+        let kept = Kept::in_cluster_dir(&dir);
+        let security = entry::secured(&config, &deps, &kept, &address).await?;
         let certificate = Certificate::open(&dir).map_err(disk)?;
-        let links = Arc::new(Links::new(security.client.clone()));
+        let credentials = match security {
+            Security::Plain => None,
+            Security::Tls(credentials) => Some(credentials),
+        };
+        if let Some(credentials) = &credentials {
+            credentials::check_roles(credentials, deps.roles)?;
+        }
+        let links = Arc::new(Links::new(credentials.clone()));
         if let Some(cluster) = certificate.born().cluster {
             links.set_cluster(cluster);
         }
         let view = Arc::new(TableView::default());
-        let hub = Arc::new(Hub::new(view.clone(), links.clone()));
+        let hub = Arc::new(Hub::new(view.clone(), links.clone(), certificate.born().key));
+        let known = Known { backends: kept_backends(&credentials), ..Known::default() };
         let shared = Arc::new(Shared {
             name: deps.name,
             roles: deps.roles,
@@ -140,7 +163,10 @@ impl Cluster {
             heard: Mutex::new(Heard::new(config.times.expire())),
             promise: Mutex::default(),
             sees: Mutex::default(),
-            known: Mutex::default(),
+            known: Mutex::new(known),
+            audit: Arc::default(),
+            credentials: credentials.clone(),
+            authority: Mutex::default(),
             phase: watch::Sender::new(Phase::Starting),
             config,
         });
@@ -150,7 +176,6 @@ impl Cluster {
             shared: shared.clone(),
             batcher: batcher.clone(),
             _routes: routes.clone(),
-            security,
             listener: Mutex::new(listener),
             data_dir: dir,
             tasks: Mutex::default(),
@@ -165,8 +190,17 @@ impl Cluster {
             cluster.spawn(feed::follow(shared.clone()));
         }
         cluster.spawn(life::stay_known(shared.clone()));
+        if let Some(credentials) = credentials {
+            let links = shared.links.clone();
+            cluster.spawn(credentials::watch(credentials.clone(), move || links.renew()));
+            cluster.spawn(joining::stay_certified(shared.clone(), credentials));
+        }
         cluster.spawn(life::live(shared, batcher));
         Ok(cluster)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -317,7 +351,7 @@ impl Cluster {
     }
 
     /// Has a command agreed on and applied here.
-    async fn applied(&self, command: &Command) -> Result<(u64, Outcome), Unavailable> {
+    pub(crate) async fn applied(&self, command: &Command) -> Result<(u64, Outcome), Unavailable> {
         let deadline = self.shared.deadline();
         let (index, outcome) = submit(&self.batcher, command, deadline).await?;
         if !wait_index(&self.shared.hub, index, deadline).await {
@@ -374,7 +408,13 @@ impl Cluster {
         let membership = MembershipServer::new(membership)
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
-        let routes = tonic::service::Routes::new(membership);
+        let mut routes = tonic::service::Routes::new(membership);
+        if self.shared.kept().is_some() {
+            let (shared, batcher) = (self.shared.clone(), self.batcher.clone());
+            let join = join_service::Service { shared, batcher, knocks: Mutex::default() };
+            routes = routes
+                .add_service(JoinServer::new(join).max_decoding_message_size(join_service::REQUEST_BYTES));
+        }
         if !self.shared.roles.backend {
             return routes;
         }
@@ -386,37 +426,44 @@ impl Cluster {
     }
 
     /// Serves gRPC on the cluster's listener, under its certificates, until [`Cluster::stop`]. Does nothing but
-    /// wait if no listener is configured.
+    /// wait if no listener is configured. An error if this node is removed, or another process comes up as it.
     pub async fn serve(&self, services: tonic::service::Routes) -> Result<(), ClusterError> {
         let mut stopping = self.stopping.subscribe();
         let stopped = async move { drop(stopping.wait_for(|stopping| *stopping).await) };
+        tokio::select! {
+            served = self.serve_until(services, stopped) => served,
+            ended = self.shared.hub.ended() => Err(ended.into()),
+        }
+    }
+
+    async fn serve_until(
+        &self,
+        services: tonic::service::Routes,
+        stopped: impl Future<Output = ()>,
+    ) -> Result<(), ClusterError> {
         let Some(listener) = self.listener.lock().take() else {
             stopped.await;
             return Ok(());
         };
         let failed =
             |e: tonic::transport::Error| ClusterError::Config(format!("failed to serve the cluster: {e}"));
-        let mut server = Server::builder()
+        let shared = &self.shared;
+        let door = Door {
+            credentials: shared.credentials.clone(),
+            links: shared.links.clone(),
+            view: shared.view.clone(),
+            audit: shared.audit.clone(),
+        };
+        Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(2)))
             .http2_keepalive_timeout(Some(Duration::from_secs(3)))
             .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20);
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        if let Some(tls) = &self.security.server {
-            server = server.tls_config(tls.clone()).map_err(failed)?;
-            return server
-                .add_routes(services)
-                .serve_with_incoming_shutdown(incoming, stopped)
-                .await
-                .map_err(failed);
-        }
-        let mark = |mut request: http::Request<tonic::body::Body>| {
-            request.extensions_mut().insert(PlainLink);
-            request
-        };
-        let layer = tower::util::MapRequestLayer::new(mark);
-        let server = server.layer(layer).add_routes(services);
-        server.serve_with_incoming_shutdown(incoming, stopped).await.map_err(failed)
+            .initial_connection_window_size(4 << 20)
+            .layer(Gate(shared.links.clone()))
+            .add_routes(services)
+            .serve_with_incoming_shutdown(door::open(listener, door), stopped)
+            .await
+            .map_err(failed)
     }
 
     /// Facts for operators.
@@ -451,6 +498,9 @@ impl Cluster {
             groups,
             lease_age_ms: age.map(|age| age.as_millis() as u64),
             seeds: shared.known.lock().seeds.clone(),
+            refusals: refusals(&shared.audit),
+            certificates_issued: shared.audit.certificates_issued(),
+            certificate_expires: shared.credentials.as_ref().map(|credentials| credentials.valid().1),
         }
     }
 
@@ -493,12 +543,21 @@ fn unexpected(outcome: Outcome) -> Unavailable {
     }
 }
 
-/// Binds the listener, so that a port in use is an error at once, and says where others reach it.
+fn refusals(audit: &Audit) -> Vec<(&'static str, u64)> {
+    Reason::ALL.into_iter().map(|reason| (reason.word(), audit.count(reason))).collect()
+}
+
+fn kept_backends(credentials: &Option<Arc<Credentials>>) -> BTreeSet<String> {
+    let kept = credentials.as_ref().and_then(|credentials| credentials.kept());
+    kept.map(Kept::backends).unwrap_or_default().into_iter().collect()
+}
+
 fn group_thread(name: &'static str) -> Result<Arc<GroupThread>, ClusterError> {
     let failed = |e: std::io::Error| ClusterError::Raft { group: name.into(), reason: e.to_string() };
     GroupThread::start(name).map(Arc::new).map_err(failed)
 }
 
+/// Binds the listener, so that a port in use is an error at once, and says where others reach it.
 async fn listen(config: &Config) -> Result<(Option<TcpListener>, String), ClusterError> {
     let Some(listen) = config.listen else { return Ok((None, String::new())) };
     let refused = |e: std::io::Error| ClusterError::Config(format!("failed to listen on `{listen}`: {e}"));

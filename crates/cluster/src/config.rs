@@ -18,8 +18,12 @@ pub struct Config {
     pub discovery: Discovery,
     /// Links without TLS, on loopback only.
     pub plain: bool,
-    /// The certificates of the links.
+    /// The certificates of the links, where an operator gives them; else they are of the cluster's own authority.
     pub tls: Option<TlsFiles>,
+    /// How a node without a certificate comes in.
+    pub join: Option<Join>,
+    /// For how long the cluster's authority makes certificates, in seconds.
+    pub certificate_lifetime_s: u64,
     /// The times.
     pub times: Times,
 }
@@ -37,6 +41,26 @@ pub enum Discovery {
     Dns(String),
     /// A file with a `host:port` per line, read again when it changes.
     File(PathBuf),
+}
+
+/// A join token, or where it is: `TOKEN` or `TOKEN@HOST:PORT`.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Join {
+    /// It.
+    Token(String),
+    /// A file with nothing else in it.
+    File(PathBuf),
+}
+
+/// Without the secret.
+impl std::fmt::Debug for Join {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Join::Token(_) => f.write_str("Token"),
+            Join::File(path) => write!(f, "File({})", path.display()),
+        }
+    }
 }
 
 /// PEM files of the links between nodes.
@@ -81,6 +105,8 @@ impl Default for Config {
             discovery: Discovery::None,
             plain: false,
             tls: None,
+            join: None,
+            certificate_lifetime_s: 30 * 24 * 3600,
             times: Times::default(),
         }
     }

@@ -41,6 +41,27 @@ pub enum ClusterError {
     /// A certificate cannot be used.
     #[error("failed to use the certificates of the cluster: {0}")]
     Identity(String),
+    /// There is no certificate for the links, and this node is not the one to make an authority.
+    #[error(
+        "this node has no certificate for its links: on the first node of a cluster run `rookery cluster init`; on every other one run `rookery cluster join` with a token from `rookery cluster token`, or set `cluster.join`"
+    )]
+    NoCertificate,
+    /// This node cannot found a cluster or join one.
+    #[error("{0}")]
+    Join(String),
+    /// Nobody answers who could let this node in.
+    #[error("no node of the cluster answers: {0}")]
+    Unreachable(String),
+    /// An operator removed this node from its cluster.
+    #[error(
+        "this node was removed from its cluster: to bring the machine back, give it an empty data directory (`node.data_dir`) and a new token of `rookery cluster token`"
+    )]
+    Removed,
+    /// Another process runs as this node.
+    #[error(
+        "another process came up as this node, with a copy of its data directory (`node.data_dir`), so this one ends: a node has one data directory, and each data directory has one node; give this machine an empty one and a new token"
+    )]
+    Superseded,
     /// The node was stopped before it was ready.
     #[error("stopped")]
     Stopped,

@@ -1,7 +1,7 @@
 //! Applies agreed entries to this node's table, and tells who must hear of it: subscribers and followers.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     io::{self, Read},
     ops::RangeInclusive,
     sync::{
@@ -19,6 +19,7 @@ use tokio::sync::{
 
 use crate::{
     changes::{Change, LostSession},
+    error::ClusterError,
     links::Links,
     raft::machine::{Committed, Machine, SnapshotWriter},
     role::{Incarnation, NodeId, Roles},
@@ -45,6 +46,9 @@ pub(crate) struct Hub {
     links: Arc<Links>,
     me: Mutex<(NodeId, Incarnation)>,
     start: Mutex<u128>,
+    /// The marks that this process has drawn, one for each of its lives, and those of other processes that came up
+    /// as this node since it was admitted.
+    starts: Mutex<(HashSet<u128>, HashSet<u128>)>,
     /// Old entries that are applied again after a start concern nobody.
     live: AtomicBool,
     subscribers: Mutex<Vec<mpsc::Sender<Change>>>,
@@ -52,6 +56,28 @@ pub(crate) struct Hub {
     /// The newest index that somebody here waits for.
     wanted: AtomicU64,
     recent: Mutex<Recent>,
+    /// What this node's data directory calls itself.
+    key: u128,
+    /// Why this process is no part of the cluster any more.
+    ended: watch::Sender<Option<Ended>>,
+}
+
+/// Why a process is no part of its cluster any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// An operator removed the node.
+    Removed,
+    /// Another process came up as this node.
+    Superseded,
+}
+
+impl From<Ended> for ClusterError {
+    fn from(ended: Ended) -> ClusterError {
+        match ended {
+            Ended::Removed => ClusterError::Removed,
+            Ended::Superseded => ClusterError::Superseded,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -63,8 +89,11 @@ struct Recent {
 }
 
 impl Hub {
-    pub(crate) fn new(view: Arc<TableView>, links: Arc<Links>) -> Hub {
+    pub(crate) fn new(view: Arc<TableView>, links: Arc<Links>, key: u128) -> Hub {
         Hub {
+            key,
+            starts: Mutex::default(),
+            ended: watch::Sender::new(None),
             view,
             links,
             me: Mutex::default(),
@@ -84,11 +113,46 @@ impl Hub {
 
     /// Draws the mark of a new life: the `NodeUp` that carries it says who this node is.
     pub(crate) fn begin_life(&self, start: u128) {
+        self.starts.lock().0.insert(start);
         *self.start.lock() = start;
     }
 
     pub(crate) fn index(&self) -> watch::Receiver<u64> {
         self.index.subscribe()
+    }
+
+    /// Waits until this process is no part of the cluster any more.
+    pub(crate) async fn ended(&self) -> Ended {
+        let mut ended = self.ended.subscribe();
+        loop {
+            let now = *ended.borrow_and_update();
+            if let Some(why) = now {
+                return why;
+            }
+            // The sender lives as long as the hub.
+            if ended.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Notes that this process is no part of the cluster any more; the first reason stays.
+    fn end(&self, why: Ended) {
+        self.ended.send_if_modified(|ended| match ended {
+            None => {
+                *ended = Some(why);
+                true
+            }
+            Some(_) => false,
+        });
+    }
+
+    /// A node was removed: nobody who shows its certificate stays connected.
+    pub(crate) fn note_removed(&self, key: u128) {
+        self.links.cut(key);
+        if key == self.key {
+            self.end(Ended::Removed);
+        }
     }
 
     /// Notes that somebody waits for an index.
@@ -166,6 +230,8 @@ impl Hub {
             *routes = new;
             changes
         };
+        let removed: Vec<u128> = self.view.routes.read().trust().removed_keys().collect();
+        removed.into_iter().for_each(|key| self.note_removed(key));
         *self.recent.lock() = Recent { base: index, ..Recent::default() };
         let rows = self.view.nodes();
         for row in rows {
@@ -204,6 +270,7 @@ impl Hub {
                     self.publish(&Change::NodeUp { node: *node, incarnation: *incarnation });
                 }
             }
+            Effect::NodeRemoved { key } => self.note_removed(*key),
             Effect::NodeDraining { node } => {
                 if live() {
                     self.publish(&Change::NodeDraining { node: *node });
@@ -219,9 +286,22 @@ impl Hub {
             self.links.learn(member, &row.address);
         }
         let start = *self.start.lock();
+        if row.key == self.key && self.live.load(Ordering::Acquire) {
+            self.heard_of_own(row.start);
+        }
         if start != 0 && row.start == start {
             *self.me.lock() = (row.node, row.incarnation);
             self.live.store(true, Ordering::Release);
+        }
+    }
+
+    /// Another process with a copy of this one's data directory comes up as this node. It came later, so it stays:
+    /// else each would end the life of the other again and again. One such life may be the last word of this node's
+    /// process before, which was on its way when that ended; this one just comes up once more then.
+    fn heard_of_own(&self, start: u128) {
+        let mut starts = self.starts.lock();
+        if !starts.0.contains(&start) && starts.1.insert(start) && starts.1.len() > 1 {
+            self.end(Ended::Superseded);
         }
     }
 
@@ -335,6 +415,32 @@ impl TableView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_process_gives_way_to_the_second_stranger_that_comes_up_as_its_node() {
+        let hub = Hub::new(Arc::default(), Arc::new(Links::new(None)), 7);
+        let mut routes = Routes::new();
+        let mut index = 0;
+        let mut come_up = |start: u128| {
+            index += 1;
+            let (name, address) = (String::new(), "h:1".into());
+            let up = Command::NodeUp { key: 7, start, name, address, roles: Roles::default(), member: None };
+            let bytes = Bytes::from(up.encode());
+            routes.apply(index, up, &mut Vec::new());
+            hub.apply(index, &[bytes]);
+            *hub.ended.borrow()
+        };
+        // Old lives in the log concern nobody.
+        assert_eq!((come_up(1), come_up(2)), (None, None));
+        hub.begin_life(3);
+        assert_eq!(come_up(3), None);
+        // The last word of the process before, which comes late, and this one's answer.
+        assert_eq!(come_up(2), None);
+        hub.begin_life(4);
+        assert_eq!((come_up(4), come_up(2)), (None, None));
+        assert_eq!(come_up(5), Some(Ended::Superseded));
+        assert_eq!(hub.ended().await, Ended::Superseded);
+    }
 
     #[test]
     fn what_is_kept_for_followers_grows_with_the_table_and_has_a_bound() {

@@ -107,7 +107,8 @@ async fn keep_members(shared: &Arc<Shared>, group: &Group, gone_since: &HashMap<
         gone_since.get(&row.node).is_some_and(|since| since.elapsed() > REPLACE_AFTER)
     };
     let lost: BTreeSet<MemberId> = nodes.iter().filter(long_gone).filter_map(|row| row.member).collect();
-    if let Some(next) = placement::next_voters(&voters, &lost, &ready) {
+    let removed: BTreeSet<MemberId> = shared.view.routes.read().trust().removed_members().collect();
+    if let Some(next) = placement::next_voters(&voters, &lost, &removed, &ready) {
         let next: Vec<MemberId> = next.into_iter().collect();
         tracing::info!(group = %status.name, voters = ?next, "changing the voters");
         report("change the voters", timeout(CHANGE, group.set_voters(&next)).await);

@@ -11,6 +11,7 @@ pub mod role;
 // The route table.
 pub mod routes;
 pub mod table;
+pub mod trust;
 
 mod hub;
 pub mod placement;
@@ -36,13 +37,17 @@ pub mod replica;
 pub mod readers;
 
 mod batch;
-pub mod identity;
 mod links;
 mod shared;
 
+// Who may come in, and who may say what.
+mod admission;
+pub mod identity;
+
+pub use admission::{AdmissionError, NewToken};
 pub use changes::{Change, LostSession};
 pub use cluster::{Bound, Cluster, ClusterStatus, Deps};
-pub use config::{Config, Discovery, Times, TlsFiles};
+pub use config::{Config, Discovery, Join, Times, TlsFiles};
 pub use error::{BindError, ClusterError, ProposeError, Unavailable};
 pub use raft::{
     group::{Group, GroupStatus, Proposed},
@@ -51,3 +56,4 @@ pub use raft::{
 pub use role::{ClusterId, Incarnation, MemberId, NodeId, Roles, Sid};
 pub use routes::{ConflictPolicy, Living, Loss, NodeRow, NodeState, Routes, Row};
 pub use table::TableView;
+pub use trust::{TokenFault, TokenRow, TokenState};

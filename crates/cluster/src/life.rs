@@ -1,6 +1,6 @@
 //! The life of a node: find the others, belong to a cluster, be admitted, and hold the lease.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use proto::membership::{
@@ -8,15 +8,16 @@ use proto::membership::{
     renew_reply::Verdict,
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tonic::{Request, transport::Channel};
+use tonic::{Code, Request, Status, transport::Channel};
 
 use crate::{
     batch::Batcher,
     changes::Change,
     error::ClusterError,
     formation::{self, Decision, Seen},
+    identity::{self, audit::Reason},
     links::{cluster_bytes, read_cluster},
-    membership::{founders_in, founders_out},
+    membership::{CLUSTER, founders_in, founders_out},
     role::{ClusterId, Incarnation, MemberId, NodeId, random_bits},
     routes::{Command, Outcome},
     shared::{PAUSE, Phase, Shared, submit, wait_index},
@@ -33,13 +34,23 @@ const ROUND: Duration = Duration::from_secs(2);
 
 /// Runs until the node stops.
 pub(crate) async fn live(shared: Arc<Shared>, batcher: Arc<Batcher>) {
-    if let Err(error) = belong(&shared).await {
+    tokio::select! {
+        () = serve(&shared, &batcher) => {}
+        ended = shared.hub.ended() => {
+            shared.lease.lock().drop_it();
+            shared.fail(ended.into());
+        }
+    }
+}
+
+async fn serve(shared: &Arc<Shared>, batcher: &Batcher) {
+    if let Err(error) = belong(shared).await {
         return shared.fail(error);
     }
     let mut first = true;
     loop {
-        let (node, incarnation) = admitted(&shared, &batcher).await;
-        hold_lease(&shared, node, incarnation, first).await;
+        let (node, incarnation) = admitted(shared, batcher).await;
+        hold_lease(shared, node, incarnation, first).await;
         first = false;
     }
 }
@@ -101,6 +112,12 @@ fn seen(address: &str, reply: &HelloReply) -> Seen {
     }
 }
 
+/// Whether a refusal says that an operator removed this node.
+fn is_removed(status: &Status) -> bool {
+    let why = status.metadata().get(identity::WHY).and_then(|why| why.to_str().ok());
+    status.code() == Code::PermissionDenied && why == Some(Reason::Removed.word())
+}
+
 /// Introduces this node to every address that it knows, and learns from the answers.
 async fn introduce(shared: &Arc<Shared>) -> Vec<(String, HelloReply)> {
     match shared.discovery.seeds().await {
@@ -111,6 +128,7 @@ async fn introduce(shared: &Arc<Shared>) -> Vec<(String, HelloReply)> {
         let known = shared.known.lock();
         known.seeds.iter().chain(&known.others).cloned().collect()
     };
+    addresses.extend(shared.known.lock().backends.iter().cloned());
     addresses.extend(shared.links.members().into_iter().map(|(_, address)| address));
     addresses.extend(shared.certificate.born().founders.into_iter().map(|(_, address)| address));
     addresses.sort_unstable();
@@ -122,7 +140,16 @@ async fn introduce(shared: &Arc<Shared>) -> Vec<(String, HelloReply)> {
         let reply = timeout(HELLO, client.hello(request)).await.ok()?;
         match reply {
             Ok(reply) => Some((address, reply.into_inner())),
+            Err(status) if is_removed(&status) => {
+                shared.hub.note_removed(shared.certificate.born().key);
+                None
+            }
             Err(status) => {
+                if let Some(theirs) = status.metadata().get_bin(CLUSTER).and_then(|id| id.to_bytes().ok()) {
+                    // As if it had introduced itself: what follows is decided in one place.
+                    let peer = Peer { cluster: theirs, ..Peer::default() };
+                    return Some((address, HelloReply { peer: Some(peer), ..HelloReply::default() }));
+                }
                 tracing::debug!(address, status = status.message(), "an introduction failed");
                 None
             }
@@ -142,7 +169,7 @@ async fn introduce(shared: &Arc<Shared>) -> Vec<(String, HelloReply)> {
 
 fn learn(shared: &Shared, replies: &[(String, HelloReply)]) {
     let ours = shared.links.cluster();
-    let mut backends = std::collections::BTreeSet::new();
+    let mut backends = BTreeSet::new();
     for (address, reply) in replies {
         let Peer { cluster, member, address: own, backend, .. } = reply.peer.clone().unwrap_or_default();
         let theirs = read_cluster(&cluster);
@@ -239,10 +266,27 @@ pub(crate) async fn initialize_groups(shared: Arc<Shared>) {
     }
 }
 
+/// Writes down where the backends are, when that has changed: a frontend that starts again knows nothing else.
+async fn keep_backends(shared: &Shared, kept: &mut BTreeSet<String>) {
+    let Some(here) = shared.kept().cloned() else { return };
+    let now: BTreeSet<String> = shared.backends().into_iter().collect();
+    if now.is_empty() || now == *kept {
+        return;
+    }
+    let list: Vec<String> = now.iter().cloned().collect();
+    match tokio::task::spawn_blocking(move || here.keep_backends(&list)).await {
+        Ok(Ok(())) => *kept = now,
+        Ok(Err(error)) => tracing::debug!(%error, "failed to write down where the backends are"),
+        Err(error) => tracing::debug!(%error, "failed to write down where the backends are"),
+    }
+}
+
 /// Keeps introducing this node, so that addresses that changed are found again.
 pub(crate) async fn stay_known(shared: Arc<Shared>) {
+    let mut kept = BTreeSet::new();
     loop {
         sleep(ROUND).await;
+        keep_backends(&shared, &mut kept).await;
         let ours = shared.links.cluster();
         for (address, reply) in introduce(&shared).await {
             let theirs = peer_cluster(&reply);
@@ -260,25 +304,44 @@ pub(crate) async fn stay_known(shared: Arc<Shared>) {
 
 /// Asks to be admitted until it is so, and until the table here shows it.
 async fn admitted(shared: &Arc<Shared>, batcher: &Batcher) -> (NodeId, Incarnation) {
-    let start = random_bits();
-    shared.hub.begin_life(start);
-    let command = Command::NodeUp {
-        key: shared.certificate.born().key,
-        start,
-        name: shared.name.clone(),
-        address: shared.address.clone(),
-        roles: shared.roles,
-        member: shared.member(),
-    };
     loop {
-        match submit(batcher, &command, shared.deadline()).await {
+        let start = random_bits();
+        shared.hub.begin_life(start);
+        let command = Command::NodeUp {
+            key: shared.certificate.born().key,
+            start,
+            name: shared.name.clone(),
+            address: shared.address.clone(),
+            roles: shared.roles,
+            member: shared.member(),
+        };
+        if let Some(admitted) = come_up(shared, batcher, &command).await {
+            return admitted;
+        }
+    }
+}
+
+/// Asks for one life of this node until it is given. `None` if the table does not come here meanwhile: by then the
+/// others may hold this life for gone, and bring the log to no backend that is gone.
+async fn come_up(
+    shared: &Arc<Shared>,
+    batcher: &Batcher,
+    command: &Command,
+) -> Option<(NodeId, Incarnation)> {
+    loop {
+        match submit(batcher, command, shared.deadline()).await {
             Ok((index, Outcome::Up { node, incarnation })) => {
                 // A backend that has just joined learns the log first; a frontend follows its feed.
-                while !wait_index(&shared.hub, index, shared.deadline()).await {
+                if !wait_index(&shared.hub, index, shared.deadline()).await {
                     tracing::warn!(index, "waiting for the route table");
+                    return None;
                 }
                 tracing::info!(%node, %incarnation, "admitted");
-                return (node, incarnation);
+                return Some((node, incarnation));
+            }
+            Ok((_, Outcome::Removed)) => {
+                // Whoever waits for this node's lease is told by that.
+                shared.hub.note_removed(shared.certificate.born().key);
             }
             Ok((_, outcome)) => tracing::debug!(?outcome, "not admitted yet"),
             Err(error) => tracing::info!(%error, "waiting to be admitted"),

@@ -1,15 +1,30 @@
 //! Links to other nodes: one shared gRPC channel per address, under the cluster's certificates.
 
-use std::{collections::HashMap, time::Duration};
-
-use parking_lot::{Mutex, RwLock};
-use tokio::runtime::Handle;
-use tonic::{
-    Status,
-    transport::{Channel, ClientTlsConfig, Endpoint},
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
-use crate::role::{ClusterId, MemberId};
+use hyper_util::rt::TokioIo;
+use parking_lot::{Mutex, RwLock};
+use rustls_pki_types::ServerName;
+use tokio::{net::TcpStream, runtime::Handle, sync::oneshot};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::{
+    Status,
+    codegen::http::Uri,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    identity::{CLUSTER_NAME, credentials::Credentials},
+    role::{ClusterId, MemberId},
+};
 
 /// The largest message between nodes.
 pub(crate) const MESSAGE_MAX: usize = 64 << 20;
@@ -18,17 +33,40 @@ const CHANNELS_MAX: usize = 1024;
 
 /// All links of this node.
 pub(crate) struct Links {
-    tls: Option<ClientTlsConfig>,
+    tls: Option<Arc<Credentials>>,
     cluster: RwLock<Option<ClusterId>>,
     members: RwLock<HashMap<MemberId, String>>,
     channels: Mutex<HashMap<String, Channel>>,
     /// Where the sockets live, whoever asks for them.
     runtime: Handle,
+    /// Connections of nodes that the cluster's own authority named, by what ends them.
+    living: Arc<Living>,
+}
+
+#[derive(Default)]
+struct Living {
+    nth: AtomicU64,
+    by_nth: Mutex<HashMap<u64, (u128, oneshot::Sender<()>)>>,
+}
+
+/// Keeps a connection in the list of those that end when their node is removed.
+pub(crate) struct Registration {
+    nth: u64,
+    living: Weak<Living>,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Some(living) = self.living.upgrade() {
+            living.by_nth.lock().remove(&self.nth);
+        }
+    }
 }
 
 impl Links {
-    pub(crate) fn new(tls: Option<ClientTlsConfig>) -> Links {
+    pub(crate) fn new(tls: Option<Arc<Credentials>>) -> Links {
         Links {
+            living: Arc::default(),
             tls,
             cluster: RwLock::new(None),
             members: RwLock::new(HashMap::new()),
@@ -44,8 +82,8 @@ impl Links {
             return Ok(channel.clone());
         }
         let bad = |e: tonic::transport::Error| Status::unavailable(format!("bad address `{address}`: {e}"));
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
+        // The scheme of what the connector below makes, as far as HTTP is concerned.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(bad)?
             .connect_timeout(Duration::from_secs(1))
             .tcp_nodelay(true)
@@ -53,18 +91,42 @@ impl Links {
             .keep_alive_timeout(Duration::from_secs(2))
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20);
-        if let Some(tls) = &self.tls {
-            endpoint = endpoint.tls_config(tls.clone()).map_err(bad)?;
-        }
         if channels.len() >= CHANNELS_MAX {
             channels.clear();
         }
         let channel = {
             let _on = self.runtime.enter();
-            endpoint.connect_lazy()
+            match self.tls.clone() {
+                None => endpoint.connect_lazy(),
+                Some(credentials) => {
+                    endpoint.connect_with_connector_lazy(tower::service_fn(move |to: Uri| {
+                        secured(to, credentials.clone())
+                    }))
+                }
+            }
         };
         channels.insert(address.into(), channel.clone());
         Ok(channel)
+    }
+
+    /// Makes all links anew at their next use, with the certificate that is in service then. Streams that are open
+    /// go on.
+    pub(crate) fn renew(&self) {
+        self.channels.lock().clear();
+    }
+
+    /// Notes a connection of a node; it is to end when the receiver is ready.
+    pub(crate) fn register(&self, key: u128) -> (Registration, oneshot::Receiver<()>) {
+        let nth = self.living.nth.fetch_add(1, Ordering::Relaxed);
+        let (cut, removed) = oneshot::channel();
+        self.living.by_nth.lock().insert(nth, (key, cut));
+        (Registration { nth, living: Arc::downgrade(&self.living) }, removed)
+    }
+
+    /// Ends all connections of a node.
+    pub(crate) fn cut(&self, key: u128) {
+        // Without its sender a receiver is ready.
+        self.living.by_nth.lock().retain(|_, (of, _)| *of != key);
     }
 
     /// Notes where a member is now.
@@ -104,9 +166,21 @@ impl Links {
         match (self.cluster(), read_cluster(cluster)) {
             (Some(ours), Some(theirs)) if ours == theirs => Ok(()),
             (None, _) => Err(Status::unavailable("this node belongs to no cluster yet")),
-            _ => Err(Status::permission_denied("this node belongs to another cluster")),
+            (Some(ours), _) => {
+                Err(Status::permission_denied(format!("this node belongs to another cluster, `{ours}`")))
+            }
         }
     }
+}
+
+/// Connects under the certificate that is in service now.
+async fn secured(to: Uri, credentials: Arc<Credentials>) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+    let address = to.authority().map(|authority| authority.as_str()).unwrap_or_default();
+    let socket = TcpStream::connect(address).await?;
+    socket.set_nodelay(true)?;
+    let name = ServerName::try_from(CLUSTER_NAME).map_err(io::Error::other)?;
+    let tls = TlsConnector::from(credentials.client()).connect(name, socket).await?;
+    Ok(TokioIo::new(tls))
 }
 
 pub(crate) fn cluster_bytes(cluster: Option<ClusterId>) -> bytes::Bytes {
@@ -115,4 +189,24 @@ pub(crate) fn cluster_bytes(cluster: Option<ClusterId>) -> bytes::Bytes {
 
 pub(crate) fn read_cluster(bytes: &[u8]) -> Option<ClusterId> {
     Some(ClusterId(u128::from_be_bytes(bytes.try_into().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_removed_node_loses_its_connections_and_no_other_does() {
+        let links = Links::new(None);
+        let (_first, mut firsts) = links.register(1);
+        let (_second, mut seconds) = links.register(1);
+        let (_other, mut others) = links.register(2);
+        let (closed, _) = links.register(1);
+        drop(closed);
+        assert_eq!(links.living.by_nth.lock().len(), 3);
+        links.cut(1);
+        assert!((&mut firsts).await.is_err() && (&mut seconds).await.is_err());
+        assert_eq!(others.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        assert_eq!(links.living.by_nth.lock().len(), 1);
+    }
 }

@@ -13,15 +13,19 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 use crate::{
-    identity,
+    identity::{self, Caller, audit::Reason},
     links::read_cluster,
     raft::group::Group,
     role::{Incarnation, MemberId, NodeId, Roles},
+    routes::Command,
     shared::Shared,
 };
+
+/// Says which cluster a node belongs to that refuses one of another.
+pub(crate) const CLUSTER: &str = "rookery-cluster-bin";
 
 /// Bytes of a snapshot per message.
 const PART: usize = 256 << 10;
@@ -35,9 +39,17 @@ pub(crate) struct Service(pub(crate) Arc<Shared>);
 
 impl Service {
     fn check<T>(&self, request: &Request<T>, cluster: &[u8]) -> Result<Group, Status> {
-        identity::may_join(request, Roles { frontend: false, backend: false })?;
-        self.0.links.check(cluster)?;
+        let caller = identity::is_node(request)?;
+        self.of_this_cluster(caller, cluster)?;
         self.0.routes_group().ok_or_else(|| Status::unimplemented("this node is no backend"))
+    }
+
+    fn of_this_cluster(&self, caller: &Caller, cluster: &[u8]) -> Result<(), Status> {
+        let checked = self.0.links.check(cluster);
+        checked.map_err(|status| match status.code() {
+            tonic::Code::PermissionDenied => caller.refuse(Reason::Cluster, status.message()),
+            _ => status,
+        })
     }
 }
 
@@ -53,15 +65,28 @@ pub(crate) fn founders_in(founders: &[Founder]) -> Vec<(MemberId, String)> {
 impl membership_server::Membership for Service {
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
         let peer = request.get_ref().peer.clone().unwrap_or_default();
-        identity::may_join(&request, Roles { frontend: peer.frontend, backend: peer.backend })?;
+        let caller = identity::is_node(&request)?;
+        caller.claims_roles(Roles { frontend: peer.frontend, backend: peer.backend })?;
         let ours = self.0.links.cluster();
         let theirs = read_cluster(&peer.cluster);
-        if ours.is_none() || theirs.is_none() || ours == theirs {
-            // Whoever knocks can be knocked at: one good seed is enough for all.
-            self.0.known.lock().note_other(&peer.address);
-            if theirs.is_some() && ours == theirs && peer.member != 0 {
-                self.0.links.learn(MemberId(peer.member), &peer.address);
-            }
+        if let (Some(ours), Some(theirs)) = (ours, theirs)
+            && ours != theirs
+        {
+            let text = format!(
+                "this node belongs to cluster `{ours}`, and who knocks belongs to cluster `{theirs}`"
+            );
+            let mut status = caller.refuse(Reason::Cluster, text);
+            let id = MetadataValue::from_bytes(&ours.0.to_be_bytes());
+            status.metadata_mut().insert_bin(CLUSTER, id);
+            return Err(status);
+        }
+        if peer.member != 0 {
+            caller.claims_member(MemberId(peer.member))?;
+        }
+        // Whoever knocks can be knocked at: one good seed is enough for all.
+        self.0.known.lock().note_other(&peer.address);
+        if theirs.is_some() && peer.member != 0 {
+            self.0.links.learn(MemberId(peer.member), &peer.address);
         }
         let known = self.0.known.lock().others.iter().cloned().collect::<Vec<_>>();
         let others = known.into_iter().map(|address| Peer { address, ..Peer::default() }).collect();
@@ -94,6 +119,13 @@ impl membership_server::Membership for Service {
 
     async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<SubmitReply>, Status> {
         let group = self.check(&request, &request.get_ref().cluster)?;
+        let caller = identity::is_node(&request)?;
+        for command in &request.get_ref().commands {
+            // What cannot be read is refused here: in the log it would be in everybody's way.
+            let command = Command::decode(command)
+                .ok_or_else(|| Status::invalid_argument("a command that cannot be read"))?;
+            caller.may_propose(&command)?;
+        }
         let request = request.into_inner();
         let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
         let proposals = request.commands.into_iter().map(|command| group.propose(command, deadline));
@@ -115,6 +147,7 @@ impl membership_server::Membership for Service {
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
         self.check(&request, &request.get_ref().cluster)?;
         let RenewRequest { node, incarnation, .. } = *request.get_ref();
+        identity::is_node(&request)?.claims_node(NodeId(node))?;
         Ok(Response::new(self.0.grant(NodeId(node), Incarnation(incarnation))))
     }
 

@@ -27,10 +27,17 @@ fn weight(key: &str, node: NodeId) -> u64 {
 pub(crate) fn next_voters(
     voters: &BTreeSet<MemberId>,
     lost: &BTreeSet<MemberId>,
+    removed: &BTreeSet<MemberId>,
     ready: &BTreeSet<MemberId>,
 ) -> Option<BTreeSet<MemberId>> {
     let mut fresh = ready.difference(voters);
     let mut next = voters.clone();
+    // Whom an operator removed goes with or without somebody in its place.
+    if let Some(gone) = voters.intersection(removed).next() {
+        next.remove(gone);
+        next.extend(fresh.next());
+        return (!next.is_empty()).then_some(next);
+    }
     if let Some(gone) = voters.intersection(lost).next() {
         next.insert(*fresh.next()?);
         next.remove(gone);
@@ -95,8 +102,27 @@ mod tests {
             (&[1, 2, 3], &[2], &[1, 3], None),
         ];
         for (voters, lost, ready, next) in table {
-            let found = next_voters(&set(voters), &set(lost), &set(ready));
+            let found = next_voters(&set(voters), &set(lost), &set(&[]), &set(ready));
             assert_eq!(found, next.map(set), "{voters:?} {lost:?} {ready:?}");
+        }
+    }
+
+    #[test]
+    fn a_removed_voter_goes_with_or_without_somebody_in_its_place() {
+        // voters, removed, ready, next
+        type Ids = &'static [u64];
+        let table: [(Ids, Ids, Ids, Option<Ids>); 6] = [
+            (&[1, 2, 3], &[2], &[1, 3, 4], Some(&[1, 3, 4])),
+            (&[1, 2, 3], &[2], &[1, 3], Some(&[1, 3])),
+            (&[1, 2], &[1], &[2], Some(&[2])),
+            (&[1, 2, 3], &[1, 2], &[3], Some(&[2, 3])),
+            (&[1, 2, 3], &[9], &[1, 2, 3], None),
+            // Nobody would be left to agree.
+            (&[1], &[1], &[], None),
+        ];
+        for (voters, removed, ready, next) in table {
+            let found = next_voters(&set(voters), &set(&[]), &set(removed), &set(ready));
+            assert_eq!(found, next.map(set), "{voters:?} {removed:?} {ready:?}");
         }
     }
 }

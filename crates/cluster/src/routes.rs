@@ -9,7 +9,10 @@ use std::collections::{BTreeMap, HashMap};
 use jid::{BareJid, FullJid, ResourcePart};
 use serde::{Deserialize, Serialize};
 
-use crate::role::{Incarnation, MemberId, NodeId, Roles, Sid};
+use crate::{
+    role::{Incarnation, MemberId, NodeId, Roles, Sid},
+    trust::{TokenFault, TokenRow, Trust},
+};
 
 /// Whether a node is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +122,16 @@ pub enum Command {
     Resync { node: NodeId, incarnation: Incarnation, living: Vec<Living> },
     /// Takes a full JID from whoever has it.
     Kick { jid: FullJid },
+    // What stands here was written by version 1 in this order; new commands come behind, and a version that does
+    // not know one answers `Unreadable`.
+    /// A join token was made; the table keeps its hash.
+    AddToken { token: TokenRow },
+    /// A join token is taken back.
+    RevokeToken { id: u64, now: u64 },
+    /// A node with this public key (by its hash) comes in by a token, and is to call itself by `key`.
+    SpendToken { id: u64, by: [u8; 32], roles: Roles, key: u128, now: u64 },
+    /// A node leaves for good, here or gone; its certificates run out at `until`.
+    Remove { node: NodeId, until: u64, now: u64 },
 }
 
 /// What the table answers.
@@ -140,6 +153,14 @@ pub enum Outcome {
     Resynced { refused: Vec<Sid> },
     /// The command could not be read: a newer version wrote it.
     Unreadable,
+    /// The node may come in, and calls itself by this key from now on.
+    Admitted { key: u128 },
+    /// The token lets nobody in.
+    Refused(TokenFault),
+    /// There are as many tokens as there may be.
+    TooMany,
+    /// The node was removed, and does not come up again.
+    Removed,
 }
 
 /// Why a session has to go.
@@ -162,6 +183,8 @@ pub enum Effect {
     NodeUp { node: NodeId, incarnation: Incarnation },
     /// A node drains.
     NodeDraining { node: NodeId },
+    /// A node was removed for good; this is what it called itself.
+    NodeRemoved { key: u128 },
 }
 
 /// The table.
@@ -170,12 +193,23 @@ pub struct Routes {
     nodes: BTreeMap<NodeId, NodeRow>,
     users: HashMap<Box<str>, Vec<Row>>,
     index: u64,
+    trust: Trust,
+}
+
+/// The table as its first version was written: without tokens and removed nodes.
+#[derive(Serialize, Deserialize)]
+struct RoutesV1 {
+    nodes: BTreeMap<NodeId, NodeRow>,
+    users: HashMap<Box<str>, Vec<Row>>,
+    index: u64,
 }
 
 /// Version of the commands in the log; the first byte of each.
 const COMMAND_VERSION: u8 = 1;
 /// Version of the table in a snapshot; the first byte of it.
-const TABLE_VERSION: u8 = 1;
+const TABLE_VERSION: u8 = 2;
+/// The version before tokens. It is still written while there are none, so that nodes of it can read it.
+const TABLE_VERSION_1: u8 = 1;
 
 impl Command {
     /// The bytes that go into the log.
@@ -251,12 +285,35 @@ impl Routes {
             rows.retain(|row| visible_in(nodes, row));
             !rows.is_empty()
         });
+        if visible.trust.is_empty() {
+            let Routes { nodes, users, index, trust: _ } = visible;
+            return encode(TABLE_VERSION_1, &RoutesV1 { nodes, users, index });
+        }
         encode(TABLE_VERSION, &visible)
     }
 
-    /// Reads what [`Routes::encode`] wrote.
+    /// Reads what [`Routes::encode`] wrote, in this version or the one before.
     pub fn decode(bytes: &[u8]) -> Option<Routes> {
+        if bytes.first() == Some(&TABLE_VERSION_1) {
+            let RoutesV1 { nodes, users, index } = decode(TABLE_VERSION_1, bytes)?;
+            return Some(Routes { nodes, users, index, trust: Trust::default() });
+        }
         decode(TABLE_VERSION, bytes)
+    }
+
+    /// Tokens and removed nodes.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// The node whose data directory calls itself so.
+    pub fn node_of_key(&self, key: u128) -> Option<&NodeRow> {
+        self.nodes.values().find(|row| row.key == key)
+    }
+
+    /// The node that is this member of the Raft groups.
+    pub fn node_of_member(&self, member: MemberId) -> Option<&NodeRow> {
+        self.nodes.values().find(|row| row.member == Some(member))
     }
 
     /// Every node that was not forgotten, by id.
@@ -344,7 +401,38 @@ impl Routes {
                 }
                 _ => Outcome::Stale,
             },
+            Command::AddToken { token } => {
+                if self.trust.add(token) {
+                    Outcome::Done
+                } else {
+                    Outcome::TooMany
+                }
+            }
+            Command::RevokeToken { id, now } => {
+                if self.trust.revoke(id, now) {
+                    Outcome::Done
+                } else {
+                    Outcome::Stale
+                }
+            }
+            Command::SpendToken { id, by, roles, key, now } => {
+                match self.trust.spend(id, by, roles, key, now) {
+                    Ok(key) => Outcome::Admitted { key },
+                    Err(fault) => Outcome::Refused(fault),
+                }
+            }
+            Command::Remove { node, until, now } => self.remove_node(node, until, now, effects),
         }
+    }
+
+    fn remove_node(&mut self, node: NodeId, until: u64, now: u64, effects: &mut Vec<Effect>) -> Outcome {
+        let Some(row) = self.nodes.remove(&node) else { return Outcome::Stale };
+        if row.state != NodeState::Gone {
+            effects.push(Effect::NodeGone { node, incarnation: row.incarnation });
+        }
+        self.trust.remove(row.key, row.member, until, now);
+        effects.push(Effect::NodeRemoved { key: row.key });
+        Outcome::Done
     }
 
     fn bind(&mut self, mut row: Row, policy: ConflictPolicy, effects: &mut Vec<Effect>) -> Outcome {
@@ -394,6 +482,9 @@ impl Routes {
     }
 
     fn node_up(&mut self, mut row: NodeRow, effects: &mut Vec<Effect>) -> Outcome {
+        if self.trust.is_removed(row.key) || row.member.is_some_and(|m| self.trust.is_removed_member(m)) {
+            return Outcome::Removed;
+        }
         if let Some(known) = self.nodes.values().find(|known| known.key == row.key) {
             if known.start == row.start {
                 return Outcome::Up { node: known.node, incarnation: known.incarnation };
@@ -755,6 +846,71 @@ mod tests {
                     table().apply(4, command, &mut Vec::new());
                 }
             }
+        }
+    }
+
+    /// The first bytes of each command of version 1, as logs of that version hold them.
+    #[test]
+    fn what_version_1_wrote_is_still_read() {
+        let hex = |text: &str| -> Vec<u8> {
+            (0..text.len() / 2).map(|n| u8::from_str_radix(&text[2 * n..2 * n + 2], 16).unwrap()).collect()
+        };
+        let (node, incarnation) = (NodeId(2), Incarnation(3));
+        let written = [
+            ("010005614078 2f72020304 00", bind("a@x/r", 2, 3, 4, Replace)),
+            ("01010561407 82f7204", Command::Unbind { jid: jid("a@x/r"), sid: Sid(4) }),
+            ("0105050601 6e 03683a31 01 01 00", up(5, 6)),
+            ("01060203", Command::NodeDrain { node, incarnation }),
+            ("01070203", Command::ExpireNode { node, incarnation }),
+            ("010802", Command::Forget { node }),
+            ("0109020300", Command::Resync { node, incarnation, living: vec![] }),
+            ("010a056140782f72", Command::Kick { jid: jid("a@x/r") }),
+        ];
+        for (bytes, command) in written {
+            assert_eq!(Command::decode(&hex(&bytes.replace(' ', ""))), Some(command), "{bytes}");
+        }
+        // A table without tokens is written as it was, and read by either version.
+        let routes = table();
+        let bytes = routes.encode();
+        assert_eq!(bytes[0], TABLE_VERSION_1);
+        assert_eq!(decode::<RoutesV1>(TABLE_VERSION_1, &bytes).unwrap().index, 3);
+        assert_eq!(sessions(&Routes::decode(&bytes).unwrap()), sessions(&routes));
+    }
+
+    #[test]
+    fn a_removed_node_is_gone_at_once_and_never_comes_up_again() {
+        let mut routes = table();
+        let mut effects = Vec::new();
+        let (node, incarnation) = (NodeId(1), Incarnation(1));
+        let remove = Command::Remove { node, until: 100, now: 10 };
+        assert_eq!(routes.apply(4, remove.clone(), &mut effects), Outcome::Done);
+        assert_eq!(effects, [Effect::NodeGone { node, incarnation }, Effect::NodeRemoved { key: 1 }]);
+        assert!(sessions(&routes).is_empty() && routes.node(node).is_none());
+        assert_eq!(routes.apply(5, remove, &mut effects), Outcome::Stale);
+        assert_eq!(routes.apply(6, up(1, 2), &mut effects), Outcome::Removed);
+        // The snapshot remembers it, and the tokens.
+        let token = TokenRow {
+            id: 9,
+            hash: [1; 32],
+            roles: Roles::default(),
+            made: 5,
+            expires: 50,
+            state: crate::trust::TokenState::Open,
+        };
+        let add = Command::AddToken { token: token.clone() };
+        assert_eq!(routes.apply(7, add.clone(), &mut effects), Outcome::Done);
+        let mut copy = Routes::decode(&routes.encode()).unwrap();
+        assert_eq!(copy.trust(), routes.trust());
+        assert_eq!(copy.apply(8, up(1, 3), &mut effects), Outcome::Removed);
+        let spend =
+            |by| Command::SpendToken { id: 9, by: [by; 32], roles: Roles::default(), key: 77, now: 6 };
+        assert_eq!(copy.apply(9, spend(1), &mut effects), Outcome::Admitted { key: 77 });
+        assert_eq!(copy.apply(10, spend(2), &mut effects), Outcome::Refused(TokenFault::Spent));
+        let revoke = Command::RevokeToken { id: 9, now: 8 };
+        assert_eq!(copy.apply(11, revoke.clone(), &mut effects), Outcome::Stale);
+        for command in [add, spend(1), revoke, Command::Remove { node, until: 1, now: 2 }] {
+            assert_eq!(Command::decode(&command.encode()), Some(command.clone()));
+            assert!(!Command::concerns_one_session(&command.encode()));
         }
     }
 

@@ -20,6 +20,7 @@ use crate::{
     error::{ClusterError, Unavailable},
     formation::Promise,
     hub::Hub,
+    identity::{audit::Audit, authority::Authority, credentials::Credentials, kept::Kept},
     lease::{Heard, Holding},
     links::{Links, MESSAGE_MAX, cluster_bytes},
     raft::{
@@ -63,6 +64,11 @@ pub(crate) struct Shared {
     /// Addresses that answered as backends of this cluster, and others to knock at.
     pub(crate) known: Mutex<Known>,
     pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) audit: Arc<Audit>,
+    /// The certificates of the links; `None` where they are plain.
+    pub(crate) credentials: Option<Arc<Credentials>>,
+    /// The cluster's authority, once this backend has its key.
+    pub(crate) authority: Mutex<Option<Arc<Authority>>>,
 }
 
 /// Addresses heard of.
@@ -88,6 +94,11 @@ impl Known {
 impl Shared {
     pub(crate) fn member(&self) -> Option<MemberId> {
         self.roles.backend.then(|| self.certificate.born().member)
+    }
+
+    /// What the cluster's own authority gave to this node.
+    pub(crate) fn kept(&self) -> Option<&Kept> {
+        self.credentials.as_ref().and_then(|credentials| credentials.kept())
     }
 
     pub(crate) fn routes_group(&self) -> Option<Group> {
@@ -150,7 +161,7 @@ impl Shared {
     }
 
     pub(crate) fn fail(&self, error: ClusterError) {
-        tracing::error!(%error, "the cluster cannot start");
+        tracing::error!(%error, "the cluster cannot go on");
         self.phase.send_replace(Phase::Failed(error));
     }
 

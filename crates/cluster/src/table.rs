@@ -56,6 +56,11 @@ impl TableView {
         self.routes.read().node(node).is_some_and(here)
     }
 
+    /// Whether a node is here, under whatever incarnation.
+    pub fn is_here(&self, node: NodeId) -> bool {
+        self.routes.read().node(node).is_some_and(|row| row.state != NodeState::Gone)
+    }
+
     /// The index of the newest entry applied here.
     pub fn index(&self) -> u64 {
         self.routes.read().index()

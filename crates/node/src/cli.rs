@@ -30,10 +30,12 @@ impl Cli {
 
     /// Refuses what clap lets through, since an argument of all commands is one of those that ask nobody, too.
     fn check(&self) -> Result<(), clap::Error> {
-        let asks =
-            matches!(self.command, Command::User { .. } | Command::Cluster { .. } | Command::Session { .. });
+        let asks = match &self.command {
+            Command::Cluster { what } => !matches!(what, Cluster::Init(_) | Cluster::Join { .. }),
+            other => matches!(other, Command::User { .. } | Command::Session { .. }),
+        };
         if self.admin.is_some() && !asks {
-            let text = "`--admin` is for the commands that ask a running node: `user`, `cluster`, `session`";
+            let text = "`--admin` is for the commands that ask a running node: `user`, `session`, and those of `cluster` except `init` and `join`";
             return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));
         }
         Ok(())
@@ -54,7 +56,7 @@ pub enum Command {
         #[command(subcommand)]
         what: User,
     },
-    /// The cluster: status
+    /// The cluster: status, init, token, join, remove
     Cluster {
         #[command(subcommand)]
         what: Cluster,
@@ -164,6 +166,103 @@ pub enum Cluster {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// Make this machine's node the first of a new cluster
+    ///
+    /// Run it once, on one machine, before its node starts, as the user that the node runs as. It makes the
+    /// cluster's certificate authority and this node's certificate, in `node.data_dir` of the config. Then start
+    /// the node, and bring in every other one with `rookery cluster token` and `rookery cluster join`.
+    ///
+    /// A cluster whose certificates you make yourself (`cluster.cert`), or one with plain links on loopback, does
+    /// not need this.
+    Init(ConfigArgs),
+    /// Print a one-time token with which one other node can join
+    ///
+    /// Asks a running backend. The token holds the fingerprint of the cluster's authority, so that the new node
+    /// knows whom it talks to, and a secret: give it only to that node. It is printed to stdout, and what to do
+    /// with it to stderr. With --list or --revoke no token is made.
+    Token {
+        /// What the new node may be; a token for both also lets in a node that is only one
+        #[arg(long, value_enum, default_value_t)]
+        role: Role,
+        /// How long it can be used: a number with s, m, h or d, at most 30d
+        #[arg(long, default_value = "1h", value_parser = duration)]
+        ttl: std::time::Duration,
+        /// Show the tokens that were made, without their secrets
+        #[arg(long, conflicts_with_all = ["role", "ttl", "revoke"])]
+        list: bool,
+        /// Take a token back, by the id that --list shows
+        #[arg(long, value_name = "ID", conflicts_with_all = ["role", "ttl"])]
+        revoke: Option<String>,
+        /// How --list prints
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// Let this machine's node join a cluster by a token
+    ///
+    /// Run it before the node starts for the first time, as the user that the node runs as. The node makes a key of
+    /// its own and gets a certificate for it; both are kept in `node.data_dir` of the config, which must not
+    /// belong to a cluster yet. Then start the node. In place of this command the token can stand in the config, as
+    /// `cluster.join` or in the file `cluster.join_file`.
+    Join {
+        /// The token, with the address of a backend: TOKEN@HOST:PORT. Without an address those of
+        /// `cluster.discovery` are tried. `-` reads it from stdin, so that nobody sees it in the list of processes
+        token: String,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Take a node out of the cluster for good
+    ///
+    /// Asks a running backend. A node that lives ends its sessions and stops; one that is gone is forgotten. Its
+    /// certificate is not accepted any more, and it takes no part in decisions. To bring the machine back, give it an
+    /// empty data directory and a new token. A node that only restarts, or that is away for a while, is not removed:
+    /// it comes back by itself.
+    Remove {
+        /// Its name, or its id, as `rookery cluster status` shows them
+        node: String,
+    },
+}
+
+/// Where a command that asks no running node finds the node's settings.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The config file (TOML) of the node
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set one key over the file, as in `--set node.data_dir=/var/lib/rookery`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// What a node may be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Clients
+    Frontend,
+    /// Agreement and data
+    Backend,
+    /// Both
+    #[default]
+    Both,
+}
+
+/// `90s`, `30m`, `1h`, `7d`.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    let wrong = || format!("`{text}` is no duration: expected a number with s, m, h or d, as in 1h");
+    let (number, seconds) = match text.char_indices().last() {
+        Some((at, unit)) => (
+            &text[..at],
+            match unit {
+                's' => 1,
+                'm' => 60,
+                'h' => 3600,
+                'd' => 24 * 3600,
+                _ => return Err(wrong()),
+            },
+        ),
+        None => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).map(std::time::Duration::from_secs).ok_or_else(wrong)
 }
 
 #[derive(Debug, Subcommand)]
@@ -253,6 +352,15 @@ mod tests {
             "rookery cluster status",
             "rookery cluster status --format json",
             "rookery cluster status --format table --admin http://127.0.0.1:1",
+            "rookery cluster init",
+            "rookery cluster init --config a.toml --set a=1",
+            "rookery cluster token",
+            "rookery cluster token --role frontend --ttl 30m --admin http://127.0.0.1:1",
+            "rookery cluster token --list --format json",
+            "rookery cluster token --revoke 00ff",
+            "rookery cluster join TOKEN@node1:7400 --config a.toml",
+            "rookery cluster join - --config a.toml",
+            "rookery cluster remove node3",
             "rookery session list",
             "rookery session kick alice@localhost/phone",
             "rookery config check a.toml",
@@ -271,6 +379,15 @@ mod tests {
             "rookery serve extra",
             "rookery user add",
             "rookery cluster status --format xml",
+            "rookery cluster token --ttl 5",
+            "rookery cluster token --ttl h",
+            "rookery cluster token --ttl 99999999999999999999d",
+            "rookery cluster token --role admin",
+            "rookery cluster token --list --revoke 1",
+            "rookery cluster join",
+            "rookery cluster remove",
+            "rookery cluster init --admin http://127.0.0.1:1",
+            "rookery cluster join X --admin http://127.0.0.1:1",
             "rookery demo --base-port 99999",
             "rookery serve --admin http://127.0.0.1:1",
             "rookery --admin http://127.0.0.1:1 demo",

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     io::{self, BufRead, IsTerminal, Write},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use proto::admin::{self, admin_client::AdminClient};
@@ -12,7 +12,7 @@ use serde_json::json;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
-    cli::{Cluster, Format, Password, Session, User},
+    cli::{Cluster, Format, Password, Role, Session, User},
     parts::Failure,
     table::Table,
 };
@@ -138,12 +138,93 @@ fn ended(sessions: u32) -> String {
 
 /// `rookery cluster ...`
 pub async fn cluster(admin: &str, what: Cluster) -> Result<(), CtlError> {
-    let Cluster::Status { format } = what;
-    let mut client = connect(admin).await?;
-    let state = state(&mut client).await?;
+    match what {
+        Cluster::Status { format } => {
+            let state = state(&mut connect(admin).await?).await?;
+            match format {
+                Format::Table => print!("{}", status_table(&state)),
+                Format::Json => println!("{:#}", status_json(&state)),
+            }
+            Ok(())
+        }
+        Cluster::Token { list: true, format, .. } => list_tokens(admin, format).await,
+        Cluster::Token { revoke: Some(id), .. } => {
+            let request = admin::RevokeTokenRequest { id: id.clone() };
+            let done = connect(admin).await?.revoke_token(request).await;
+            done.map_err(refused(format!("revoke the join token `{id}`")))?;
+            println!("revoked the join token {id}");
+            Ok(())
+        }
+        Cluster::Token { role, ttl, .. } => create_token(admin, role, ttl).await,
+        Cluster::Remove { node } => {
+            let request = admin::RemoveNodeRequest { node: node.clone() };
+            let done = connect(admin).await?.remove_node(request).await;
+            let done = done.map_err(refused(format!("remove the node `{node}`")))?.into_inner();
+            let lived = if done.lived { "it stops now" } else { "it was gone already" };
+            println!("removed {} (id {}): {lived}", done.name, done.id);
+            if !done.left_groups {
+                println!("it still counts in a Raft group: the leader takes it out as soon as it can");
+            }
+            Ok(())
+        }
+        // These ask nobody; `main` sends them elsewhere.
+        Cluster::Init(_) | Cluster::Join { .. } => Ok(()),
+    }
+}
+
+async fn create_token(admin: &str, role: Role, ttl: Duration) -> Result<(), CtlError> {
+    let (frontend, backend) = match role {
+        Role::Frontend => (true, false),
+        Role::Backend => (false, true),
+        Role::Both => (true, true),
+    };
+    let request = admin::CreateTokenRequest { frontend, backend, ttl_s: ttl.as_secs() };
+    let made = connect(admin).await?.create_token(request).await;
+    let made = made.map_err(refused("make a join token"))?.into_inner();
+    println!("{}", made.token);
+    let at = made.addresses.first().map_or("HOST:PORT", String::as_str);
+    eprintln!(
+        "This token (id {}) lets in one node, within {} s. On that node's machine:",
+        made.id,
+        ttl.as_secs()
+    );
+    eprintln!("  rookery cluster join {}@{at} --config FILE", made.token);
+    if made.addresses.len() > 1 {
+        eprintln!("It can also be used at {}.", made.addresses[1..].join(", "));
+    }
+    Ok(())
+}
+
+async fn list_tokens(admin: &str, format: Format) -> Result<(), CtlError> {
+    let listed = connect(admin).await?.list_tokens(admin::ListTokensRequest {}).await;
+    let mut tokens = listed.map_err(refused("list the join tokens"))?.into_inner().tokens;
+    tokens.sort_by(|a, b| (a.made, &a.id).cmp(&(b.made, &b.id)));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     match format {
-        Format::Table => print!("{}", status_table(&state)),
-        Format::Json => println!("{:#}", status_json(&state)),
+        Format::Table => {
+            let mut table = Table::new(&["ID", "ROLES", "STATE", "LEFT", "NODE"]);
+            for token in &tokens {
+                let left = match token.state.as_str() {
+                    "open" => format!("{} s", token.expires.saturating_sub(now)),
+                    _ => String::new(),
+                };
+                table.row(&[&token.id, &token.roles.join("+"), &token.state, &left, &token.node]);
+            }
+            print!("{table}");
+        }
+        Format::Json => {
+            let tokens = tokens.iter().map(|token| {
+                json!({
+                    "id": token.id,
+                    "roles": token.roles,
+                    "made": token.made,
+                    "expires": token.expires,
+                    "state": token.state,
+                    "node": token.node,
+                })
+            });
+            println!("{:#}", json!(tokens.collect::<Vec<_>>()));
+        }
     }
     Ok(())
 }

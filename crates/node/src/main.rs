@@ -7,6 +7,7 @@ mod config;
 mod ctl;
 mod demo;
 mod http;
+mod joining;
 mod logs;
 mod metrics;
 mod parts;
@@ -36,6 +37,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             parts::run(settings, serve.with_parent)
         }
         Command::User { what } => ctl::run(ctl::user(&admin, what)),
+        Command::Cluster { what: cli::Cluster::Init(config) } => joining::init(&config),
+        Command::Cluster { what: cli::Cluster::Join { token, config } } => joining::join(&token, &config),
         Command::Cluster { what } => ctl::run(ctl::cluster(&admin, what)),
         Command::Session { what } => ctl::run(ctl::session(&admin, what)),
         Command::Config { what: cli::Config::Check { file, set } } => config::check(&file, &set),

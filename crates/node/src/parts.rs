@@ -1,7 +1,7 @@
 //! What a node starts, in order, by its roles; and how it ends.
 
 pub mod files;
-mod folder;
+pub mod folder;
 pub mod memory;
 mod parent;
 mod ports;

@@ -23,6 +23,11 @@ pub mod membership {
     tonic::include_proto!("rookery.membership.v1");
 }
 
+/// How a node gets into a cluster, and keeps its certificate young.
+pub mod join {
+    tonic::include_proto!("rookery.join.v1");
+}
+
 /// What nodes ask each other about their sessions.
 pub mod sessions {
     tonic::include_proto!("rookery.sessions.v1");

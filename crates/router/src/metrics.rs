@@ -57,6 +57,8 @@ pub struct Counters {
     pub parcels_received: AtomicU64,
     /// Parcels that came a second time and were not looked at.
     pub parcels_repeated: AtomicU64,
+    /// Streams of other nodes that were refused or ended because one of the two incarnations is over.
+    pub fenced: AtomicU64,
     /// Batches given to other nodes.
     pub batches_sent: AtomicU64,
     /// Targets refused by other nodes because their session was not there.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster::Sid;
+use cluster::{NodeId, Sid, identity::Caller};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use jid::Jid;
@@ -85,6 +85,8 @@ impl Relay for RelayService {
         &self,
         request: Request<Streaming<Sending>>,
     ) -> Result<Response<Self::CarryStream>, Status> {
+        // Over a link that knows no caller, as in tests, nobody is named.
+        let caller = request.extensions().get::<Caller>().cloned();
         let mut sendings = request.into_inner();
         let first = match timeout(OPEN_WITHIN, sendings.message()).await {
             Ok(first) => first?,
@@ -94,10 +96,13 @@ impl Relay for RelayService {
             return Err(Status::invalid_argument("the first message is not `Open`"));
         };
         let router = self.router.upgrade().ok_or_else(|| Status::unavailable("stopping"))?;
+        if let Some(caller) = caller {
+            caller.claims_node(NodeId(open.node))?;
+        }
         check(&router, &open)?;
         let lane = router.lanes_in.get(&open)?;
         let (stream, received, more) = lane.begin(&open);
-        tokio::spawn(read(self.router.clone(), lane.clone(), stream, open.to_incarnation, sendings));
+        tokio::spawn(read(self.router.clone(), lane.clone(), stream, open, sendings));
         let opened = Opened { version: envelope::VERSION, received };
         let opened = Answering { what: Some(answering::What::Opened(opened)) };
         let acks = stream::unfold((lane, more), move |(lane, more)| async move {
@@ -122,7 +127,16 @@ fn check(router: &Router, open: &Open) -> Result<(), Status> {
         return Err(Status::failed_precondition(format!("version {} is not spoken here", open.version)));
     }
     if (open.to_node, open.to_incarnation) != (node.0, incarnation.0) {
-        return Err(Status::failed_precondition(format!("this is node {node}, incarnation {incarnation}")));
+        one(&router.counters.fenced);
+        return Err(Status::failed_precondition(format!(
+            "fenced: this is node {node}, incarnation {incarnation}"
+        )));
+    }
+    // Survivors have routed anew, stored or bounced what a node had under way that is gone for them: what it says
+    // now would come twice. It is heard again under its next incarnation.
+    if !router.whereabouts.is_here(NodeId(open.node)) {
+        one(&router.counters.fenced);
+        return Err(Status::failed_precondition(format!("fenced: node {} is not here", open.node)));
     }
     if open.lane >= LANES || open.node == node.0 {
         return Err(Status::invalid_argument("no such lane"));
@@ -138,15 +152,21 @@ async fn read(
     router: Weak<Router>,
     lane: Arc<LaneIn>,
     stream: u64,
-    incarnation: u64,
+    open: Open,
     mut sendings: Streaming<Sending>,
 ) {
     while let Ok(Some(sending)) = sendings.message().await {
         let Some(sending::What::Batch(batch)) = sending.what else { break };
         let Some(router) = router.upgrade() else { break };
         // A fenced node delivers nothing; under a new incarnation, the sender has given this stream up already.
-        let is_current = router.whereabouts.me().1.0 == incarnation && router.whereabouts.is_serving();
-        if !is_current || !lane.take(&router, stream, batch) {
+        let is_current =
+            router.whereabouts.me().1.0 == open.to_incarnation && router.whereabouts.is_serving();
+        // Nor is one heard that is gone for this node.
+        if !is_current || !router.whereabouts.is_here(NodeId(open.node)) {
+            one(&router.counters.fenced);
+            break;
+        }
+        if !lane.take(&router, stream, batch) {
             break;
         }
     }
@@ -166,7 +186,7 @@ impl LanesIn {
         let numbering = (open.incarnation, open.to_incarnation);
         let lane = lanes.entry((open.node, open.lane)).or_insert_with(|| Arc::new(LaneIn::new(numbering)));
         if lane.numbering.0 > numbering.0 || lane.numbering.1 > numbering.1 {
-            return Err(Status::failed_precondition("a later incarnation has spoken"));
+            return Err(Status::failed_precondition("fenced: a later incarnation has spoken"));
         }
         if lane.numbering != numbering {
             *lane = Arc::new(LaneIn::new(numbering));

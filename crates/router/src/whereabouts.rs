@@ -23,6 +23,8 @@ pub trait Whereabouts: Send + Sync + 'static {
     fn nodes(&self) -> Vec<NodeRow>;
     /// Whether a node is here under that incarnation.
     fn is_current(&self, node: NodeId, incarnation: Incarnation) -> bool;
+    /// Whether a node is here, under whatever incarnation.
+    fn is_here(&self, node: NodeId) -> bool;
     /// Index of the newest entry in this node's table.
     fn index(&self) -> u64;
     /// Waits for an index, until the deadline at most; whether it came.
@@ -63,6 +65,10 @@ impl Whereabouts for Cluster {
 
     fn is_current(&self, node: NodeId, incarnation: Incarnation) -> bool {
         self.routes().is_current(node, incarnation)
+    }
+
+    fn is_here(&self, node: NodeId) -> bool {
+        self.routes().is_here(node)
     }
 
     fn index(&self) -> u64 {

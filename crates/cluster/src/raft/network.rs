@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     batch::Attempt,
-    identity,
+    identity::{self, Caller, audit::Reason},
     links::{Links, MESSAGE_MAX},
     role::MemberId,
 };
@@ -203,8 +203,8 @@ pub(crate) struct Service {
 
 impl Service {
     fn core<T>(&self, request: &Request<T>, cluster: &[u8], group: &str) -> Result<Arc<Core>, Status> {
-        identity::may_speak_raft(request)?;
-        self.links.check(cluster)?;
+        let caller = identity::may_speak_raft(request)?;
+        self.links.check(cluster).map_err(|status| of_another_cluster(caller, status))?;
         let group = self.groups.get(group);
         group.map(|group| group.core()).ok_or_else(|| Status::unavailable("this node has no such group"))
     }
@@ -214,6 +214,21 @@ impl Service {
         let core = self.core(request, &message.cluster, &message.group)?;
         is_for(&core, message)?;
         Ok(core)
+    }
+}
+
+fn of_another_cluster(caller: &Caller, status: Status) -> Status {
+    match status.code() {
+        Code::PermissionDenied => caller.refuse(Reason::Cluster, status.message()),
+        _ => status,
+    }
+}
+
+/// Refuses a member that speaks in the name of another: who leads and who wants to is in the vote.
+fn spoken_by(caller: &Caller, vote: &Vote) -> Result<(), Status> {
+    match vote.leader_id().voted_for() {
+        Some(member) => caller.claims_member(MemberId(member)),
+        None => Ok(()),
     }
 }
 
@@ -229,27 +244,30 @@ fn is_for(core: &Core, message: &Message) -> Result<(), Status> {
 impl raft_server::Raft for Service {
     async fn append(&self, request: Request<Message>) -> Result<Response<Answer>, Status> {
         let core = self.addressed(&request)?;
-        let rpc = decode(&request.into_inner().body)?;
+        let rpc: AppendEntriesRequest<TypeConfig> = decode(&request.get_ref().body)?;
+        spoken_by(identity::caller(&request)?, &rpc.vote)?;
         answer(core.raft.append_entries(rpc).await)
     }
 
     async fn vote(&self, request: Request<Message>) -> Result<Response<Answer>, Status> {
         let core = self.addressed(&request)?;
-        let rpc = decode(&request.into_inner().body)?;
+        let rpc: VoteRequest<u64> = decode(&request.get_ref().body)?;
+        spoken_by(identity::caller(&request)?, &rpc.vote)?;
         answer(core.raft.vote(rpc).await)
     }
 
     async fn snapshot(&self, request: Request<Streaming<SnapshotPart>>) -> Result<Response<Answer>, Status> {
-        identity::may_speak_raft(&request)?;
+        let caller = identity::may_speak_raft(&request)?.clone();
         let mut parts = request.into_inner();
         let first = parts.message().await?.and_then(|part| part.head);
         let head = first.ok_or_else(|| Status::invalid_argument("a snapshot begins with its head"))?;
-        self.links.check(&head.cluster)?;
+        self.links.check(&head.cluster).map_err(|status| of_another_cluster(&caller, status))?;
         let group =
             self.groups.get(&head.group).ok_or_else(|| Status::unavailable("this node has no such group"))?;
         let core = group.core();
         is_for(&core, &head)?;
         let (vote, meta): (Vote, Meta) = decode(&head.body)?;
+        spoken_by(&caller, &vote)?;
         let (blocks, mut queue) = mpsc::channel::<Bytes>(4);
         let dir = core.dir.clone();
         let writing = tokio::task::spawn_blocking(move || -> io::Result<SnapshotFile> {

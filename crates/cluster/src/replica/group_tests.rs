@@ -22,7 +22,7 @@ use tonic::{Request, service::interceptor::InterceptedService, transport::Server
 use super::{engine::Replica, machine::StoreMachine};
 use crate::{
     config::Times,
-    identity::PlainLink,
+    identity::Caller,
     links::Links,
     raft::{
         group::{Group, Opening},
@@ -98,7 +98,7 @@ impl Home {
             .max_decoding_message_size(64 << 20)
             .max_encoding_message_size(64 << 20);
         let service = InterceptedService::new(service, |mut request: Request<()>| {
-            request.extensions_mut().insert(PlainLink);
+            request.extensions_mut().insert(Caller::plain(Default::default(), Default::default()));
             Ok(request)
         });
         let listener = TcpListener::bind(&self.addresses[self.number]).await.unwrap();

@@ -16,7 +16,7 @@ use super::{
         read_range, read_table, read_timeout, scan_reply, tables,
     },
 };
-use crate::identity::may_use_store;
+use crate::identity::is_node;
 
 pub(super) struct Service {
     pub(super) replica: Arc<Replica>,
@@ -51,7 +51,7 @@ impl Service {
 #[tonic::async_trait]
 impl Store for Service {
     async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::GetReply>, Status> {
-        may_use_store(&request)?;
+        is_node(&request)?;
         let request = request.into_inner();
         let deadline = read_timeout(request.timeout_ms);
         let found = async {
@@ -63,7 +63,7 @@ impl Store for Service {
     }
 
     async fn scan(&self, request: Request<wire::ScanRequest>) -> Result<Response<wire::ScanReply>, Status> {
-        may_use_store(&request)?;
+        is_node(&request)?;
         let request = request.into_inner();
         let deadline = read_timeout(request.timeout_ms);
         let range = read_range(&request);
@@ -79,7 +79,7 @@ impl Store for Service {
         &self,
         request: Request<wire::CommitRequest>,
     ) -> Result<Response<wire::CommitReply>, Status> {
-        may_use_store(&request)?;
+        is_node(&request)?;
         let request = request.into_inner();
         let deadline = read_timeout(request.timeout_ms);
         let reply = self.commit_checked(request.command, deadline).await;

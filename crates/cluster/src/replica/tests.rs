@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     error::ProposeError,
-    identity::PlainLink,
+    identity::Caller,
     raft::{
         group::Proposed,
         machine::{Committed as Entry, Machine},
@@ -133,7 +133,7 @@ async fn serve(replica: &Arc<Replica>) -> (Channel, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = InterceptedService::new(service::server(replica.clone()), |mut request: Request<()>| {
-        request.extensions_mut().insert(PlainLink);
+        request.extensions_mut().insert(Caller::plain(Default::default(), Default::default()));
         Ok(request)
     });
     let run = async move {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use cluster::{ClusterStatus, MemberId, NodeId, NodeRow, NodeState, Row};
+use cluster::{ClusterStatus, MemberId, NodeId, NodeRow, NodeState, Roles, Row, TokenRow, TokenState};
 use proto::admin;
 
 use super::peers::Connections;
@@ -39,13 +39,11 @@ pub fn state(
 }
 
 fn node(row: &NodeRow, leader: u64, sessions: &HashMap<NodeId, u64>) -> admin::Node {
-    let role = |has: bool, name: &str| has.then(|| name.to_owned());
-    let roles = [role(row.roles.frontend, "frontend"), role(row.roles.backend, "backend")];
     admin::Node {
         id: row.node.0,
         name: row.name.clone(),
         incarnation: row.incarnation.0,
-        roles: roles.into_iter().flatten().collect(),
+        roles: names(row.roles),
         address: row.address.clone(),
         state: match row.state {
             NodeState::Up => "up",
@@ -55,6 +53,35 @@ fn node(row: &NodeRow, leader: u64, sessions: &HashMap<NodeId, u64>) -> admin::N
         .to_owned(),
         leader: row.node.0 == leader,
         sessions: sessions.get(&row.node).copied().unwrap_or(0),
+    }
+}
+
+fn names(roles: Roles) -> Vec<String> {
+    let role = |has: bool, name: &str| has.then(|| name.to_owned());
+    [role(roles.frontend, "frontend"), role(roles.backend, "backend")].into_iter().flatten().collect()
+}
+
+/// One join token; `now` is in seconds since 1970.
+pub fn token(row: &TokenRow, nodes: &[NodeRow], now: u64) -> admin::JoinToken {
+    let node = match row.state {
+        TokenState::Spent { key, .. } => nodes.iter().find(|node| node.key == key),
+        TokenState::Open | TokenState::Revoked { .. } => None,
+    };
+    let state = match row.state {
+        TokenState::Open if now > row.expires => "expired",
+        TokenState::Open => "open",
+        TokenState::Spent { .. } => "used",
+        TokenState::Revoked { .. } => "revoked",
+    };
+    admin::JoinToken {
+        id: format!("{:016x}", row.id),
+        roles: names(row.roles),
+        made: row.made,
+        expires: row.expires,
+        state: state.to_owned(),
+        node: node
+            .map(|node| if node.name.is_empty() { node.node.to_string() } else { node.name.clone() })
+            .unwrap_or_default(),
     }
 }
 

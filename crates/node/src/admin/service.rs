@@ -1,8 +1,13 @@
 //! The calls of the admin service.
 
-use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use cluster::{Cluster, Row};
+use cluster::{AdmissionError, Cluster, NodeState, Roles, Row};
 use futures::Stream;
 use hooks::Services;
 use jid::{BareJid, FullJid, Jid};
@@ -22,6 +27,9 @@ const WAITING: usize = 64;
 const PAGE: usize = 500;
 /// How long a list waits for the newest route table before it shows what is here.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// The longest that a join token can be used, in seconds.
+const TTL_MAX_S: u64 = 30 * 24 * 3600;
 
 /// Answers operators.
 pub struct Admin {
@@ -174,6 +182,62 @@ impl admin::admin_server::Admin for Admin {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+
+    async fn create_token(
+        &self,
+        request: Request<admin::CreateTokenRequest>,
+    ) -> Result<Response<admin::CreateTokenResponse>, Status> {
+        let admin::CreateTokenRequest { frontend, backend, ttl_s } = request.into_inner();
+        if !frontend && !backend {
+            return Err(Status::invalid_argument("a node needs at least one role"));
+        }
+        if !(1..=TTL_MAX_S).contains(&ttl_s) {
+            let text = format!("a join token is good for 1 to {TTL_MAX_S} seconds (30 days), not {ttl_s}");
+            return Err(Status::invalid_argument(text));
+        }
+        let roles = Roles { frontend, backend };
+        let made = self.cluster.create_token(roles, Duration::from_secs(ttl_s)).await.map_err(admission)?;
+        Ok(Response::new(admin::CreateTokenResponse {
+            token: made.token.to_string(),
+            id: format!("{:016x}", made.token.id),
+            expires: made.token.expires,
+            addresses: made.addresses,
+        }))
+    }
+
+    async fn list_tokens(
+        &self,
+        _request: Request<admin::ListTokensRequest>,
+    ) -> Result<Response<admin::ListTokensResponse>, Status> {
+        let tokens = self.cluster.tokens().await.map_err(admission)?;
+        let nodes = self.cluster.routes().nodes();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let tokens = tokens.iter().map(|token| answers::token(token, &nodes, now)).collect();
+        Ok(Response::new(admin::ListTokensResponse { tokens }))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<admin::RevokeTokenRequest>,
+    ) -> Result<Response<admin::RevokeTokenResponse>, Status> {
+        let text = request.into_inner().id;
+        let id = u64::from_str_radix(&text, 16).map_err(|_| {
+            let how = "`rookery cluster token --list` shows them";
+            Status::invalid_argument(format!("`{text}` is no number of a join token: {how}"))
+        })?;
+        self.cluster.revoke_token(id).await.map_err(admission)?;
+        Ok(Response::new(admin::RevokeTokenResponse {}))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<admin::RemoveNodeRequest>,
+    ) -> Result<Response<admin::RemoveNodeResponse>, Status> {
+        let named = request.into_inner().node;
+        let (row, left_groups) = self.cluster.remove_node(&named).await.map_err(admission)?;
+        let (id, lived) = (row.node.0, row.state != NodeState::Gone);
+        Ok(Response::new(admin::RemoveNodeResponse { id, name: row.name, lived, left_groups }))
+    }
 }
 
 impl Admin {
@@ -238,6 +302,18 @@ fn bare(text: &str) -> Result<BareJid, Status> {
 
 fn unavailable(error: cluster::Unavailable) -> Status {
     Status::unavailable(error.to_string())
+}
+
+fn admission(error: AdmissionError) -> Status {
+    let text = error.to_string();
+    match error {
+        AdmissionError::NotFound(_) => Status::not_found(text),
+        AdmissionError::Refused(_) => Status::failed_precondition(text),
+        AdmissionError::Unavailable(_) => Status::unavailable(format!(
+            "{text}: a majority of the backends must live for this; `rookery cluster status` shows them"
+        )),
+        AdmissionError::Failed(_) => Status::internal(text),
+    }
 }
 
 fn account_error(error: AccountError) -> Status {

@@ -116,13 +116,15 @@ fn roles(values: &Values, faults: &mut Vec<Fault>) {
     let roles = texts(values, "node.roles");
     let backend = roles.iter().any(|r| r == "backend");
     let frontend = roles.iter().any(|r| r == "frontend");
-    if !backend && given.is_empty() {
+    // Who joins by a token is told where the backends are, and keeps that.
+    let told = makes_certificates(values);
+    if !backend && given.is_empty() && !told {
         let what = "a node without the role `backend` keeps nothing itself: expected \
                     `cluster.discovery.static`, `.dns` or `.file` to find the backends";
         faults.push(values.fault("node.roles", what));
     }
     let expect = values.said("cluster.expect").and_then(|f| f.value.as_integer()).unwrap_or(1);
-    if backend && expect > 1 && given.is_empty() {
+    if backend && expect > 1 && given.is_empty() && !told {
         let what = format!(
             "expected `cluster.discovery.static`, `.dns` or `.file`, with which the {expect} backends find each other"
         );
@@ -133,6 +135,20 @@ fn roles(values: &Values, faults: &mut Vec<Fault>) {
         let what = "a frontend needs an address in `c2s.listen` or `c2s.direct_tls_listen`";
         faults.push(values.fault("c2s.listen", what));
     }
+}
+
+/// Whether the links of the node are under certificates that the cluster makes by itself: it is part of one, has
+/// been given none, and its links are not plain.
+pub fn makes_certificates(values: &Values) -> bool {
+    if !values.any_below("cluster") || values.said("cluster.cert").is_some() {
+        return false;
+    }
+    let plain = values.said("cluster.plain").and_then(|f| f.value.as_bool());
+    let joins = values.said("cluster.join").is_some() || values.said("cluster.join_file").is_some();
+    let listen = text(values, "cluster.listen").unwrap_or_default();
+    let advertise = text(values, "cluster.advertise");
+    let far = !read::is_loopback(&listen) || advertise.is_some_and(|a| !read::is_loopback(&a));
+    plain == Some(false) || (plain.is_none() && (joins || far))
 }
 
 fn links(values: &Values, faults: &mut Vec<Fault>) {
@@ -163,17 +179,20 @@ fn links(values: &Values, faults: &mut Vec<Fault>) {
             let what = format!("plain links are for loopback only, and `{key}` is `{address}`");
             faults.push(values.fault("cluster.plain", what));
         }
-        (None | Some(false), false, Some((key, address))) => {
-            let what = format!(
-                "`{address}` is not loopback, so links need mTLS: expected `cluster.cert`, `cluster.key` and `cluster.ca`"
-            );
+        _ => {}
+    }
+    for key in ["cluster.join", "cluster.join_file"].into_iter().filter(|key| values.said(key).is_some()) {
+        if certified {
+            let what = "a node with a certificate of yours does not join by a token: remove this key, or `cluster.cert`";
             faults.push(values.fault(key, what));
         }
-        (Some(false), false, None) => {
-            let what = "links with TLS need `cluster.cert`, `cluster.key` and `cluster.ca`";
-            faults.push(values.fault("cluster.plain", what));
+        if plain == Some(true) {
+            let what = "plain links use no certificate, so there is nothing to join for: remove this key, or `cluster.plain`";
+            faults.push(values.fault(key, what));
         }
-        _ => {}
+        if key == "cluster.join_file" && values.said("cluster.join").is_some() {
+            faults.push(values.fault(key, "cannot be given beside `cluster.join`: choose one of them"));
+        }
     }
 }
 

@@ -298,13 +298,31 @@ pub const KEYS: &[Key] = &[
         "cluster.plain",
         Flag,
         Unset("true"),
-        "Whether links between nodes go without TLS, which only loopback addresses may; not set, true where `cluster.listen` and `cluster.advertise` are loopback and no certificate is given.",
+        "Whether links between nodes go without TLS, which only loopback addresses may; not set, true where `cluster.listen` and `cluster.advertise` are loopback and neither a certificate nor a join token is given.",
+    ),
+    key(
+        "cluster.join",
+        Text,
+        Unset("\"TOKEN@node1.example.org:7400\""),
+        "One-time token of `rookery cluster token` with which the node joins at its first start, with or without the address of a backend; without one, those of `cluster.discovery` are tried. Once the node has joined, the token is not looked at any more.",
+    ),
+    key(
+        "cluster.join_file",
+        Path,
+        Unset("\"/run/secrets/rookery-join\""),
+        "File with what `cluster.join` would say, for those who keep secrets out of configs.",
+    ),
+    key(
+        "cluster.certificate_lifetime_s",
+        Whole(5, 31_536_000),
+        Is("2592000"),
+        "How long the certificates are valid that the cluster makes for its nodes, in seconds. Each node renews its own when two thirds of that are over; a frontend that is away for longer must join anew.",
     ),
     key(
         "cluster.cert",
         Path,
         Unset("\"/etc/rookery/node.pem\""),
-        "Certificate of the node for links between nodes (mTLS), in PEM.",
+        "Certificate of the node for links between nodes (mTLS), in PEM, where you make the certificates yourself. Read again when it changes, with `cluster.key` and `cluster.ca`. Without these three the cluster makes its own, except on plain links.",
     ),
     key("cluster.key", Path, Unset("\"/etc/rookery/node.key\""), "Private key of `cluster.cert`, in PEM."),
     key(

@@ -6,6 +6,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use toml_edit::Value;
 
 use super::{
+    combinations,
     keys::{self, Form},
     modules,
     read::{self, Faults, Values},
@@ -221,9 +222,13 @@ impl Typed<'_> {
             advertise: self.text("cluster.advertise").or_else(|| self.text("cluster.listen")),
             expect,
             discovery,
-            // the combinations have been checked: without certificates all is loopback
-            plain: tls.is_none(),
+            plain: tls.is_none() && !combinations::makes_certificates(self.0),
             tls,
+            join: match (self.text("cluster.join"), self.path("cluster.join_file")) {
+                (Some(token), _) => Some(cluster::Join::Token(token)),
+                (None, file) => file.map(cluster::Join::File),
+            },
+            certificate_lifetime_s: self.count("cluster.certificate_lifetime_s") as u64,
             times: self.part("cluster.times"),
         }
     }

@@ -75,8 +75,16 @@ fn each_bad_file_is_refused_with_line_key_and_hint() {
             "bad.toml:2: `cluster.expect`: expected `cluster.discovery.static`, `.dns` or `.file`, with which the 3 backends find each other",
         ),
         (
-            "[cluster]\nlisten = \"10.0.0.1:7400\"\n",
-            "bad.toml:2: `cluster.listen`: `10.0.0.1:7400` is not loopback, so links need mTLS: expected `cluster.cert`, `cluster.key` and `cluster.ca`",
+            "[cluster]\ncert = \"a\"\nkey = \"b\"\nca = \"c\"\njoin = \"TOKEN@a:1\"\n",
+            "bad.toml:5: `cluster.join`: a node with a certificate of yours does not join by a token: remove this key, or `cluster.cert`",
+        ),
+        (
+            "[cluster]\nplain = true\njoin_file = \"a\"\n",
+            "bad.toml:3: `cluster.join_file`: plain links use no certificate, so there is nothing to join for: remove this key, or `cluster.plain`",
+        ),
+        (
+            "[cluster]\njoin = \"TOKEN@a:1\"\njoin_file = \"a\"\n",
+            "bad.toml:3: `cluster.join_file`: cannot be given beside `cluster.join`: choose one of them",
         ),
         (
             "[cluster]\nlisten = \"10.0.0.1:7400\"\nplain = true\n",
@@ -200,6 +208,27 @@ fn every_fault_of_a_file_is_told_at_once() {
 fn what_is_not_toml_is_refused_with_its_line() {
     let faults = faults("hosts = [\"a\"]\n[c2s\n");
     assert!(faults[0].starts_with("bad.toml:2: this is not TOML"), "{faults:?}");
+}
+
+#[test]
+fn links_are_plain_only_on_loopback_where_nothing_else_is_said() {
+    // Keys of `[cluster]`; whether links are plain, and whether they have files of an operator.
+    for (keys, plain, given) in [
+        ("listen = \"127.0.0.1:7400\"", true, false),
+        ("listen = \"[::1]:7400\"\nplain = true", true, false),
+        ("listen = \"127.0.0.1:7400\"\nplain = false", false, false),
+        ("listen = \"127.0.0.1:7400\"\njoin = \"TOKEN@a:1\"", false, false),
+        ("listen = \"127.0.0.1:7400\"\nadvertise = \"a.example:7400\"", false, false),
+        ("listen = \"10.0.0.1:7400\"", false, false),
+        ("listen = \"10.0.0.1:7400\"\nca = \"a\"\ncert = \"b\"\nkey = \"c\"", false, true),
+    ] {
+        let settings = parse("a.toml", &format!("[cluster]\n{keys}\n"), &[]).unwrap().cluster;
+        assert_eq!((settings.plain, settings.tls.is_some()), (plain, given), "{keys}");
+    }
+    // Who joins by a token is told where the backends are.
+    let frontend = "[node]\nroles = [\"frontend\"]\n[cluster]\njoin_file = \"a\"\n";
+    let join = parse("a.toml", frontend, &[]).unwrap().cluster.join;
+    assert_eq!(join, Some(cluster::Join::File("a".into())));
 }
 
 #[test]

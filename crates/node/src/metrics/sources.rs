@@ -85,6 +85,21 @@ impl Sources {
                 (label("state", "gone"), count(NodeState::Gone)),
             ],
         )?;
+        let refusals = status.refusals.iter().map(|(reason, count)| (label("reason", reason), *count));
+        page.counters(
+            "cluster_refusals",
+            "Calls, links and join tokens of other nodes that were refused.",
+            refusals,
+        )?;
+        page.counter(
+            "cluster_certificates_issued",
+            "Certificates that this node has signed for nodes, renewals included.",
+            status.certificates_issued,
+        )?;
+        if let Some(expires) = status.certificate_expires {
+            let what = "When this node's certificate for links expires, in seconds since 1970.";
+            page.gauge("cluster_certificate_expires_seconds", what, expires)?;
+        }
         let groups = || status.groups.iter().map(|g| (label("group", &g.name), g));
         page.gauges("raft_term", "Current term.", groups().map(|(l, g)| (l, g.term)))?;
         page.gauges(
@@ -157,6 +172,11 @@ impl Sources {
             ("relay_sent", "Parcels given to other nodes.", &counters.parcels_sent),
             ("relay_resent", "Parcels sent once more after a link broke.", &counters.parcels_resent),
             ("relay_received", "Parcels that came from other nodes.", &counters.parcels_received),
+            (
+                "relay_fenced",
+                "Streams of parcels refused or ended: an incarnation of one side is over.",
+                &counters.fenced,
+            ),
             ("relay_repeated", "Parcels that came a second time.", &counters.parcels_repeated),
             ("relay_batches", "Batches given to other nodes.", &counters.batches_sent),
             ("relay_refusals", "Targets that other nodes refused.", &counters.refusals),

@@ -64,7 +64,11 @@ pub async fn announce(settings: &Settings, made: Option<&Path>, accounts: &Accou
         line("clients, STARTTLS", list(&settings.session.c2s.listen));
         line("clients, direct TLS", list(&settings.session.c2s.direct_tls_listen));
     }
-    let plain = if settings.cluster.plain { " (plain links, loopback only)" } else { " (mutual TLS)" };
+    let plain = match (settings.cluster.plain, &settings.cluster.tls) {
+        (true, _) => " (plain links, loopback only)",
+        (false, Some(_)) => " (mutual TLS)",
+        (false, None) => " (mutual TLS, certificates of the cluster itself)",
+    };
     line("other nodes", settings.cluster.listen.map(|a| format!("{a}{plain}")).unwrap_or_default());
     line("admin (gRPC)", settings.admin_listen.to_string());
     let metrics = settings.metrics_listen.map(|a| format!("http://{a}/metrics"));

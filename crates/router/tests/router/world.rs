@@ -174,6 +174,10 @@ impl Whereabouts for Here {
         self.world.nodes.lock().iter().any(|row| here(row) && row.state != NodeState::Gone)
     }
 
+    fn is_here(&self, node: NodeId) -> bool {
+        self.world.nodes.lock().iter().any(|row| row.node == node && row.state != NodeState::Gone)
+    }
+
     fn index(&self) -> u64 {
         match &*self.frozen.lock() {
             Some((index, _)) => *index,

@@ -183,6 +183,10 @@ impl router::Whereabouts for Town {
         (node, incarnation) == (self.node, self.incarnation)
     }
 
+    fn is_here(&self, node: NodeId) -> bool {
+        node == self.node
+    }
+
     fn index(&self) -> u64 {
         self.routes.lock().1
     }
