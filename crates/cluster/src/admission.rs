@@ -6,6 +6,7 @@ use tokio::time::{interval, timeout};
 
 use crate::{
     cluster::Cluster,
+    config::CERTIFICATE_LIFETIME_MAX_S,
     error::{ClusterError, Unavailable},
     identity::{credentials::unix_now, joining, kept::fingerprint, token::Token},
     role::{MemberId, NodeId, Roles},
@@ -136,8 +137,8 @@ impl Cluster {
             }
         }
         let now = unix_now();
-        // Whatever lifetime the other backends have set, it is not this much longer.
-        let until = now + 4 * self.shared().config.certificate_lifetime_s.max(24 * 3600);
+        // Whatever lifetime the backend had set that made its certificate.
+        let until = now + CERTIFICATE_LIFETIME_MAX_S;
         match self.applied(&Command::Remove { node: row.node, until, now }).await?.1 {
             Outcome::Done => {}
             Outcome::Stale => {

@@ -20,7 +20,7 @@ use crate::{
     batch::Batcher,
     birth::Certificate,
     changes::Change,
-    config::Config,
+    config::{CERTIFICATE_LIFETIME_MAX_S, Config},
     discovery,
     error::{BindError, ClusterError, Unavailable},
     feed,
@@ -583,6 +583,9 @@ fn check(config: &Config, deps: &Deps, address: &str) -> Result<(), ClusterError
     }
     if address.is_empty() && (config.expect > 1 || !deps.roles.backend) {
         return refused("a node of a cluster needs `cluster.listen`");
+    }
+    if config.certificate_lifetime_s > CERTIFICATE_LIFETIME_MAX_S {
+        return refused("`cluster.certificate_lifetime_s` is longer than a year");
     }
     let times = &config.times;
     if times.renew_ms * 2 > times.fence_ms || times.fence_ms >= times.expire_ms {

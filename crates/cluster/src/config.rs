@@ -43,6 +43,9 @@ pub enum Discovery {
     File(PathBuf),
 }
 
+/// No certificate is made for longer, so that a removed node is kept out for a time that all nodes know.
+pub const CERTIFICATE_LIFETIME_MAX_S: u64 = 365 * 24 * 3600;
+
 /// A join token, or where it is: `TOKEN` or `TOKEN@HOST:PORT`.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
