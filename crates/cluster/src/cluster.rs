@@ -141,6 +141,9 @@ impl Cluster {
         };
         if let Some(credentials) = &credentials {
             credentials::check_roles(credentials, deps.roles)?;
+            if let Some(kept) = credentials.kept() {
+                credentials::check_name(kept, certificate.born().key)?;
+            }
         }
         let links = Arc::new(Links::new(credentials.clone()));
         if let Some(cluster) = certificate.born().cluster {

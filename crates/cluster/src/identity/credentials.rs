@@ -262,9 +262,33 @@ pub(crate) fn check_roles(credentials: &Credentials, roles: Roles) -> Result<(),
     )))
 }
 
+/// Refuses to start with the certificate of another node than the data directory is of: nobody would listen to it.
+pub(crate) fn check_name(kept: &Kept, key: u128) -> Result<(), ClusterError> {
+    let named = granted(&kept.certificate()?).name;
+    if named.is_some_and(|name| name.key == key) {
+        return Ok(());
+    }
+    Err(ClusterError::Identity(format!(
+        "`{}` is of another node than the rest of the data directory: put back what belongs there, or give the node an empty data directory (`node.data_dir`) and a new token of `rookery cluster token`",
+        kept.certificate_path().display()
+    )))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{birth::Certificate, identity::joining};
+
+    #[test]
+    fn a_certificate_of_another_node_is_not_started_with() {
+        let dir = tempfile::tempdir().unwrap();
+        joining::init(dir.path(), "a:1", Roles::default(), Duration::from_secs(60)).unwrap();
+        let folder = dir.path().join("cluster");
+        let (kept, key) = (Kept::in_cluster_dir(&folder), Certificate::open(&folder).unwrap().born().key);
+        assert!(check_name(&kept, key).is_ok());
+        let error = check_name(&kept, key + 1).unwrap_err().to_string();
+        assert!(error.contains("is of another node than the rest of the data directory"), "{error}");
+    }
 
     #[test]
     fn plain_links_are_for_loopback_and_by_explicit_setting() {
