@@ -8,15 +8,22 @@ use tokio::{
     net::TcpStream,
 };
 
-/// The lines of the page by name and labels.
-pub async fn page(address: SocketAddr) -> Result<BTreeMap<String, f64>> {
+/// What is answered at a path: the status, and the text.
+pub async fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut socket = TcpStream::connect(address).await?;
-    socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).await?;
     let mut text = String::new();
     tokio::time::timeout(Duration::from_secs(5), socket.read_to_string(&mut text)).await??;
-    ensure!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
-    ensure!(text.trim_end().ends_with("# EOF"), "{text}");
-    let body = text.split_once("\r\n\r\n").context("no body")?.1;
+    let status = text.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).context("no status")?;
+    let status = status.parse()?;
+    Ok((status, text.split_once("\r\n\r\n").context("no body")?.1.to_owned()))
+}
+
+/// The lines of the page by name and labels.
+pub async fn page(address: SocketAddr) -> Result<BTreeMap<String, f64>> {
+    let (status, body) = get(address, "/metrics").await?;
+    ensure!(status == 200 && body.trim_end().ends_with("# EOF"), "{status}: {body}");
     let line = |line: &str| {
         let (name, value) = line.rsplit_once(' ')?;
         Some((name.to_owned(), value.parse().ok()?))

@@ -163,8 +163,13 @@ impl Nodes {
 
     /// Runs the binary against the admin service of the first living node; gives what it printed.
     pub async fn cli(&self, words: &[&str]) -> Result<String> {
-        let node = self.nodes.iter().find(|n| n.child.is_some()).context("no node is left")?;
-        let admin = format!("http://{}", node.admin);
+        let at = self.nodes.iter().position(|n| n.child.is_some()).context("no node is left")?;
+        self.cli_at(at, words).await
+    }
+
+    /// As `cli`, against the admin service of one node.
+    pub async fn cli_at(&self, at: usize, words: &[&str]) -> Result<String> {
+        let admin = format!("http://{}", self.nodes[at].admin);
         let run = Command::new(binary()?).args(words).args(["--admin", &admin]).stdin(Stdio::null()).output();
         let out = timeout(Duration::from_secs(30), run)
             .await
@@ -232,6 +237,26 @@ impl Nodes {
             })??;
             ensure!(ended.success(), "`{}` ended with {ended}", node.name);
         }
+        Ok(())
+    }
+
+    /// Asks a node to stop, as an operator does by SIGTERM; it may go on for a while.
+    pub async fn terminate(&self, at: usize) -> Result<()> {
+        let id = self.nodes[at].child.as_ref().and_then(Child::id).context("it does not run")?;
+        let asked = Command::new("kill").args(["-TERM", &id.to_string()]).status().await?;
+        ensure!(asked.success(), "`{}` cannot be asked to stop", self.nodes[at].name);
+        Ok(())
+    }
+
+    /// Waits until a node that was told to has ended well.
+    pub async fn ended(&mut self, at: usize, within: Duration) -> Result<()> {
+        let node = &mut self.nodes[at];
+        let mut child = node.child.take().context("it does not run")?;
+        let ended = timeout(within, child.wait()).await;
+        let ended = ended.with_context(|| {
+            format!("`{}` runs after {within:?}: {}", node.name, last_lines(&node.folder.join("log")))
+        })??;
+        ensure!(ended.success(), "`{}` ended with {ended}", node.name);
         Ok(())
     }
 

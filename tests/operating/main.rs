@@ -5,6 +5,7 @@ mod anonymous;
 mod certificates;
 mod commands;
 mod discovery;
+mod draining;
 mod files;
 mod joining;
 mod links;

@@ -47,8 +47,8 @@ use crate::{
         network::{self, Groups},
     },
     role::{ClusterId, Incarnation, NodeId, Roles, Sid},
-    routes::{Command, ConflictPolicy, Living, NodeRow, NodeState, Outcome},
-    shared::{Known, Phase, RouteSink, Shared, submit, wait_index},
+    routes::{Command, ConflictPolicy, Doors, Living, NodeRow, NodeState, Outcome},
+    shared::{Known, Phase, RouteSink, Shared, Wish, submit, wait_index},
     table::TableView,
 };
 
@@ -171,6 +171,7 @@ impl Cluster {
             credentials: credentials.clone(),
             authority: Mutex::default(),
             phase: watch::Sender::new(Phase::Starting),
+            wish: watch::Sender::default(),
             config,
         });
         let routes = group_thread("routes")?;
@@ -198,6 +199,7 @@ impl Cluster {
             cluster.spawn(credentials::watch(credentials.clone(), move || links.renew()));
             cluster.spawn(joining::stay_certified(shared.clone(), credentials));
         }
+        cluster.spawn(life::stay_as_wished(shared.clone(), batcher.clone()));
         cluster.spawn(life::live(shared, batcher));
         Ok(cluster)
     }
@@ -331,10 +333,62 @@ impl Cluster {
         Ok(self.applied(&Command::Kick { jid: jid.clone() }).await?.1 == Outcome::Done)
     }
 
-    /// Tells everybody that this node takes nothing new.
+    /// Tells everybody that this node takes nothing new, from now on and in later incarnations of this process.
+    ///
+    /// # Errors
+    /// Where it is not agreed on in time; it is tried on.
     pub async fn drain(&self) -> Result<(), Unavailable> {
-        let (node, incarnation) = self.me();
-        self.applied(&Command::NodeDrain { node, incarnation }).await.map(drop)
+        self.wish(|wish| wish.draining = true).await
+    }
+
+    /// Tells everybody that this node takes what is new again.
+    ///
+    /// # Errors
+    /// As of [`Cluster::drain`].
+    pub async fn undrain(&self) -> Result<(), Unavailable> {
+        self.wish(|wish| wish.draining = false).await
+    }
+
+    /// Tells everybody where clients reach this node, which serves them from now on; they are sent here when they
+    /// must leave another node.
+    pub fn open_doors(&self, doors: Doors) {
+        self.shared.wish.send_modify(|wish| wish.doors = doors);
+    }
+
+    async fn wish(&self, change: impl FnOnce(&mut Wish)) -> Result<(), Unavailable> {
+        let shared = &self.shared;
+        shared.wish.send_modify(change);
+        let wanted = || {
+            let row = shared.view.node(self.me().0)?;
+            Some((row.state == NodeState::Draining) == shared.wish.borrow().draining)
+        };
+        let mut index = shared.hub.index();
+        let shown = index.wait_for(|_| wanted() == Some(true));
+        match tokio::time::timeout_at(shared.deadline(), shown).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Unavailable("the cluster has not agreed on the state of this node".into())),
+        }
+    }
+
+    /// Where a client goes that may not stay here; `None` where no other frontend that is up told how clients
+    /// reach it. The same key leads to the same node.
+    pub fn elsewhere(&self, key: &str, direct_tls: bool) -> Option<String> {
+        self.shared.view.elsewhere(key, self.me().0, direct_tls)
+    }
+
+    /// Whether clients could be served by another node.
+    pub fn has_other_frontend(&self) -> bool {
+        let me = self.me().0;
+        let able = |row: &NodeRow| row.node != me && row.roles.frontend && row.state == NodeState::Up;
+        self.shared.view.nodes().iter().any(able)
+    }
+
+    /// Why a Raft group of this node has stopped for good, if one has.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.groups.all().iter().find_map(|group| {
+            let status = group.status();
+            status.failure.map(|failure| format!("group `{}`: {failure}", status.name))
+        })
     }
 
     /// Brings living sessions back after [`Change::LeaseBack`]; returns those whose full JIDs are taken.
@@ -396,12 +450,13 @@ impl Cluster {
         if address.is_empty() { None } else { self.shared.links.channel(&address).ok() }
     }
 
-    /// Links to the backends that are up, this node's own first if it is one; for clients of placed services.
+    /// Links to the backends that are here, this node's own first if it is one, draining ones last; for clients of
+    /// placed services.
     pub fn backend_channels(&self) -> Vec<(NodeId, Channel)> {
         let me = self.me().0;
         let mut rows = self.shared.view.nodes();
-        rows.retain(|row| row.roles.backend && row.state == NodeState::Up);
-        rows.sort_by_key(|row| row.node != me);
+        rows.retain(|row| row.roles.backend && row.state != NodeState::Gone);
+        rows.sort_by_key(|row| (row.node != me, row.state == NodeState::Draining));
         rows.iter().filter_map(|row| Some((row.node, self.peer_channel(row.node)?))).collect()
     }
 

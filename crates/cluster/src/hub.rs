@@ -23,7 +23,7 @@ use crate::{
     links::Links,
     raft::machine::{Committed, Machine, SnapshotWriter},
     role::{Incarnation, NodeId, Roles},
-    routes::{Command, Effect, Loss, NodeState, Outcome, Routes, Row},
+    routes::{Command, Effect, Loss, NodeRow, NodeState, Outcome, Routes, Row},
     table::TableView,
 };
 
@@ -404,11 +404,25 @@ impl Machine for RoutesMachine {
 
 impl TableView {
     /// The node that takes care of something alone, the same on every node with this table: rendezvous hashing
-    /// of `key` over the nodes that are up and have the role.
+    /// of `key` over the nodes that are up and have the role, or over draining ones where none is up.
     pub fn elect(&self, key: &str, role: impl Fn(Roles) -> bool) -> Option<NodeId> {
         let routes = self.routes.read();
-        let up = routes.nodes().filter(|node| node.state == NodeState::Up && role(node.roles));
-        crate::placement::elect(key, up.map(|node| node.node))
+        let here: Vec<&NodeRow> = routes.nodes().filter(|node| role(node.roles)).collect();
+        crate::placement::elect(key, crate::placement::able(here.into_iter()).map(|node| node.node))
+    }
+
+    /// Where a client goes that may not stay at node `not`: the same address for the same key, of a frontend that
+    /// is up and told where clients reach it.
+    pub fn elsewhere(&self, key: &str, not: NodeId, direct_tls: bool) -> Option<String> {
+        let routes = self.routes.read();
+        let door = |node: NodeId| {
+            let doors = routes.doors(node)?;
+            let door = if direct_tls { &doors.direct_tls } else { &doors.starttls };
+            (!door.is_empty()).then_some(door)
+        };
+        let able = |row: &&NodeRow| row.state == NodeState::Up && row.roles.frontend && row.node != not;
+        let open = routes.nodes().filter(able).map(|row| row.node).filter(|node| door(*node).is_some());
+        crate::placement::elect(key, open).and_then(door).cloned()
     }
 }
 

@@ -229,6 +229,8 @@ impl Caller {
             Command::Bind { node, .. }
             | Command::Attach { node, .. }
             | Command::NodeDrain { node, .. }
+            | Command::NodeUndrain { node, .. }
+            | Command::NodeDoors { node, .. }
             | Command::ExpireNode { node, .. }
             | Command::Resync { node, .. } => self.claims_node(*node),
             // By the life of a session, which only its own node knows.

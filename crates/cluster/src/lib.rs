@@ -54,6 +54,6 @@ pub use raft::{
     machine::{Committed, Machine, SnapshotWriter},
 };
 pub use role::{ClusterId, Incarnation, MemberId, NodeId, Roles, Sid};
-pub use routes::{ConflictPolicy, Living, Loss, NodeRow, NodeState, Routes, Row};
+pub use routes::{ConflictPolicy, Doors, Living, Loss, NodeRow, NodeState, Routes, Row};
 pub use table::TableView;
 pub use trust::{TokenFault, TokenRow, TokenState};

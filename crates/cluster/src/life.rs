@@ -302,6 +302,34 @@ pub(crate) async fn stay_known(shared: Arc<Shared>) {
     }
 }
 
+/// Has the table say of this node what it wants to be said.
+pub(crate) async fn stay_as_wished(shared: Arc<Shared>, batcher: Arc<Batcher>) {
+    let mut wish = shared.wish.subscribe();
+    loop {
+        let wanted = wish.borrow_and_update().clone();
+        let (node, incarnation) = shared.hub.me();
+        let missing = {
+            let routes = shared.view.routes.read();
+            let row = routes.node(node).filter(|row| row.incarnation == incarnation);
+            row.map_or_else(Vec::new, |row| wanted.missing(row, routes.doors(node)))
+        };
+        for command in missing {
+            let deadline = shared.deadline();
+            match submit(&batcher, &command, deadline).await {
+                Ok((index, _)) => {
+                    // Shown or not: the next look tells.
+                    wait_index(&shared.hub, index, deadline).await;
+                }
+                Err(error) => tracing::debug!(%error, ?command, "not agreed on yet"),
+            }
+        }
+        tokio::select! {
+            changed = wish.changed() => if changed.is_err() { return },
+            () = sleep(PAUSE) => {}
+        }
+    }
+}
+
 /// Asks to be admitted until it is so, and until the table here shows it.
 async fn admitted(shared: &Arc<Shared>, batcher: &Batcher) -> (NodeId, Incarnation) {
     loop {

@@ -2,7 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use crate::role::{MemberId, NodeId};
+use crate::{
+    role::{MemberId, NodeId},
+    routes::{NodeRow, NodeState},
+};
+
+/// Those that may be chosen for something: who is up, and who drains only where nobody else is left.
+pub fn able<'a>(rows: impl Iterator<Item = &'a NodeRow> + Clone) -> impl Iterator<Item = &'a NodeRow> {
+    let up = rows.clone().any(|row| row.state == NodeState::Up);
+    let wanted = if up { NodeState::Up } else { NodeState::Draining };
+    rows.filter(move |row| row.state == wanted)
+}
 
 /// Chooses a node for a key: the same on every node that sees the same candidates, and a candidate that comes
 /// or goes moves only its own share of the keys.
@@ -75,6 +85,33 @@ mod tests {
         }
         assert!(share[1..].iter().all(|n| (1700..2300).contains(n)), "{share:?}");
         assert_eq!(elect("x", std::iter::empty()), None);
+    }
+
+    #[test]
+    fn who_drains_is_chosen_only_where_nobody_is_up() {
+        use NodeState::{Draining, Gone, Up};
+        for (states, chosen) in [
+            (&[Up, Draining, Up][..], &[1, 3][..]),
+            (&[Draining, Gone, Draining], &[1, 3]),
+            (&[Draining, Up, Gone], &[2]),
+            (&[Gone, Gone], &[]),
+            (&[], &[]),
+        ] {
+            let row = |(nth, state): (usize, &NodeState)| NodeRow {
+                node: NodeId(nth as u64 + 1),
+                incarnation: crate::role::Incarnation(1),
+                name: String::new(),
+                address: String::new(),
+                roles: Default::default(),
+                state: *state,
+                member: None,
+                key: 0,
+                start: 0,
+            };
+            let rows: Vec<NodeRow> = states.iter().enumerate().map(row).collect();
+            let found: Vec<u64> = able(rows.iter()).map(|row| row.node.0).collect();
+            assert_eq!(found, chosen, "{states:?}");
+        }
     }
 
     #[test]

@@ -97,6 +97,15 @@ pub struct Living {
     pub detached: bool,
 }
 
+/// Where clients reach a frontend: `host:port` each, empty where there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doors {
+    /// For streams that begin in the clear.
+    pub starttls: String,
+    /// For streams that begin with TLS.
+    pub direct_tls: String,
+}
+
 /// What the table is told, in the order of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
@@ -132,6 +141,10 @@ pub enum Command {
     SpendToken { id: u64, by: [u8; 32], roles: Roles, key: u128, now: u64 },
     /// A node leaves for good, here or gone; its certificates run out at `until`.
     Remove { node: NodeId, until: u64, now: u64 },
+    /// A draining node takes what is new again.
+    NodeUndrain { node: NodeId, incarnation: Incarnation },
+    /// A node tells where clients reach it.
+    NodeDoors { node: NodeId, incarnation: Incarnation, doors: Doors },
 }
 
 /// What the table answers.
@@ -194,6 +207,9 @@ pub struct Routes {
     users: HashMap<Box<str>, Vec<Row>>,
     index: u64,
     trust: Trust,
+    /// Behind the rest of a snapshot, where a version without it does not look.
+    #[serde(skip)]
+    doors: BTreeMap<NodeId, Doors>,
 }
 
 /// The table as its first version was written: without tokens and removed nodes.
@@ -285,20 +301,31 @@ impl Routes {
             rows.retain(|row| visible_in(nodes, row));
             !rows.is_empty()
         });
-        if visible.trust.is_empty() {
-            let Routes { nodes, users, index, trust: _ } = visible;
-            return encode(TABLE_VERSION_1, &RoutesV1 { nodes, users, index });
-        }
-        encode(TABLE_VERSION, &visible)
+        let bytes = if visible.trust.is_empty() {
+            let Routes { nodes, users, index, trust: _, doors: _ } = visible;
+            encode(TABLE_VERSION_1, &RoutesV1 { nodes, users, index })
+        } else {
+            encode(TABLE_VERSION, &visible)
+        };
+        postcard::to_extend(&self.doors, bytes).expect("a map of texts can be written to memory")
     }
 
-    /// Reads what [`Routes::encode`] wrote, in this version or the one before.
+    /// Reads what [`Routes::encode`] wrote, in this version or the one before, now or before there were doors.
     pub fn decode(bytes: &[u8]) -> Option<Routes> {
-        if bytes.first() == Some(&TABLE_VERSION_1) {
-            let RoutesV1 { nodes, users, index } = decode(TABLE_VERSION_1, bytes)?;
-            return Some(Routes { nodes, users, index, trust: Trust::default() });
+        let (version, rest) = bytes.split_first()?;
+        let (mut routes, rest): (Routes, &[u8]) = match *version {
+            TABLE_VERSION => postcard::take_from_bytes(rest).ok()?,
+            TABLE_VERSION_1 => {
+                let (table, rest) = postcard::take_from_bytes(rest).ok()?;
+                let RoutesV1 { nodes, users, index } = table;
+                (Routes { nodes, users, index, ..Routes::default() }, rest)
+            }
+            _ => return None,
+        };
+        if !rest.is_empty() {
+            routes.doors = postcard::from_bytes(rest).ok()?;
         }
-        decode(TABLE_VERSION, bytes)
+        Some(routes)
     }
 
     /// Tokens and removed nodes.
@@ -324,6 +351,11 @@ impl Routes {
     /// One node.
     pub fn node(&self, node: NodeId) -> Option<&NodeRow> {
         self.nodes.get(&node)
+    }
+
+    /// Where clients reach a node, if it told so in its present life.
+    pub fn doors(&self, node: NodeId) -> Option<&Doors> {
+        self.doors.get(&node)
     }
 
     /// The visible sessions of an account.
@@ -422,11 +454,14 @@ impl Routes {
                 }
             }
             Command::Remove { node, until, now } => self.remove_node(node, until, now, effects),
+            Command::NodeUndrain { node, incarnation } => self.node_undrain(node, incarnation),
+            Command::NodeDoors { node, incarnation, doors } => self.node_doors(node, incarnation, doors),
         }
     }
 
     fn remove_node(&mut self, node: NodeId, until: u64, now: u64, effects: &mut Vec<Effect>) -> Outcome {
         let Some(row) = self.nodes.remove(&node) else { return Outcome::Stale };
+        self.doors.remove(&node);
         if row.state != NodeState::Gone {
             effects.push(Effect::NodeGone { node, incarnation: row.incarnation });
         }
@@ -501,6 +536,8 @@ impl Routes {
         }
         let (node, incarnation) = (row.node, row.incarnation);
         effects.push(Effect::NodeUp { node, incarnation });
+        // They are not open yet in this life.
+        self.doors.remove(&node);
         self.nodes.insert(node, row);
         Outcome::Up { node, incarnation }
     }
@@ -518,10 +555,31 @@ impl Routes {
         }
     }
 
+    fn node_undrain(&mut self, node: NodeId, incarnation: Incarnation) -> Outcome {
+        match self.nodes.get_mut(&node) {
+            Some(row) if row.incarnation == incarnation && row.state != NodeState::Gone => {
+                row.state = NodeState::Up;
+                Outcome::Done
+            }
+            _ => Outcome::Stale,
+        }
+    }
+
+    fn node_doors(&mut self, node: NodeId, incarnation: Incarnation, doors: Doors) -> Outcome {
+        match self.nodes.get(&node) {
+            Some(row) if row.incarnation == incarnation && row.state != NodeState::Gone => {
+                self.doors.insert(node, doors);
+                Outcome::Done
+            }
+            _ => Outcome::Stale,
+        }
+    }
+
     fn expire(&mut self, node: NodeId, incarnation: Incarnation, effects: &mut Vec<Effect>) -> Outcome {
         match self.nodes.get_mut(&node) {
             Some(row) if row.incarnation == incarnation && row.state != NodeState::Gone => {
                 row.state = NodeState::Gone;
+                self.doors.remove(&node);
                 effects.push(Effect::NodeGone { node, incarnation });
                 Outcome::Done
             }
@@ -533,6 +591,7 @@ impl Routes {
         match self.nodes.get(&node) {
             Some(row) if row.state == NodeState::Gone => {
                 self.nodes.remove(&node);
+                self.doors.remove(&node);
                 Outcome::Done
             }
             _ => Outcome::Stale,
@@ -682,6 +741,8 @@ mod tests {
             Command::Forget { node },
             Command::Resync { node, incarnation, living: vec![] },
             Command::Kick { jid },
+            Command::NodeUndrain { node, incarnation },
+            Command::NodeDoors { node, incarnation, doors: Doors::default() },
         ];
         assert!(!of_many.iter().any(|command| Command::concerns_one_session(&command.encode())));
         assert!(!Command::concerns_one_session(&[]));
@@ -911,6 +972,100 @@ mod tests {
         for command in [add, spend(1), revoke, Command::Remove { node, until: 1, now: 2 }] {
             assert_eq!(Command::decode(&command.encode()), Some(command.clone()));
             assert!(!Command::concerns_one_session(&command.encode()));
+        }
+    }
+
+    #[test]
+    fn a_node_drains_and_takes_what_is_new_again() {
+        let (node, incarnation, other) = (NodeId(1), Incarnation(1), Incarnation(2));
+        let drain = Command::NodeDrain { node, incarnation };
+        let undrain = Command::NodeUndrain { node, incarnation };
+        let gone = Command::ExpireNode { node, incarnation };
+        // what comes before, command, outcome, state afterwards
+        let rows: [(Vec<&Command>, Command, Outcome, NodeState); 8] = [
+            (vec![], drain.clone(), Outcome::Done, NodeState::Draining),
+            (vec![&drain], drain.clone(), Outcome::Done, NodeState::Draining),
+            (vec![&drain], undrain.clone(), Outcome::Done, NodeState::Up),
+            (vec![], undrain.clone(), Outcome::Done, NodeState::Up),
+            (vec![&drain], up(1, 2), up_as(1, 2), NodeState::Up),
+            (vec![&gone], undrain.clone(), Outcome::Stale, NodeState::Gone),
+            (vec![&drain, &gone], undrain.clone(), Outcome::Stale, NodeState::Gone),
+            (
+                vec![&drain],
+                Command::NodeUndrain { node, incarnation: other },
+                Outcome::Stale,
+                NodeState::Draining,
+            ),
+        ];
+        for (before, command, outcome, state) in rows {
+            let mut routes = table();
+            for (nth, command) in before.iter().enumerate() {
+                routes.apply(4 + nth as u64, (*command).clone(), &mut Vec::new());
+            }
+            let visible = sessions(&routes).len();
+            assert_eq!(routes.apply(9, command.clone(), &mut Vec::new()), outcome, "{before:?} {command:?}");
+            assert_eq!(routes.node(node).unwrap().state, state, "{before:?} {command:?}");
+            // A draining node serves what it has.
+            let ended = matches!(command, Command::NodeUp { .. });
+            assert_eq!(sessions(&routes).len(), if ended { 0 } else { visible }, "{before:?} {command:?}");
+        }
+    }
+
+    #[test]
+    fn doors_are_those_of_the_present_life_of_a_node() {
+        let (node, incarnation) = (NodeId(1), Incarnation(1));
+        let doors = Doors { starttls: "one.example:5222".into(), direct_tls: String::new() };
+        let tell = |incarnation| Command::NodeDoors { node, incarnation, doors: doors.clone() };
+        let mut routes = table();
+        assert_eq!(routes.apply(4, tell(Incarnation(2)), &mut Vec::new()), Outcome::Stale);
+        assert_eq!(routes.doors(node), None);
+        assert_eq!(routes.apply(5, tell(incarnation), &mut Vec::new()), Outcome::Done);
+        assert_eq!(routes.doors(node), Some(&doors));
+        assert_eq!(Routes::decode(&routes.encode()).unwrap().doors(node), Some(&doors));
+        let mut restarted = Routes::decode(&routes.encode()).unwrap();
+        restarted.apply(6, up(1, 2), &mut Vec::new());
+        assert_eq!(restarted.doors(node), None);
+        routes.apply(6, Command::ExpireNode { node, incarnation }, &mut Vec::new());
+        assert_eq!(routes.doors(node), None);
+    }
+
+    #[test]
+    fn a_snapshot_from_before_there_were_doors_is_read_and_one_with_doors_by_who_knows_none() {
+        #[derive(Deserialize)]
+        struct Before {
+            nodes: BTreeMap<NodeId, NodeRow>,
+            users: HashMap<Box<str>, Vec<Row>>,
+            index: u64,
+        }
+        let mut routes = table();
+        let doors = Doors { starttls: "one.example:5222".into(), direct_tls: "one.example:5223".into() };
+        let command = Command::NodeDoors { node: NodeId(1), incarnation: Incarnation(1), doors };
+        let without = encode(TABLE_VERSION, &routes);
+        assert_eq!(sessions(&Routes::decode(&without).unwrap()), sessions(&routes));
+        routes.apply(4, command, &mut Vec::new());
+        let before: Before = decode(TABLE_VERSION_1, &routes.encode()).unwrap();
+        assert_eq!((before.nodes.len(), before.users.len(), before.index), (2, 1, 4));
+        // Half of it is damage, not a table without doors.
+        let whole = routes.encode();
+        assert!(Routes::decode(&whole[..whole.len() - 1]).is_none());
+    }
+
+    #[test]
+    fn commands_of_the_first_version_keep_their_places_in_the_log() {
+        // As a log of before holds them: version, place of the variant, fields.
+        let node = NodeId(1);
+        let incarnation = Incarnation(1);
+        for (bytes, command) in [
+            (&[1, 6, 1, 1][..], Command::NodeDrain { node, incarnation }),
+            (&[1, 7, 1, 1], Command::ExpireNode { node, incarnation }),
+            (&[1, 8, 1], Command::Forget { node }),
+            (&[1, 9, 1, 1, 0], Command::Resync { node, incarnation, living: vec![] }),
+            (&[1, 10, 5, b'a', b'@', b'x', b'/', b'r'], Command::Kick { jid: jid("a@x/r") }),
+            (&[1, 15, 1, 1], Command::NodeUndrain { node, incarnation }),
+            (&[1, 16, 1, 1, 0, 0], Command::NodeDoors { node, incarnation, doors: Doors::default() }),
+        ] {
+            assert_eq!(Command::decode(bytes), Some(command.clone()), "{command:?}");
+            assert_eq!(command.encode(), bytes);
         }
     }
 

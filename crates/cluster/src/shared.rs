@@ -28,7 +28,7 @@ use crate::{
         network::Groups,
     },
     role::{Incarnation, MemberId, NodeId, Roles},
-    routes::{Command, NodeState, Outcome},
+    routes::{Command, Doors, NodeRow, NodeState, Outcome},
     table::TableView,
 };
 
@@ -69,6 +69,34 @@ pub(crate) struct Shared {
     pub(crate) credentials: Option<Arc<Credentials>>,
     /// The cluster's authority, once this backend has its key.
     pub(crate) authority: Mutex<Option<Arc<Authority>>>,
+    pub(crate) wish: watch::Sender<Wish>,
+}
+
+/// What this node wants the table to say of it; told again under each new incarnation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) draining: bool,
+    pub(crate) doors: Doors,
+}
+
+impl Wish {
+    /// What has to be agreed on for that, where the table says `row` and `doors` of the node.
+    pub(crate) fn missing(&self, row: &NodeRow, doors: Option<&Doors>) -> Vec<Command> {
+        let (node, incarnation) = (row.node, row.incarnation);
+        let mut missing = Vec::new();
+        if doors != Some(&self.doors) && (doors.is_some() || self.doors != Doors::default()) {
+            missing.push(Command::NodeDoors { node, incarnation, doors: self.doors.clone() });
+        }
+        match row.state {
+            NodeState::Up if self.draining => missing.push(Command::NodeDrain { node, incarnation }),
+            NodeState::Draining if !self.draining => {
+                missing.push(Command::NodeUndrain { node, incarnation });
+            }
+            NodeState::Gone => missing.clear(),
+            NodeState::Up | NodeState::Draining => {}
+        }
+        missing
+    }
 }
 
 /// Addresses heard of.
@@ -128,9 +156,11 @@ impl Shared {
     pub(crate) fn backends(&self) -> Vec<String> {
         let known = self.known.lock();
         let mut addresses: Vec<String> = known.good.iter().cloned().collect();
-        let up = |row: &crate::routes::NodeRow| row.roles.backend && row.state == NodeState::Up;
-        let rows = self.view.nodes();
-        addresses.extend(rows.iter().filter(|row| up(row)).map(|row| row.address.clone()));
+        let mut rows = self.view.nodes();
+        rows.retain(|row| row.roles.backend && row.state != NodeState::Gone);
+        // One that drains answers until it stops, but will soon.
+        rows.sort_by_key(|row| row.state == NodeState::Draining);
+        addresses.extend(rows.iter().map(|row| row.address.clone()));
         addresses.extend(known.backends.iter().cloned());
         let mut unique = BTreeSet::new();
         addresses.retain(|address| {
@@ -271,3 +301,47 @@ pub(crate) async fn wait_index(hub: &Hub, index: u64, deadline: Instant) -> bool
 
 /// A pause between attempts of the background tasks.
 pub(crate) const PAUSE: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_asks_for_what_the_table_does_not_say_of_it() {
+        use NodeState::{Draining, Gone, Up};
+        let (node, incarnation) = (NodeId(4), Incarnation(7));
+        let one = Doors { starttls: "one.example:5222".into(), direct_tls: String::new() };
+        let drain = Command::NodeDrain { node, incarnation };
+        let undrain = Command::NodeUndrain { node, incarnation };
+        let tell = |doors: &Doors| Command::NodeDoors { node, incarnation, doors: doors.clone() };
+        let none = Doors::default();
+        // what the node wants, what the table says, what is missing
+        for (draining, doors, state, known, missing) in [
+            (false, &none, Up, None, vec![]),
+            (false, &none, Draining, None, vec![undrain.clone()]),
+            (true, &none, Up, None, vec![drain.clone()]),
+            (true, &none, Draining, None, vec![]),
+            (false, &one, Up, None, vec![tell(&one)]),
+            (false, &one, Up, Some(&none), vec![tell(&one)]),
+            (false, &one, Up, Some(&one), vec![]),
+            (false, &none, Up, Some(&one), vec![tell(&none)]),
+            // After a new incarnation all of it is told again.
+            (true, &one, Up, None, vec![tell(&one), drain.clone()]),
+            (true, &one, Gone, None, vec![]),
+        ] {
+            let wish = Wish { draining, doors: doors.clone() };
+            let row = NodeRow {
+                node,
+                incarnation,
+                name: "one".into(),
+                address: String::new(),
+                roles: Roles::default(),
+                state,
+                member: None,
+                key: 1,
+                start: 1,
+            };
+            assert_eq!(wish.missing(&row, known), missing, "{wish:?} {state:?} {known:?}");
+        }
+    }
+}

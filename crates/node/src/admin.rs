@@ -1,6 +1,7 @@
 //! The admin service: what operators ask of a node, answered for the whole cluster.
 
 mod answers;
+mod drains;
 mod peers;
 mod service;
 
@@ -9,23 +10,27 @@ pub use service::Admin;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use cluster::Cluster;
 use proto::admin::admin_server::AdminServer;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
-/// How often the health service looks at the lease.
+use crate::readiness::Readiness;
+
+/// How often the health service looks.
 const HEALTH: Duration = Duration::from_millis(250);
 /// Calls in work on one connection; further ones wait.
 const CALLS: usize = 64;
 /// Largest request, in bytes.
 const REQUEST_BYTES: usize = 64 * 1024;
 
+/// The name in the health service that says whether the process works, ready or not.
+pub const LIVE: &str = "live";
+
 /// Serves admin, health and reflection on a listener until `stop` is done.
 pub async fn serve(
     admin: Admin,
-    cluster: Arc<Cluster>,
+    readiness: Arc<Readiness>,
     listener: TcpListener,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
@@ -33,12 +38,17 @@ pub async fn serve(
     let watch = tokio::spawn(async move {
         let mut tick = tokio::time::interval(HEALTH);
         loop {
-            tick.tick().await;
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = readiness.changed() => {}
+            }
             // the empty name stands for the whole server (gRPC health checking protocol)
-            let status = match cluster.is_serving() {
+            let status = |well| match well {
                 true => tonic_health::ServingStatus::Serving,
                 false => tonic_health::ServingStatus::NotServing,
             };
+            health.set_service_status(LIVE, status(readiness.not_live().is_empty())).await;
+            let status = status(readiness.not_ready().is_empty());
             health.set_service_status("rookery.admin.v1.Admin", status).await;
             health.set_service_status("", status).await;
         }

@@ -13,7 +13,7 @@ pub const ADMIN_URL: &str = "http://127.0.0.1:5280";
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
-    /// Admin service of a node, for `user`, `cluster` and `session` [default: http://127.0.0.1:5280]
+    /// Admin service of a node, for the commands that ask one [default: http://127.0.0.1:5280]
     #[arg(long, value_name = "URL", global = true)]
     pub admin: Option<String>,
 }
@@ -32,10 +32,13 @@ impl Cli {
     fn check(&self) -> Result<(), clap::Error> {
         let asks = match &self.command {
             Command::Cluster { what } => !matches!(what, Cluster::Init(_) | Cluster::Join { .. }),
-            other => matches!(other, Command::User { .. } | Command::Session { .. }),
+            other => matches!(
+                other,
+                Command::User { .. } | Command::Node { .. } | Command::Health(_) | Command::Session { .. }
+            ),
         };
         if self.admin.is_some() && !asks {
-            let text = "`--admin` is for the commands that ask a running node: `user`, `session`, and those of `cluster` except `init` and `join`";
+            let text = "`--admin` is for the commands that ask a running node: `user`, `node`, `session`, `health`, and those of `cluster` except `init` and `join`";
             return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));
         }
         Ok(())
@@ -61,6 +64,13 @@ pub enum Command {
         #[command(subcommand)]
         what: Cluster,
     },
+    /// Nodes: drain, undrain
+    Node {
+        #[command(subcommand)]
+        what: Node,
+    },
+    /// Say whether a node is ready for clients, by the exit status too
+    Health(Health),
     /// Sessions: list, kick
     Session {
         #[command(subcommand)]
@@ -283,6 +293,55 @@ pub enum Session {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum Node {
+    /// Send the clients of a node elsewhere, and show how that goes until none is left
+    ///
+    /// The node takes nothing new from then on: it is not ready for load balancers, other nodes send nobody there,
+    /// and whoever comes is led on. What waits for a client is written to it before it is told where to go; it goes
+    /// on if this command is interrupted, and `rookery node undrain` ends it. A node that drains still votes and
+    /// keeps data until it is stopped.
+    ///
+    /// Status 0 when nobody is left, 1 when that was not reached.
+    Drain {
+        /// Name or id of the node; not given, the one that is asked
+        node: Option<String>,
+        /// Clients in a second (`500/s`) or a minute (`600/m`), at most; not given, [node] drain_rate
+        #[arg(long, value_name = "RATE", value_parser = rate)]
+        rate: Option<u32>,
+        /// End the process of the node when nobody is left
+        #[arg(long)]
+        stop: bool,
+    },
+    /// Let a node that drains take clients and everything else again
+    Undrain {
+        /// Name or id of the node; not given, the one that is asked
+        node: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Health {
+    /// Say whether the process works, ready or not
+    #[arg(long)]
+    pub live: bool,
+}
+
+/// `500/s`, `500` or `600/m`: how many in a second, rounded up.
+fn rate(text: &str) -> Result<u32, String> {
+    let (number, unit) = text.split_once('/').unwrap_or((text, "s"));
+    let number: u32 = number.trim().parse().map_err(|_| "expected a rate as in 500/s".to_owned())?;
+    let each = match unit.trim() {
+        "s" => 1,
+        "m" | "min" => 60,
+        other => return Err(format!("`{other}` is no unit of time: expected s or m, as in 500/s")),
+    };
+    match number.div_ceil(each) {
+        0 => Err("nobody would ever leave: expected at least 1/s".to_owned()),
+        rate => Ok(rate),
+    }
+}
+
+#[derive(Debug, Subcommand)]
 pub enum Config {
     /// Check a config file and say what is wrong with it, without starting anything
     Check {
@@ -361,6 +420,12 @@ mod tests {
             "rookery cluster join TOKEN@node1:7400 --config a.toml",
             "rookery cluster join - --config a.toml",
             "rookery cluster remove node3",
+            "rookery node drain",
+            "rookery node drain node2 --rate 500/s",
+            "rookery node drain 7 --rate 50 --stop --admin http://127.0.0.1:1",
+            "rookery node undrain node2",
+            "rookery health",
+            "rookery health --live --admin http://127.0.0.1:1",
             "rookery session list",
             "rookery session kick alice@localhost/phone",
             "rookery config check a.toml",
@@ -389,10 +454,21 @@ mod tests {
             "rookery cluster init --admin http://127.0.0.1:1",
             "rookery cluster join X --admin http://127.0.0.1:1",
             "rookery demo --base-port 99999",
+            "rookery node",
+            "rookery node drain --rate 0",
+            "rookery node drain --rate 5/h",
+            "rookery node drain --rate fast",
             "rookery serve --admin http://127.0.0.1:1",
             "rookery --admin http://127.0.0.1:1 demo",
         ] {
             assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_in_a_second() {
+        for (text, wanted) in [("500/s", 500), ("500", 500), ("600/m", 10), ("90 / min", 2), ("1/m", 1)] {
+            assert_eq!(rate(text), Ok(wanted), "{text}");
         }
     }
 

@@ -10,7 +10,7 @@ pub mod settings;
 
 pub use modules::Modules;
 pub use read::Faults;
-pub use settings::Settings;
+pub use settings::{Leaving, Settings};
 
 use std::path::Path;
 

@@ -12,7 +12,7 @@ use serde_json::json;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
-    cli::{Cluster, Format, Password, Role, Session, User},
+    cli::{Cluster, Format, Node, Password, Role, Session, User},
     parts::Failure,
     table::Table,
 };
@@ -43,10 +43,23 @@ pub fn run(command: impl Future<Output = Result<(), CtlError>>) -> Result<(), Fa
 
 /// Connects to an admin service.
 pub async fn connect(url: &str) -> Result<AdminClient<Channel>, CtlError> {
+    connect_for(url, Some(CALL)).await
+}
+
+/// As `connect`, with another bound for each call, or none.
+async fn connect_for(url: &str, bound: Option<Duration>) -> Result<AdminClient<Channel>, CtlError> {
+    Ok(AdminClient::new(channel(url, bound).await?))
+}
+
+async fn channel(url: &str, bound: Option<Duration>) -> Result<Channel, CtlError> {
     let unreachable = |reason: String| CtlError::Unreachable { url: url.to_owned(), reason };
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|_| unreachable("this is no URL".into()))?;
-    let channel = endpoint.connect_timeout(CONNECT).timeout(CALL).connect().await;
-    Ok(AdminClient::new(channel.map_err(|e| unreachable(innermost(&e)))?))
+    let endpoint = endpoint.connect_timeout(CONNECT);
+    let endpoint = match bound {
+        Some(bound) => endpoint.timeout(bound),
+        None => endpoint,
+    };
+    endpoint.connect().await.map_err(|e| unreachable(innermost(&e)))
 }
 
 /// The last of the causes: what the system said.
@@ -227,6 +240,76 @@ async fn list_tokens(admin: &str, format: Format) -> Result<(), CtlError> {
         }
     }
     Ok(())
+}
+
+/// `rookery node ...`
+pub async fn node(admin: &str, what: Node) -> Result<(), CtlError> {
+    match what {
+        Node::Drain { node, rate, stop } => drain(admin, node.unwrap_or_default(), rate, stop).await,
+        Node::Undrain { node } => {
+            let node = node.unwrap_or_default();
+            let attempt = attempt("undrain", &node);
+            let mut client = connect(admin).await?;
+            let done =
+                client.undrain_node(admin::UndrainNodeRequest { node }).await.map_err(refused(attempt))?;
+            println!("{} takes what is new again", done.into_inner().node);
+            Ok(())
+        }
+    }
+}
+
+fn attempt(verb: &str, node: &str) -> String {
+    if node.is_empty() { format!("{verb} the node") } else { format!("{verb} `{node}`") }
+}
+
+async fn drain(admin: &str, node: String, rate: Option<u32>, stop: bool) -> Result<(), CtlError> {
+    let attempt = attempt("drain", &node);
+    let mut client = connect_for(admin, None).await?;
+    let request = admin::DrainNodeRequest { node, rate_per_s: rate.unwrap_or(0), stop };
+    let mut progress = client.drain_node(request).await.map_err(refused(&*attempt))?.into_inner();
+    // A terminal shows one line that changes; a file gets a line for each change that is worth one.
+    let (is_terminal, mut shown) = (io::stdout().is_terminal(), None);
+    while let Some(now) = progress.message().await.map_err(refused(&*attempt))? {
+        let line = progress_line(&now);
+        if now.done {
+            println!("{}{line}", if is_terminal { "\r\x1b[K" } else { "" });
+            return Ok(());
+        }
+        if is_terminal {
+            print!("\r\x1b[K{line}");
+            // a terminal that has gone away misses nothing
+            let _ = io::stdout().flush();
+        } else if shown.is_none_or(|left| now.left * 10 <= left * 9) {
+            println!("{line}");
+            shown = Some(now.left);
+        }
+    }
+    Err(CtlError::Refused { attempt, reason: "the node ended before all clients had left".to_owned() })
+}
+
+/// How a drain goes, for people.
+fn progress_line(now: &admin::DrainProgress) -> String {
+    let seconds = now.elapsed_ms as f64 / 1000.0;
+    let admin::DrainProgress { node, total, left, .. } = now;
+    if now.done {
+        return format!("{node} is empty: {total} clients left in {seconds:.1} s");
+    }
+    let rate = now.rate_per_s;
+    format!("{node}: {left} of {total} clients left, {rate}/s at most, about {} s to go", now.eta_s)
+}
+
+/// `rookery health`
+pub async fn health(admin: &str, live: bool) -> Result<(), CtlError> {
+    let mut client = connect(admin).await?;
+    let health =
+        client.get_health(admin::GetHealthRequest {}).await.map_err(refused("ask for its health"))?;
+    let admin::GetHealthResponse { not_ready, not_live } = health.into_inner();
+    let (word, wrong) = if live { ("alive", not_live) } else { ("ready", not_ready) };
+    if wrong.is_empty() {
+        println!("{word}");
+        return Ok(());
+    }
+    Err(CtlError::Refused { attempt: format!("find it {word}"), reason: wrong.join("; ") })
 }
 
 /// `rookery session ...`

@@ -12,6 +12,7 @@ mod logs;
 mod metrics;
 mod parts;
 mod password;
+mod readiness;
 mod table;
 
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Cluster { what: cli::Cluster::Init(config) } => joining::init(&config),
         Command::Cluster { what: cli::Cluster::Join { token, config } } => joining::join(&token, &config),
         Command::Cluster { what } => ctl::run(ctl::cluster(&admin, what)),
+        Command::Node { what } => ctl::run(ctl::node(&admin, what)),
+        Command::Health(health) => ctl::run(ctl::health(&admin, health.live)),
         Command::Session { what } => ctl::run(ctl::session(&admin, what)),
         Command::Config { what: cli::Config::Check { file, set } } => config::check(&file, &set),
         Command::Config { what: cli::Config::PrintDefault } => config::print::run(),

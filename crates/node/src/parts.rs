@@ -1,8 +1,10 @@
 //! What a node starts, in order, by its roles; and how it ends.
 
+mod draining;
 pub mod files;
 pub mod folder;
 pub mod memory;
+mod notify;
 mod parent;
 mod ports;
 mod storage;
@@ -30,6 +32,7 @@ use crate::{
     admin, certificate,
     config::{Modules, Settings},
     http, logs, metrics, password,
+    readiness::{Readiness, Stage},
 };
 
 /// How often the certificate files are looked at: two questions to the file system.
@@ -37,9 +40,12 @@ const CERTIFICATE: Duration = Duration::from_secs(2);
 /// How long the cluster may take to end, and then the store, after the sessions have. Half of it is for telling
 /// the others, who may all be stopping too.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long what is on its way through a node may take to come where it goes, once the sessions have ended.
+const REST: Duration = Duration::from_millis(700);
 /// How long a node waits for others before it says so, and between saying so again.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+pub use draining::{DrainError, Drainer, Progress};
 pub use told::SharedListeners;
 
 /// What stops a node from starting or makes it end, in words for an operator.
@@ -53,7 +59,9 @@ pub fn run(settings: Settings, with_parent: bool) -> Result<(), Failure> {
         parent::end_with()?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("node").build()?;
-    let bound = Duration::from_secs(settings.session.limits.stop_timeout_s) * 2 + GRACE * 2;
+    let leaving = settings.node.leaving;
+    let moving = Duration::from_secs(leaving.drain_notice_s + leaving.shutdown_s);
+    let bound = moving + Duration::from_secs(settings.session.limits.stop_timeout_s) * 2 + REST + GRACE * 2;
     let ended = runtime.block_on(async {
         let mut stop = Stop::listen()?;
         let mut node = tokio::select! {
@@ -63,8 +71,14 @@ pub fn run(settings: Settings, with_parent: bool) -> Result<(), Failure> {
                 return Ok(());
             }
         };
+        let mut drained = node.drainer.ending();
         let failure = tokio::select! {
             failure = node.failures.recv() => failure,
+            // the node holds the other end for as long as it lives
+            _ = drained.wait_for(|ending| *ending) => {
+                tracing::info!("stopping, as the drain was told to");
+                None
+            }
             name = stop.asked() => {
                 tracing::info!(signal = name, "stopping");
                 None
@@ -86,6 +100,8 @@ pub fn run(settings: Settings, with_parent: bool) -> Result<(), Failure> {
 
 /// A running node.
 struct Node {
+    drainer: Arc<Drainer>,
+    router: Arc<Router>,
     cluster: Arc<Cluster>,
     listeners: Option<Arc<Listeners>>,
     storage: storage::Storage,
@@ -115,12 +131,15 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
     let router =
         Router::start(router_deps(&settings, &cluster, &registry, &storage), settings.router.clone());
 
+    notify::tell("READY=1\nSTATUS=waiting for the other nodes");
     let (failed, failures) = mpsc::channel(4);
     let (stopping, stop) = watch::channel(false);
     let listeners: SharedListeners = Arc::new(OnceLock::new());
+    let readiness = Readiness::new(cluster.clone(), listeners.clone());
+    let drainer = Drainer::new(cluster.clone(), listeners.clone(), readiness.clone(), settings.node.leaving);
     let local = told::local_sessions(listeners.clone());
     tokio::spawn(memory::watch(listeners.clone()));
-    let peers = admin::Peers { cluster: cluster.clone(), local: local.clone() };
+    let peers = admin::Peers { cluster: cluster.clone(), local: local.clone(), drainer: drainer.clone() };
     let links = cluster.grpc_services().add_service(router.relay_service());
     let links = storage.mount(links.add_service(SessionsServer::new(peers)));
     let serving = cluster.clone();
@@ -132,35 +151,49 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
         hosts: settings.hosts.clone(),
         router: router.clone(),
         local,
+        drainer: drainer.clone(),
+        readiness: readiness.clone(),
     };
     // before the cluster is ready: an operator wants to see what it waits for
-    part(&failed, "admin service", admin::serve(service, cluster.clone(), ports.admin, until(stop.clone())));
+    let asked = admin::serve(service, readiness.clone(), ports.admin, until(stop.clone()));
+    part(&failed, "admin service", asked);
     if let Some(port) = ports.metrics {
         let (cluster, store, router) = (cluster.clone(), storage.store.clone(), router.clone());
-        let sources = metrics::Sources { cluster, store, router, listeners: listeners.clone() };
-        tokio::spawn(http::serve(port, metrics::page(sources), until(stop)));
+        let readiness = readiness.clone();
+        let sources = metrics::Sources { cluster, store, router, listeners: listeners.clone(), readiness };
+        tokio::spawn(http::serve(port, pages(sources), until(stop)));
     }
 
     ready(&cluster, settings.cluster.expect).await?;
     let started = match tls {
         Some(tls) => {
             tls.watch(CERTIFICATE)?;
-            Some(session::start(session, tls, router, registry, cluster.clone(), accounts.clone())?)
+            tokio::spawn(read_again(signal(SignalKind::hangup())?, tls.clone()));
+            let doors = doors(&session.c2s);
+            let started =
+                session::start(session, tls, router.clone(), registry, cluster.clone(), accounts.clone())?;
+            let _ = listeners.set(started.clone());
+            cluster.open_doors(doors);
+            Some(started)
         }
         None => None,
     };
-    if let Some(started) = &started {
-        let _ = listeners.set(started.clone());
-    }
+    readiness.reach(Stage::Running);
+    notify::tell("STATUS=serving");
     told::announce(&settings, made.as_deref(), &accounts).await;
-    Ok(Node { cluster, listeners: started, storage, stopping, failures, _folder: folder })
+    Ok(Node { drainer, router, cluster, listeners: started, storage, stopping, failures, _folder: folder })
 }
 
 impl Node {
     /// Ends all parts, those that take work first.
     async fn stop(self) {
+        notify::tell("STOPPING=1\nSTATUS=sending clients to other nodes");
+        self.drainer.leave().await;
         if let Some(listeners) = &self.listeners {
             listeners.stop().await;
+        }
+        if !self.router.rest(REST).await {
+            tracing::warn!("some stanzas are still on their way through this node: others take them over");
         }
         self.stopping.send_replace(true);
         self.cluster.stop(GRACE).await;
@@ -178,6 +211,35 @@ fn certified(settings: &Settings) -> Result<(session::Config, Option<std::path::
     let made = files.cert.clone();
     config.tls.files = files;
     Ok((config, Some(made)))
+}
+
+/// Where clients reach this node.
+fn doors(c2s: &session::C2s) -> cluster::Doors {
+    let door = |address: &Option<String>| address.clone().unwrap_or_default();
+    cluster::Doors { starttls: door(&c2s.advertise), direct_tls: door(&c2s.advertise_direct_tls) }
+}
+
+/// What the metrics port answers.
+fn pages(sources: metrics::Sources) -> http::Pages {
+    let (ready, live) = (sources.readiness.clone(), sources.readiness.clone());
+    http::Pages {
+        metrics: metrics::page(sources),
+        ready: Arc::new(move || ready.not_ready().into_iter().map(str::to_owned).collect()),
+        live: Arc::new(move || live.not_live()),
+    }
+}
+
+/// Reads the certificates again at each SIGHUP, for those who do not want to wait for the next look.
+async fn read_again(mut asked: Signal, tls: Arc<TlsStore>) {
+    while asked.recv().await.is_some() {
+        let tls = tls.clone();
+        match tokio::task::spawn_blocking(move || tls.reload()).await {
+            Ok(Ok(true)) => tracing::info!("asked to read the certificates again: serving a new one"),
+            Ok(Ok(false)) => tracing::info!("asked to read the certificates again: they have not changed"),
+            Ok(Err(error)) => tracing::error!(%error, "keeping the old certificate"),
+            Err(error) => tracing::error!(%error, "failed to read the certificates again"),
+        }
+    }
 }
 
 fn router_deps(

@@ -4,8 +4,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use cluster::placement::elect;
-use cluster::{Change, LostSession, NodeId, NodeState};
+use cluster::placement::{able, elect};
+use cluster::{Change, LostSession, NodeId};
 use futures::{FutureExt, StreamExt, stream};
 use hooks::{Services, SessionEvent};
 use jid::BareJid;
@@ -52,10 +52,11 @@ pub(crate) async fn follow(router: Weak<Router>, mut changes: Receiver<Change>) 
 /// The nodes among which the sessions of a lost node are shared out.
 fn heirs(router: &Arc<Router>, gone: NodeId) -> Vec<NodeId> {
     let nodes = router.whereabouts.nodes();
-    let up = || nodes.iter().filter(|row| row.state == NodeState::Up && row.node != gone);
-    let frontends: Vec<NodeId> = up().filter(|row| row.roles.frontend).map(|row| row.node).collect();
+    let left = nodes.iter().filter(|row| row.node != gone);
+    let frontends: Vec<NodeId> =
+        able(left.clone().filter(|row| row.roles.frontend)).map(|row| row.node).collect();
     // Only a node with sessions is sure to run handlers; without any, every backend does.
-    if frontends.is_empty() { up().map(|row| row.node).collect() } else { frontends }
+    if frontends.is_empty() { able(left).map(|row| row.node).collect() } else { frontends }
 }
 
 /// Tells the contacts of those lost sessions whose account is `mine`, some at a time.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster::{NodeId, Sid, identity::Caller};
+use cluster::{Incarnation, NodeId, Sid, identity::Caller};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use jid::Jid;
@@ -181,6 +181,18 @@ enum Collected {
 }
 
 impl LanesIn {
+    /// Whether all that living nodes have sent is settled, and that was said.
+    pub(crate) fn are_settled(&self, router: &Router) -> bool {
+        let lanes = self.0.lock();
+        let mut living = lanes.iter().filter(|((node, _), lane)| {
+            router.whereabouts.is_current(NodeId(*node), Incarnation(lane.numbering.0))
+        });
+        living.all(|(_, lane)| {
+            let state = lane.state.lock();
+            state.settled == state.received && state.settled_said == state.settled && state.also.is_empty()
+        })
+    }
+
     fn get(&self, open: &Open) -> Result<Arc<LaneIn>, Status> {
         let mut lanes = self.0.lock();
         let numbering = (open.incarnation, open.to_incarnation);

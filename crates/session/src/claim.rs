@@ -15,11 +15,13 @@ pub(crate) struct Claim {
     pub view: Arc<SessionView>,
     /// Whether the cluster gave it.
     pub bound: bool,
+    /// Whether it was given back while the session went on.
+    pub freed: bool,
 }
 
 impl Claim {
     pub(crate) fn new(view: Arc<SessionView>) -> Claim {
-        Claim { jid: view.jid().clone(), sid: view.sid(), view, bound: false }
+        Claim { jid: view.jid().clone(), sid: view.sid(), view, bound: false, freed: false }
     }
 }
 
@@ -43,6 +45,18 @@ impl Held {
             claim.jid = view.jid().clone();
             claim.view = view;
             claim.bound = true;
+        }
+    }
+
+    /// What was given.
+    pub(crate) fn given(&self) -> Option<Claim> {
+        self.current.borrow().clone().filter(|claim| claim.bound)
+    }
+
+    /// Given back, although the session goes on for a moment.
+    pub(crate) fn freed(&self) {
+        if let Some(claim) = &mut *self.current.borrow_mut() {
+            claim.freed = true;
         }
     }
 

@@ -23,6 +23,8 @@ pub trait Claims: Send + Sync + 'static {
     fn unbind<'a>(&'a self, jid: &'a FullJid, sid: Sid) -> BoxFuture<'a, Result<(), Unavailable>>;
     /// Claims living sessions again after the lease came back; returns those whose full JIDs are taken.
     fn resync(&self, living: Vec<Living>) -> BoxFuture<'_, Result<Vec<Sid>, Unavailable>>;
+    /// Where a client goes that may not stay here; the same key leads to the same node.
+    fn elsewhere(&self, key: &str, direct_tls: bool) -> Option<String>;
     /// What happens from now on.
     fn changes(&self) -> Receiver<Change>;
 }
@@ -51,6 +53,10 @@ impl Claims for Cluster {
 
     fn resync(&self, living: Vec<Living>) -> BoxFuture<'_, Result<Vec<Sid>, Unavailable>> {
         Box::pin(Cluster::resync(self, living))
+    }
+
+    fn elsewhere(&self, key: &str, direct_tls: bool) -> Option<String> {
+        Cluster::elsewhere(self, key, direct_tls)
     }
 
     fn changes(&self) -> Receiver<Change> {

@@ -42,6 +42,10 @@ pub struct C2s {
     /// Networks of proxies, which begin each connection with a PROXY header (HAProxy's PROXY protocol, version 1
     /// or 2): without one it is closed. A header from anybody else is garbage.
     pub proxy_from: Vec<Network>,
+    /// `host:port` at which clients reach this node with STARTTLS; others send theirs here when they drain.
+    pub advertise: Option<String>,
+    /// The same for direct TLS.
+    pub advertise_direct_tls: Option<String>,
 }
 
 /// What happens when a client asks for a resource that another session has (RFC 6120, 7.7.2.2).
@@ -76,6 +80,8 @@ impl Default for C2s {
             resource_conflict: ResourceConflict::default(),
             arbiters: 0,
             proxy_from: Vec::new(),
+            advertise: None,
+            advertise_direct_tls: None,
         }
     }
 }

@@ -42,6 +42,7 @@ const PLAIN_HASH: ScramHash = ScramHash::Sha256;
 
 struct Login<'a> {
     connection: &'a Rc<Connection>,
+    door: Door,
     negotiation: Negotiation,
     reader: Box<Reader>,
     input: BytesMut,
@@ -77,6 +78,7 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
     let settings = connection.world.settings().await;
     let mut login = Login {
         connection,
+        door,
         negotiation: Negotiation::new(settings, entry),
         reader: Box::new(Reader::new(limits.before_auth())),
         input: BytesMut::new(),
@@ -102,6 +104,7 @@ impl Login<'_> {
             Ok(Some(event)) => {
                 if matches!(event, stream::StreamEvent::Header(_)) {
                     self.header_due = None;
+                    self.turn_away();
                 }
                 self.negotiation.on_event(event)
             }
@@ -187,6 +190,10 @@ impl Login<'_> {
                     continue;
                 }
                 Act::Bind { account, requested } => {
+                    if let Some(error) = self.connection.world.turns_away(account.as_str(), self.door) {
+                        acts.extend(self.negotiation.end(error));
+                        continue;
+                    }
                     let bound = self.bind(&account, requested).await;
                     match self.still_open(&account, &bound).await {
                         Ok(()) => self.negotiation.on_bound(bound),
@@ -201,6 +208,19 @@ impl Login<'_> {
         Ok(())
     }
 
+    /// A header has come: a draining node says behind its own where to go.
+    fn turn_away(&mut self) {
+        let Connection { world, peer, .. } = &**self.connection;
+        let account = self.negotiation.account().map(|account| account.as_str().to_owned());
+        let key = account.unwrap_or_else(|| peer.ip().to_string());
+        let Some(error) = world.turns_away(&key, self.door) else { return };
+        // RFC 6120, 4.9.3.19: no redirect before TLS, where anybody on the way could have made it up.
+        let believed = self.negotiation.tls().is_some() || self.negotiation.account().is_some();
+        if believed || error.condition != StreamCondition::SeeOtherHost {
+            self.negotiation.turn_away(error);
+        }
+    }
+
     fn expect_header(&mut self) {
         self.header_due = Some(Instant::now() + self.connection.world.config.limits.header());
     }
@@ -213,6 +233,7 @@ impl Login<'_> {
             Some(error) => match error.condition {
                 StreamCondition::ConnectionTimeout => Outcome::Late,
                 StreamCondition::SystemShutdown => Outcome::Stopping,
+                StreamCondition::SeeOtherHost => Outcome::Moved(error.host),
                 _ => Outcome::Broke(error),
             },
         }

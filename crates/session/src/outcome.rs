@@ -37,6 +37,8 @@ pub enum Outcome {
     Overflowed,
     /// This node stops.
     Stopping,
+    /// This node drains; where the client is sent, if a place is known.
+    Moved(Option<String>),
     /// The login could not be carried out because the cluster or the store did not answer.
     Unavailable,
     /// Code of ours panicked while it worked for this client.
@@ -63,6 +65,7 @@ impl Outcome {
             Outcome::Removed => "removed",
             Outcome::Overflowed => "overflowed",
             Outcome::Stopping => "stopping",
+            Outcome::Moved(_) => "moved",
             Outcome::Unavailable => "unavailable",
             Outcome::Panicked => "panicked",
         }
@@ -88,20 +91,30 @@ impl Outcome {
             Outcome::Disabled => not_authorized("the account is disabled"),
             Outcome::Removed => not_authorized("the account was removed"),
             Outcome::Stopping => error(StreamCondition::SystemShutdown),
+            Outcome::Moved(elsewhere) => Farewell::Error(away(elsewhere.clone())),
             Outcome::Unavailable | Outcome::Panicked => error(StreamCondition::InternalServerError),
         }
     }
 
     /// Whether the client ended the session as it should, so that its contacts see no accident.
     pub(crate) fn is_clean(&self) -> bool {
-        use Outcome::{Closed, Disabled, Displaced, Kicked, Removed, Stopping};
-        matches!(self, Closed | Displaced | Kicked | Disabled | Removed | Stopping)
+        use Outcome::{Closed, Disabled, Displaced, Kicked, Moved, Removed, Stopping};
+        matches!(self, Closed | Displaced | Kicked | Disabled | Removed | Stopping | Moved(_))
     }
 
     /// Whether what waits for the client is still worth writing before the stream is closed.
     pub(crate) fn may_flush(&self) -> bool {
-        use Outcome::{Broke, Closed, Disabled, Kicked, Late, Removed, Stopping};
-        matches!(self, Closed | Broke(_) | Kicked | Disabled | Removed | Stopping | Late)
+        use Outcome::{Broke, Closed, Disabled, Kicked, Late, Moved, Removed, Stopping};
+        matches!(self, Closed | Broke(_) | Kicked | Disabled | Removed | Stopping | Moved(_) | Late)
+    }
+}
+
+/// What a client hears that a draining node does not keep: where to go (RFC 6120, 4.9.3.19), or where nobody
+/// knows that, to come back; whoever stands before the nodes leads it to another.
+pub(crate) fn away(elsewhere: Option<String>) -> StreamError {
+    match elsewhere {
+        Some(host) => StreamError::see_other_host(host),
+        None => StreamError::new(StreamCondition::SystemShutdown),
     }
 }
 
@@ -133,6 +146,19 @@ mod tests {
             assert_eq!(error.condition, StreamCondition::NotAuthorized);
             assert!(error.text.is_some_and(|text| text.contains(word)));
             assert!(outcome.may_flush(), "the answer to a removal is still to be written");
+        }
+    }
+
+    #[test]
+    fn who_is_moved_hears_where_to_if_that_is_known() {
+        for (elsewhere, condition) in [
+            (Some("two.example:5222"), StreamCondition::SeeOtherHost),
+            (None, StreamCondition::SystemShutdown),
+        ] {
+            let moved = Outcome::Moved(elsewhere.map(str::to_owned));
+            let Farewell::Error(error) = moved.farewell() else { panic!("no error") };
+            assert_eq!((error.condition, error.host.as_deref()), (condition, elsewhere));
+            assert!(moved.may_flush() && moved.is_clean());
         }
     }
 

@@ -22,7 +22,9 @@ pub(crate) enum Order {
     /// Another session took its full JID.
     Displaced,
     /// The node stops: what waits is written first.
-    Drain,
+    Stop,
+    /// The node drains: as `Stop`, and the client is told where to go.
+    Move,
 }
 
 /// Its connection has ended: the actor goes too.
@@ -80,7 +82,8 @@ impl Handler<Order> for Session {
             self.life.end(match order {
                 Order::Kick => Outcome::Kicked,
                 Order::Displaced => Outcome::Displaced,
-                Order::Drain => Outcome::Stopping,
+                Order::Stop => Outcome::Stopping,
+                Order::Move => Outcome::Moved(None),
             });
         }));
         if obeyed.is_err() {

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use tokio::sync::{OnceCell, mpsc, watch};
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::counters::Counters;
+use crate::drain::{self, Pace};
 use crate::failures::Failures;
 use crate::files::Files;
 use crate::gate::Gate;
@@ -114,6 +116,8 @@ pub fn start(
         settings: OnceCell::new(),
         serving: is_serving,
         open: is_open,
+        draining: AtomicBool::new(false),
+        ending: AtomicBool::new(false),
         config,
     });
     let threads = threads(arbiters, world.clone(), changes, serving)?;
@@ -322,6 +326,49 @@ impl Listeners {
         self.world.table.find(jid).is_some_and(|sid| self.world.table.order(sid, Order::Kick))
     }
 
+    /// Sends whoever comes elsewhere from now on, or no longer.
+    pub fn turn_away(&self, draining: bool) {
+        self.world.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// This node ends soon: sessions that end wait less for what the other nodes can do for them.
+    pub fn hurry(&self) {
+        self.world.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// How many clients have logged in and have not left; those of sessions that just ended are among them until
+    /// their routes are taken back.
+    pub fn logged_in(&self) -> usize {
+        self.world.gate.open().saturating_sub(self.world.gate.unauthenticated())
+    }
+
+    /// Sends clients elsewhere until none is left, at most `rate` of them in a second and in any order; `tell`
+    /// hears how many are left. What waits for a client is written to it first. Dropped in the middle, it leaves
+    /// those here that it has not come to.
+    pub async fn drain(&self, rate: watch::Receiver<u32>, tell: impl Fn(usize)) {
+        self.turn_away(true);
+        let mut pace = Pace::new(Instant::now());
+        let mut waiting = Vec::new();
+        let mut look = tokio::time::interval(drain::LOOK);
+        loop {
+            look.tick().await;
+            if waiting.is_empty() {
+                // Those that were bound meanwhile, and those that do not end at once: to be told twice is nothing.
+                waiting = self.world.table.sids();
+            }
+            for _ in 0..pace.due(*rate.borrow(), waiting.len(), Instant::now()) {
+                if let Some(sid) = waiting.pop() {
+                    self.world.table.order(sid, Order::Move);
+                }
+            }
+            let left = self.logged_in();
+            tell(left);
+            if left == 0 {
+                return;
+            }
+        }
+    }
+
     /// Accepts nobody any more, closes every stream with `system-shutdown` after what waits for it was
     /// written, and ends the threads. Returns when that is done or `limits.stop_timeout_s` has passed.
     pub async fn stop(&self) {
@@ -329,7 +376,7 @@ impl Listeners {
         let ended = async {
             while self.world.gate.open() > 0 {
                 // Again and again: a session may be bound between two orders.
-                self.world.table.order_all(Order::Drain);
+                self.world.table.order_all(Order::Stop);
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };

@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::claim::Claim;
 use crate::connection::{self, Connection, Pace, Post};
-use crate::listener::{self, Guest};
+use crate::listener::{self, Door, Guest};
 use crate::login::{self, LoggedIn};
 use crate::outcome::Outcome;
 use crate::proxy::{self, Origin};
@@ -30,6 +30,8 @@ const FINISH_STOPPING: Duration = Duration::from_secs(1);
 /// How long a session of a node that stops waits for its route to be taken back, and then for its contacts to
 /// be told. What is not done by then the other nodes do, when they see that this one has left.
 const LEAVE: Duration = Duration::from_millis(750);
+/// How long a session that is moved waits for what other nodes sent it before they saw that its route is gone.
+const STRAGGLERS: Duration = Duration::from_millis(100);
 /// How long the end of a session waits for the store to say why it was ordered.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a route that could not be taken back is tried again, and with what pause.
@@ -54,7 +56,7 @@ pub(crate) async fn supervise(world: Arc<World>, guest: Guest) {
     };
     // Boxed: a negotiation is many times the size of a session, and gone when the session begins.
     let (outcome, unwritten) = match Box::pin(evictable).await {
-        Ok(logged_in) => Box::pin(serve(&connection, logged_in)).await,
+        Ok(logged_in) => Box::pin(serve(&connection, logged_in, door)).await,
         Err(outcome) => (outcome, Vec::new()),
     };
     count(&world, &outcome);
@@ -105,7 +107,7 @@ fn count(world: &World, outcome: &Outcome) {
 }
 
 /// Carries a bound session to its end: why, and what was taken from its mailbox and not written.
-async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn) -> (Outcome, Vec<Delivery>) {
+async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn, door: Door) -> (Outcome, Vec<Delivery>) {
     let LoggedIn { view, mailbox, reader, input, mechanism } = logged_in;
     let world = &connection.world;
     let life = Rc::new(Life::default());
@@ -121,7 +123,11 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn) -> (Outcome, Ve
     world.counters.bound.add(1);
     let mut post = Post::new(mailbox);
     let outcome = halves(connection, &view, reader, input, &mut post, &life).await;
-    let outcome = if outcome == Outcome::Kicked { why_kicked(world, &view).await } else { outcome };
+    let outcome = match outcome {
+        Outcome::Kicked => why_kicked(world, &view).await,
+        Outcome::Moved(_) => Outcome::Moved(world.elsewhere(view.account().as_str(), door)),
+        outcome => outcome,
+    };
     if outcome.may_flush() {
         let flush = connection::flush(connection, &view, &mut post, world.config.limits.linger());
         // What panics here is a stanza that did the same before; it goes back with the others.
@@ -155,20 +161,40 @@ async fn halves(
     tokio::pin!(inbound);
     let ended = tokio::select! {
         biased;
-        outcome = life.ended() => outcome,
+        outcome = parted(connection, life) => outcome,
         outcome = outbound => outcome.unwrap_or(Outcome::Panicked),
         outcome = &mut inbound => return outcome.unwrap_or(Outcome::Panicked),
     };
     // What was read was accepted: it goes its way, but for a session that no longer has its address.
     connection.set_pace(match ended {
-        Outcome::Gone | Outcome::Stalled | Outcome::Stopping | Outcome::Overflowed => Pace::Finish,
+        Outcome::Gone | Outcome::Stalled | Outcome::Overflowed => Pace::Finish,
+        Outcome::Stopping | Outcome::Moved(_) => Pace::Finish,
         _ => Pace::Stop,
     });
-    let bound = if ended == Outcome::Stopping { FINISH_STOPPING } else { FINISH };
+    let bound = if hurries(&connection.world, &ended) { FINISH_STOPPING } else { FINISH };
     match timeout(bound, finish(connection, inbound)).await {
         Ok(Some(Outcome::Panicked)) => Outcome::Panicked,
         _ => ended,
     }
+}
+
+/// Waits for the order to end. A session that is moved goes on meanwhile until its route is taken back and what was
+/// on its way to it has come: all that is sent later finds its next session, behind what this one was given.
+async fn parted(connection: &Connection, life: &Life) -> Outcome {
+    let outcome = life.ended().await;
+    if matches!(outcome, Outcome::Moved(_))
+        && let Some(claim) = connection.held.given()
+        && matches!(timeout(LEAVE, unbind(&connection.world, &claim)).await, Ok(true))
+    {
+        connection.held.freed();
+        sleep(STRAGGLERS).await;
+    }
+    outcome
+}
+
+/// Whether the node ends soon with the session: nobody waits long then.
+fn hurries(world: &World, outcome: &Outcome) -> bool {
+    *outcome == Outcome::Stopping || matches!(outcome, Outcome::Moved(_)) && world.is_ending()
 }
 
 /// Lets the inbound half come to a place where it holds nothing; the outcome if it came to its end.
@@ -197,7 +223,8 @@ async fn take_back(world: &Arc<World>, claims: Vec<Claim>, outcome: &Outcome, un
         match outcome {
             // Its route is gone already.
             Outcome::Displaced => {}
-            Outcome::Stopping => {
+            _ if claim.freed => {}
+            _ if hurries(world, outcome) => {
                 let _ = timeout(LEAVE, unbind(world, &claim)).await;
             }
             _ if !unbind(world, &claim).await => {
@@ -223,7 +250,7 @@ async fn take_back(world: &Arc<World>, claims: Vec<Claim>, outcome: &Outcome, un
         let event = SessionEvent::Closed { session: view.clone(), why };
         let announced = AssertUnwindSafe(world.services.announce(event)).catch_unwind();
         let announced = match outcome {
-            Outcome::Stopping => timeout(LEAVE, announced).await.unwrap_or(Ok(())),
+            _ if hurries(world, outcome) => timeout(LEAVE, announced).await.unwrap_or(Ok(())),
             _ => announced.await,
         };
         if announced.is_err() {

@@ -130,6 +130,11 @@ impl Table {
         lines.sessions.get(&sid).is_some_and(|entry| entry.actor.try_send(order).is_ok())
     }
 
+    /// All that are bound.
+    pub(crate) fn sids(&self) -> Vec<Sid> {
+        self.0.lock().sessions.keys().copied().collect()
+    }
+
     pub(crate) fn order_all(&self, order: Order) {
         for entry in self.0.lock().sessions.values() {
             let _ = entry.actor.try_send(order);

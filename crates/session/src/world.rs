@@ -1,12 +1,14 @@
 //! What every connection of the node shares: settings, the rest of the server, counters.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::claims::Claims;
 use hooks::{Accounts, Offer, Registry, Services};
 use jid::DomainPart;
 use router::Router;
+use stanza::StreamError;
 use stream::negotiation::Settings;
 use stream::sasl::MechanismName;
 use tokio::sync::{OnceCell, watch};
@@ -16,6 +18,8 @@ use crate::counters::Counters;
 use crate::failures::Failures;
 use crate::files::Files;
 use crate::gate::Gate;
+use crate::listener::Door;
+use crate::outcome;
 use crate::passwords::Passwords;
 use crate::secret;
 use crate::table::Table;
@@ -42,12 +46,31 @@ pub(crate) struct World {
     pub serving: watch::Receiver<bool>,
     /// Whether listeners accept; false ends whoever is not bound yet.
     pub open: watch::Receiver<bool>,
+    /// Whether this node drains: whoever comes is sent elsewhere.
+    pub draining: AtomicBool,
+    /// Whether it ends soon: what a session leaves undone then, the other nodes do.
+    pub ending: AtomicBool,
 }
 
 /// How often a fenced connection looks at the lease itself, should a change have come too early to be seen.
 const LOOK: Duration = Duration::from_millis(200);
 
 impl World {
+    /// Why a new client is not kept, if it is not; the same key leads to the same node.
+    pub(crate) fn turns_away(&self, key: &str, door: Door) -> Option<StreamError> {
+        self.draining.load(Ordering::Relaxed).then(|| outcome::away(self.elsewhere(key, door)))
+    }
+
+    /// Where a client goes that came by this door and may not stay.
+    pub(crate) fn elsewhere(&self, key: &str, door: Door) -> Option<String> {
+        self.claims.elsewhere(key, door == Door::DirectTls)
+    }
+
+    /// Whether this node ends soon.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
+    }
+
     /// Waits while this node has lost its lease: nothing is delivered and nothing read meanwhile.
     pub(crate) async fn serving(&self) {
         // The cluster has the first and the last word; the channel only shortens the wait.

@@ -48,6 +48,7 @@ pub struct Negotiation {
     bind_failures: u8,
     greeted: u8,
     offered: Vec<Element>,
+    away: Option<StreamError>,
 }
 
 /// What our header owes to the client's, whether that one is good or not (RFC 6120, 4.7).
@@ -122,6 +123,7 @@ impl Negotiation {
             bind_failures: 0,
             greeted: 0,
             offered: Vec::new(),
+            away: None,
         }
     }
 
@@ -152,6 +154,11 @@ impl Negotiation {
     /// Stream features of modules, for the features sent after authentication.
     pub fn offer(&mut self, features: Vec<Element>) {
         self.offered = features;
+    }
+
+    /// Ends the stream behind the next header, if that is good: a client learns where to go from whom it knows.
+    pub fn turn_away(&mut self, why: StreamError) {
+        self.away = Some(why);
     }
 
     /// Keys of an account that is not there, to spend on them the time that real ones would take.
@@ -250,6 +257,9 @@ impl Negotiation {
         }
         let account = self.answer.to.clone().filter(|named| named.node().is_some());
         self.named = account.filter(|_| self.tls.is_some());
+        if let Some(error) = self.away.take() {
+            return self.fail(acts, error);
+        }
         self.open(acts);
         if self.account.is_some() {
             let features = self.features();

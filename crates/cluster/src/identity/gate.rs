@@ -36,6 +36,7 @@ const METHODS: &[(&str, &[&str], Who)] = &[
     ("rookery.raft.v1.Raft", &["Append", "Vote", "Snapshot", "Propose", "ReadIndex"], Who::Backend),
     ("rookery.relay.v1.Relay", &["Carry"], Who::Node),
     ("rookery.sessions.v1.Sessions", &["Connections"], Who::Node),
+    ("rookery.sessions.v1.Sessions", &["Drain", "Undrain"], Who::Backend),
     ("rookery.store.v1.Store", &["Get", "Scan", "Commit"], Who::Node),
 ];
 
@@ -129,6 +130,8 @@ mod tests {
             ("rookery.raft.v1.Raft", _) => Some(Who::Backend),
             ("rookery.membership.v1.Membership", "Found") => Some(Who::Backend),
             ("rookery.membership.v1.Membership", _) => Some(Who::Node),
+            // Whoever takes over a frontend must not be able to empty the others.
+            ("rookery.sessions.v1.Sessions", "Drain" | "Undrain") => Some(Who::Backend),
             ("rookery.relay.v1.Relay" | "rookery.sessions.v1.Sessions" | "rookery.store.v1.Store", _) => {
                 Some(Who::Node)
             }

@@ -12,11 +12,15 @@ use futures::{Stream, future::join_all, stream};
 use proto::{
     admin,
     sessions::{
-        Connection, ConnectionsPart, ConnectionsRequest, sessions_client::SessionsClient, sessions_server,
+        Connection, ConnectionsPart, ConnectionsRequest, DrainRequest, UndrainReply, UndrainRequest,
+        sessions_client::SessionsClient, sessions_server,
     },
 };
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
+
+use super::drains;
+use crate::parts::Drainer;
 
 /// How long all other nodes together have for their answers.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -89,7 +93,7 @@ async fn ask(
     Ok(found)
 }
 
-fn cluster_id(cluster: &Cluster) -> bytes::Bytes {
+pub(super) fn cluster_id(cluster: &Cluster) -> bytes::Bytes {
     let id = cluster.status().cluster;
     id.map(|id| bytes::Bytes::copy_from_slice(&id.0.to_be_bytes())).unwrap_or_default()
 }
@@ -112,6 +116,8 @@ pub struct Peers {
     pub cluster: Arc<Cluster>,
     /// Connections of this node's sessions.
     pub local: LocalSessions,
+    /// What empties this node.
+    pub drainer: Arc<Drainer>,
 }
 
 #[tonic::async_trait]
@@ -124,15 +130,46 @@ impl sessions_server::Sessions for Peers {
     ) -> Result<Response<Self::ConnectionsStream>, Status> {
         identity::is_node(&request)?;
         let request = request.into_inner();
-        let ours = cluster_id(&self.cluster);
-        if ours.is_empty() || request.cluster != ours {
-            return Err(Status::permission_denied("this node belongs to another cluster"));
-        }
+        self.is_ours(&request.cluster)?;
         let connections: Vec<Connection> = (self.local)(&request.account).into_iter().map(written).collect();
         let parts = connections.chunks(PART).map(|part| Ok(ConnectionsPart { connections: part.to_vec() }));
         let parts: Vec<_> = parts.collect();
         Ok(Response::new(Box::pin(stream::iter(parts))))
     }
+
+    type DrainStream = drains::ProgressStream;
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        may_operate(&request)?;
+        let DrainRequest { cluster, rate_per_s, stop } = request.into_inner();
+        self.is_ours(&cluster)?;
+        drains::begin(&self.drainer, rate_per_s, stop).map(Response::new)
+    }
+
+    async fn undrain(&self, request: Request<UndrainRequest>) -> Result<Response<UndrainReply>, Status> {
+        may_operate(&request)?;
+        self.is_ours(&request.into_inner().cluster)?;
+        self.drainer.undrain().await.map_err(drains::refusal)?;
+        Ok(Response::new(UndrainReply {}))
+    }
+}
+
+impl Peers {
+    fn is_ours(&self, theirs: &[u8]) -> Result<(), Status> {
+        let ours = cluster_id(&self.cluster);
+        if ours.is_empty() || theirs != ours {
+            return Err(Status::permission_denied("this node belongs to another cluster"));
+        }
+        Ok(())
+    }
+}
+
+/// Whoever takes over a frontend must not be able to empty the others with its certificate.
+fn may_operate<T>(request: &Request<T>) -> Result<(), Status> {
+    identity::may_speak_raft(request).map(drop).map_err(|_| {
+        let text = "a frontend may not drain other nodes: ask a backend, or the node itself (`--admin`)";
+        Status::permission_denied(text)
+    })
 }
 
 #[cfg(test)]

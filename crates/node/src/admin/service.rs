@@ -8,7 +8,7 @@ use std::{
 };
 
 use cluster::{AdmissionError, Cluster, NodeState, Roles, Row};
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use hooks::Services;
 use jid::{BareJid, FullJid, Jid};
 use proto::admin;
@@ -19,7 +19,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{answers, peers, peers::LocalSessions};
+use super::{answers, drains, peers, peers::LocalSessions};
+use crate::{parts::Drainer, readiness::Readiness};
 
 /// Messages of a streamed answer that wait for a slow reader.
 const WAITING: usize = 64;
@@ -43,6 +44,10 @@ pub struct Admin {
     pub router: Arc<Router>,
     /// Connections of this node's sessions.
     pub local: LocalSessions,
+    /// What empties this node.
+    pub drainer: Arc<Drainer>,
+    /// Whether it is ready.
+    pub readiness: Arc<Readiness>,
 }
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -90,6 +95,40 @@ impl admin::admin_server::Admin for Admin {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn get_health(
+        &self,
+        _request: Request<admin::GetHealthRequest>,
+    ) -> Result<Response<admin::GetHealthResponse>, Status> {
+        let not_ready = self.readiness.not_ready().into_iter().map(str::to_owned).collect();
+        Ok(Response::new(admin::GetHealthResponse { not_ready, not_live: self.readiness.not_live() }))
+    }
+
+    type DrainNodeStream = Streamed<admin::DrainProgress>;
+
+    async fn drain_node(
+        &self,
+        request: Request<admin::DrainNodeRequest>,
+    ) -> Result<Response<Self::DrainNodeStream>, Status> {
+        let admin::DrainNodeRequest { node, rate_per_s, stop } = request.into_inner();
+        let nodes = self.cluster.routes().nodes();
+        let node = drains::find(&nodes, self.cluster.me().0, &node)?;
+        let progress = drains::drain(&self.cluster, &self.drainer, node, rate_per_s, stop).await?;
+        let name = nodes.iter().find(|row| row.node == node).map(|row| row.name.clone()).unwrap_or_default();
+        let told = progress.map(move |now| now.map(|now| drains::told(&name, &now)));
+        Ok(Response::new(Box::pin(told)))
+    }
+
+    async fn undrain_node(
+        &self,
+        request: Request<admin::UndrainNodeRequest>,
+    ) -> Result<Response<admin::UndrainNodeResponse>, Status> {
+        let nodes = self.cluster.routes().nodes();
+        let node = drains::find(&nodes, self.cluster.me().0, &request.into_inner().node)?;
+        drains::undrain(&self.cluster, &self.drainer, node).await?;
+        let name = nodes.iter().find(|row| row.node == node).map(|row| row.name.clone()).unwrap_or_default();
+        Ok(Response::new(admin::UndrainNodeResponse { node: name }))
     }
 
     async fn kick_session(

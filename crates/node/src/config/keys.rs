@@ -157,6 +157,24 @@ pub const KEYS: &[Key] = &[
         Is("\"./data\""),
         "Folder of everything that the node keeps; made at the first start.",
     ),
+    key(
+        "node.shutdown_s",
+        Whole(0, DAY),
+        Is("10"),
+        "Seconds in which a node that is stopped by a signal sends its clients to other nodes, before it ends the sessions that are left; where no other node could serve them, it does not wait. 0 ends them at once.",
+    ),
+    key(
+        "node.drain_rate",
+        Whole(1, 1_000_000),
+        Is("500"),
+        "Clients that a draining node sends elsewhere in a second, unless `rookery node drain --rate` says otherwise; a node that is stopped sends them faster where that is needed to be done in `node.shutdown_s`.",
+    ),
+    key(
+        "node.drain_notice_s",
+        Whole(0, 3_600),
+        Is("0"),
+        "Seconds between the moment from which a draining node says that it is not ready and the one from which it sends clients elsewhere: as long as a load balancer before it needs to see that.",
+    ),
     key("c2s.listen", Addresses, Is("[\"0.0.0.0:5222\"]"), "Where clients connect with STARTTLS (RFC 6120)."),
     key(
         "c2s.direct_tls_listen",
@@ -177,6 +195,18 @@ pub const KEYS: &[Key] = &[
         Networks,
         Is("[]"),
         "Networks of proxies, which begin each connection with a PROXY header (HAProxy's PROXY protocol, version 1 or 2): without one it is closed. A header from anybody else is garbage.",
+    ),
+    key(
+        "c2s.advertise",
+        HostPort,
+        Unset("\"node1.example.org:5222\""),
+        "Address at which clients reach this very node with STARTTLS; other nodes send their clients there when they drain (`see-other-host`). Not set, as behind a load balancer, clients of this door are told to come back and nothing more.",
+    ),
+    key(
+        "c2s.advertise_direct_tls",
+        HostPort,
+        Unset("\"node1.example.org:5223\""),
+        "The same for clients with direct TLS.",
     ),
     key(
         "auth.mechanisms",
@@ -410,7 +440,7 @@ pub const KEYS: &[Key] = &[
         "metrics.listen",
         Address,
         Unset("\"127.0.0.1:5281\""),
-        "Where Prometheus reads metrics, by HTTP at /metrics; not set, nowhere.",
+        "Where Prometheus reads metrics, by HTTP at /metrics, and load balancers ask whether the node is ready (/ready) and alive (/live); not set, nowhere.",
     ),
     key(
         "limits.before_auth_stanza_bytes",

@@ -46,6 +46,15 @@ pub struct Node {
     pub frontend: bool,
     pub backend: bool,
     pub data_dir: PathBuf,
+    pub leaving: Leaving,
+}
+
+/// The keys of `[node]` about a node that drains or stops.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Leaving {
+    pub shutdown_s: u64,
+    pub drain_rate: u32,
+    pub drain_notice_s: u64,
 }
 
 /// Where data is kept.
@@ -142,6 +151,7 @@ impl Typed<'_> {
             frontend: roles.iter().any(|r| r == "frontend"),
             backend: roles.iter().any(|r| r == "backend"),
             data_dir: self.path("node.data_dir").unwrap_or_else(|| PathBuf::from("data")),
+            leaving: self.part("node"),
         }
     }
 

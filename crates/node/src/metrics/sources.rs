@@ -8,7 +8,10 @@ use router::{Fate, Router};
 use stanza::Kind;
 use store::Store;
 
-use crate::parts::{self, SharedListeners};
+use crate::{
+    parts::{self, SharedListeners},
+    readiness::Readiness,
+};
 
 use super::page::{Labels, Writer};
 
@@ -22,6 +25,8 @@ pub struct Sources {
     pub router: Arc<Router>,
     /// Clients, on a frontend that has started.
     pub listeners: SharedListeners,
+    /// Whether the node is ready.
+    pub readiness: Arc<Readiness>,
 }
 
 impl fmt::Debug for Sources {
@@ -61,6 +66,8 @@ fn process(page: &mut Writer) -> fmt::Result {
 impl Sources {
     fn cluster(&self, page: &mut Writer) -> fmt::Result {
         let status = self.cluster.status();
+        let ready = u64::from(self.readiness.not_ready().is_empty());
+        page.gauge("ready", "1 while the node should get new clients, as /ready says.", ready)?;
         page.gauge("cluster_serving", "1 while this node holds its lease.", u64::from(status.serving))?;
         page.gauge(
             "cluster_sessions",

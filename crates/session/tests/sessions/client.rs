@@ -177,6 +177,50 @@ impl Client {
         assert!(self.event().await.is_none(), "the socket is closed");
     }
 
+    /// Asserts that the server sends the client elsewhere and closes the socket; where to.
+    pub async fn is_sent_to(&mut self) -> String {
+        loop {
+            match self.event().await {
+                Some(StreamEvent::Header(_)) => {}
+                Some(StreamEvent::Element(element)) => {
+                    let host = element.get_child("see-other-host", stanza::ns::STREAM_ERRORS);
+                    let host = host.unwrap_or_else(|| panic!("not sent away: {element:?}")).text();
+                    assert!(matches!(self.event().await, Some(StreamEvent::Close)), "the stream is closed");
+                    assert!(self.event().await.is_none(), "the socket is closed");
+                    return host;
+                }
+                other => panic!("not sent away: {other:?}"),
+            }
+        }
+    }
+
+    /// Asserts that stream features come next.
+    pub async fn hears_features(&mut self) {
+        loop {
+            match self.event().await {
+                Some(StreamEvent::Header(_)) => {}
+                Some(StreamEvent::Element(element)) if element.is("features", stanza::ns::STREAM) => return,
+                other => panic!("no features: {other:?}"),
+            }
+        }
+    }
+
+    /// Logs in as alice on a new stream inside TLS by PLAIN, up to the features that offer to bind.
+    pub async fn authenticates(&mut self) {
+        let header = "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' \
+                      to='localhost' version='1.0'>";
+        self.send(header).await;
+        self.hears_features().await;
+        let auth = "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>";
+        // NUL, alice, NUL, secret.
+        self.send(&format!("{auth}AGFsaWNlAHNlY3JldA==</auth>")).await;
+        let answer = self.event().await;
+        assert!(matches!(&answer, Some(StreamEvent::Element(e)) if e.name() == "success"), "{answer:?}");
+        self.reader.restart();
+        self.send(header).await;
+        self.hears_features().await;
+    }
+
     /// As [`Client::is_told`], after whatever else it is sent.
     pub async fn is_told_at_last(&mut self, condition: &str) {
         loop {

@@ -38,6 +38,8 @@ pub struct Town {
     pub silent: AtomicBool,
     /// While somebody writes here, what was agreed is in the table and who asked for it is not told.
     pub telling: tokio::sync::RwLock<()>,
+    /// Another node, to which clients can be sent.
+    pub other: Mutex<Option<String>>,
     node: NodeId,
     incarnation: Incarnation,
 }
@@ -62,6 +64,7 @@ impl Town {
             serving: AtomicBool::new(true),
             silent: AtomicBool::new(false),
             telling: tokio::sync::RwLock::new(()),
+            other: Mutex::default(),
             node,
             incarnation,
         })
@@ -155,6 +158,11 @@ impl Claims for Town {
             Outcome::Resynced { refused } => refused,
             _ => Vec::new(),
         })))
+    }
+
+    fn elsewhere(&self, key: &str, direct_tls: bool) -> Option<String> {
+        let port = if direct_tls { 5223 } else { 5222 };
+        self.other.lock().as_ref().map(|host| format!("{host}-for-{key}:{port}"))
     }
 
     fn changes(&self) -> Receiver<Change> {

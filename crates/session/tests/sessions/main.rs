@@ -4,6 +4,7 @@ mod house;
 mod client;
 mod login;
 mod door;
+mod drain;
 mod life;
 mod accounts;
 mod memory;
