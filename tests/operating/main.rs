@@ -4,6 +4,7 @@ mod accounts;
 mod anonymous;
 mod certificates;
 mod commands;
+mod deploying;
 mod discovery;
 mod draining;
 mod files;
