@@ -457,6 +457,50 @@ mod tests {
     }
 
     #[test]
+    fn a_client_is_sent_to_a_frontend_that_is_up_and_told_its_door() {
+        let view = TableView::default();
+        let both = Roles { frontend: true, backend: true };
+        let backend = Roles { frontend: false, backend: true };
+        let tell = |command| {
+            let mut routes = view.routes.write();
+            let index = routes.index() + 1;
+            routes.apply(index, command, &mut Vec::new())
+        };
+        // key of the node, its roles, its doors
+        for (key, roles, starttls, direct_tls) in [
+            (1, both, "one:5222", "one:5223"),
+            (2, both, "two:5222", ""),
+            (3, both, "", "three:5223"),
+            (4, backend, "four:5222", "four:5223"),
+        ] {
+            let (name, address) = (key.to_string(), String::new());
+            let up = tell(Command::NodeUp { key, start: 1, name, address, roles, member: None });
+            let Outcome::Up { node, incarnation } = up else { panic!("{up:?}") };
+            let doors = crate::routes::Doors { starttls: starttls.into(), direct_tls: direct_tls.into() };
+            tell(Command::NodeDoors { node, incarnation, doors });
+        }
+        let ids: Vec<NodeId> = view.nodes().iter().map(|row| row.node).collect();
+        let seen = |not, direct_tls| {
+            let found = (0..100).map(|n| view.elsewhere(&format!("user{n}@x"), not, direct_tls));
+            let mut found: Vec<String> = found.flatten().collect();
+            found.sort();
+            found.dedup();
+            found
+        };
+        assert_eq!(seen(ids[0], false), ["two:5222"]);
+        assert_eq!(seen(ids[0], true), ["three:5223"]);
+        assert_eq!(seen(ids[3], false), ["one:5222", "two:5222"]);
+        tell(Command::NodeDrain { node: ids[1], incarnation: Incarnation(1) });
+        assert_eq!(seen(ids[3], false), ["one:5222"]);
+        assert!(
+            seen(ids[0], false).is_empty(),
+            "nobody is sent to a node that drains, whoever else is there"
+        );
+        tell(Command::ExpireNode { node: ids[0], incarnation: Incarnation(1) });
+        assert!(seen(ids[3], false).is_empty());
+    }
+
+    #[test]
     fn what_is_kept_for_followers_grows_with_the_table_and_has_a_bound() {
         // Accounts in the table, bytes of an entry, entries that are kept then.
         for (accounts, bytes, kept) in

@@ -25,7 +25,7 @@ impl Pace {
         let rate = f64::from(rate);
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         self.at = self.at.max(now);
-        self.credit = (self.credit + passed * rate).min((rate * BURST).max(1.0));
+        self.credit = (self.credit + passed * rate).min(1.0 + rate * BURST);
         let due = (self.credit as usize).min(waiting);
         self.credit -= due as f64;
         due
@@ -70,8 +70,8 @@ mod tests {
             // The first at once, then one each tenth of a second.
             (10, 5, &[0, 20, 80, 100, 100][..], &[1, 0, 1, 1, 1][..]),
             (500, 1_000, &[0, 20, 20, 20], &[1, 10, 10, 10]),
-            // A pause of ten seconds lets go no more than a tenth of a second's worth.
-            (500, 10_000, &[0, 10_000, 20], &[1, 50, 10]),
+            // A pause of ten seconds lets go no more than one, and a tenth of a second's worth.
+            (500, 10_000, &[0, 10_000, 20], &[1, 51, 10]),
             // Slower than one in a second.
             (1, 3, &[0, 500, 500, 500, 500], &[1, 0, 1, 0, 1]),
             // No more than wait.

@@ -177,6 +177,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn nobody_drains_a_node_without_the_certificate_of_a_backend() {
+        let refused = may_operate(&Request::new(())).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+        assert!(refused.message().contains("ask a backend"), "{refused:?}");
+    }
+
+    #[test]
     fn a_connection_reads_as_it_was_written_and_a_bad_name_is_dropped() {
         let connection = admin::Connection {
             peer_address: "127.0.0.1:9".into(),

@@ -320,7 +320,10 @@ fn each_setting_of_the_crates_has_a_key_with_the_same_default() {
         for (name, default) in defaults.as_object().unwrap() {
             let path = format!("{table}.{name}");
             let key = keys::find(&path).unwrap_or_else(|| panic!("`{path}` is missing in the table of keys"));
-            let keys::Fallback::Is(text) = key.fallback else { panic!("`{path}` has no default") };
+            let keys::Fallback::Is(text) = key.fallback else {
+                assert!(default.is_null(), "`{path}` has no default");
+                continue;
+            };
             let written: serde_json::Value = serde_json::from_str(text).unwrap();
             assert_eq!(&written, default, "{path}");
         }
