@@ -67,6 +67,7 @@ pub fn run(settings: Settings, with_parent: bool) -> Result<(), Failure> {
         let mut node = tokio::select! {
             started = start(settings) => started?,
             name = stop.asked() => {
+                notify::tell("STOPPING=1");
                 tracing::info!(signal = name, "stopped before the start was complete");
                 return Ok(());
             }
