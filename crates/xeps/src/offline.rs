@@ -24,6 +24,8 @@ const CHAT_STATES: &str = "http://jabber.org/protocol/chatstates";
 
 /// How many messages are claimed and handed over at a time.
 const PAGE: usize = 50;
+/// How often a session goes through what waits for it, where others claim some of it meanwhile.
+const FLUSHES: usize = 8;
 /// How often a change of the queue starts anew when another writer was first.
 const ATTEMPTS: usize = 64;
 /// The one key of an account's queue.
@@ -322,44 +324,98 @@ impl Following for Offline {
 /// too, and removed only after it was handed over, so that a crash in between loses nothing.
 async fn flush(services: &dyn Services, session: &SessionView) -> Result<(), StoreError> {
     let account = session.account();
-    let claim = Claim { jid: session.jid().to_string(), sid: session.sid().0 };
     // Not beyond what waits now: what cannot be delivered is kept again, at the end.
     let (_, Queue { next: end, .. }) = queue(services, account).await?;
+    for _ in 0..FLUSHES {
+        if flush_to(services, session, end, Claiming::Whole).await? == Flushed::All {
+            return Ok(());
+        }
+    }
+    // Others are at it all the time: what they leave, in whatever order.
+    flush_to(services, session, end, Claiming::Each).await.map(drop)
+}
+
+/// How messages are claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claiming {
+    /// A page at a time or none of it, so that their order holds.
+    Whole,
+    /// One by one.
+    Each,
+}
+
+/// What one way through the queue came to.
+#[derive(Debug, PartialEq, Eq)]
+enum Flushed {
+    All,
+    /// Another session claimed some of it meanwhile, so it has to be looked at once more: one that had ended by then
+    /// hands over nothing, and what it has claimed would wait for the next login.
+    Part,
+}
+
+async fn flush_to(
+    services: &dyn Services,
+    session: &SessionView,
+    end: u64,
+    claiming: Claiming,
+) -> Result<Flushed, StoreError> {
+    let account = session.account();
+    let claim = Claim { jid: session.jid().to_string(), sid: session.sid().0 };
     let until = |range: Range| Range { to: Bound::Excluded(key(end)), ..range.limit(PAGE) };
     let mut range = until(Range::all());
     loop {
         let page = services.store().scan_versioned::<Waiting>(&partition(account), range).await?;
-        let Some((last, _)) = page.last() else { return Ok(()) };
+        let Some((last, _)) = page.last() else { return Ok(Flushed::All) };
         range = until(Range::after(last.clone()));
-        let is_free = |waiting: &Waiting| match &waiting.claim {
-            None => true,
-            Some(other) => is_void(services, account, other, &claim),
-        };
-        let free: Vec<Found> = page.into_iter().filter(|(_, found)| is_free(&found.value)).collect();
-        if free.is_empty() {
-            continue;
-        }
-        let mut handed = Vec::new();
-        for (key, found) in claimed(services, account, &claim, free).await? {
-            if !is_here(services, session) {
-                break;
-            }
-            if let Some(stanza) = found.value.stanza.stanza() {
-                // Past the others, which are held. To the account: should this session be gone by now, the
-                // message is kept again, or another session has it.
-                services.route(stanza.with_to(account.clone()), How::Ahead).await;
-            }
-            handed.push((number(&key), found.value.bytes, found.version));
-        }
-        if !handed.is_empty() && !remove(services, account, &handed).await? {
-            for one in handed {
-                remove(services, account, &[one]).await?;
-            }
-        }
+        let flushed = hand_over(services, session, &claim, page, claiming).await?;
         if !is_here(services, session) {
-            return Ok(());
+            return Ok(Flushed::All);
+        }
+        if flushed == Flushed::Part {
+            return Ok(flushed);
         }
     }
+}
+
+/// Claims what is free of a page, hands it over and removes it.
+async fn hand_over(
+    services: &dyn Services,
+    session: &SessionView,
+    claim: &Claim,
+    page: Vec<Found>,
+    claiming: Claiming,
+) -> Result<Flushed, StoreError> {
+    let account = session.account();
+    let is_free = |waiting: &Waiting| match &waiting.claim {
+        None => true,
+        Some(other) => is_void(services, account, other, claim),
+    };
+    let free: Vec<Found> = page.into_iter().filter(|(_, found)| is_free(&found.value)).collect();
+    if free.is_empty() {
+        return Ok(Flushed::All);
+    }
+    let claimed = claimed(services, account, claim, free, claiming).await?;
+    if claimed.is_empty() && claiming == Claiming::Whole {
+        return Ok(Flushed::Part);
+    }
+    let mut handed = Vec::new();
+    for (key, found) in claimed {
+        if !is_here(services, session) {
+            break;
+        }
+        if let Some(stanza) = found.value.stanza.stanza() {
+            // Past the others, which are held. To the account: should this session be gone by now, the
+            // message is kept again, or another session has it.
+            services.route(stanza.with_to(account.clone()), How::Ahead).await;
+        }
+        handed.push((number(&key), found.value.bytes, found.version));
+    }
+    if !handed.is_empty() && !remove(services, account, &handed).await? {
+        for one in handed {
+            remove(services, account, &[one]).await?;
+        }
+    }
+    Ok(Flushed::All)
 }
 
 fn number(key: &[u8]) -> u64 {
@@ -378,12 +434,13 @@ fn is_here(services: &dyn Services, session: &SessionView) -> bool {
 
 type Found = (Vec<u8>, Versioned<Waiting>);
 
-/// Claims messages in one step; where another session was faster with one of them, one by one.
+/// Claims messages in one step; where another session was faster with one of them, none or one by one.
 async fn claimed(
     services: &dyn Services,
     account: &BareJid,
     claim: &Claim,
     messages: Vec<Found>,
+    claiming: Claiming,
 ) -> Result<Vec<Found>, StoreError> {
     let batch = |messages: &[Found]| {
         let mut batch = Batch::new(partition(account));
@@ -402,6 +459,9 @@ async fn claimed(
         return Ok(messages.into_iter().map(ours).collect());
     }
     let mut claimed = Vec::new();
+    if claiming == Claiming::Whole {
+        return Ok(claimed);
+    }
     for message in messages {
         if services.store().commit_one(batch(std::slice::from_ref(&message))).await? == Committed::Done {
             claimed.push(ours(message));

@@ -231,3 +231,33 @@ fn a_message_that_waits_twice_keeps_its_first_time() {
         assert_eq!(hooks::bench::xml(&once), hooks::bench::xml(&twice));
     });
 }
+
+#[test]
+fn what_a_session_claims_as_it_ends_is_looked_at_once_more() {
+    block_on(async {
+        let bench = bench();
+        bench.account("bob@localhost");
+        let alice = bench.online("alice@localhost/phone").await;
+        for body in ["one", "two"] {
+            say(&alice, "bob@localhost", body).await;
+        }
+        let account = BareJid::new("bob@localhost").unwrap();
+        let services = bench.services();
+        let page = bench.store().scan_versioned(&partition(&account), Range::all()).await.unwrap();
+        // A session of another node was faster with the first, and has ended since.
+        let gone = Claim { jid: "bob@localhost/gone".to_owned(), sid: 1 };
+        let change = |waiting: Option<Waiting>| {
+            waiting.map(|waiting| Waiting { claim: Some(gone.clone()), ..waiting })
+        };
+        bench.store().update(&partition(&account), key(0), change).await.unwrap();
+        let bob = bench.login("bob@localhost/phone").await;
+        let claim = Claim { jid: "bob@localhost/phone".to_owned(), sid: bob.view().sid().0 };
+        // Takes messages, and is not flushed by the bench.
+        services.set_priority(bob.view(), Some(0)).await.unwrap();
+        let handed = hand_over(&*services, bob.view(), &claim, page, Claiming::Whole).await.unwrap();
+        assert_eq!((handed, bodies(&bob)), (Flushed::Part, vec![]), "nothing before what is older");
+        flush(&*services, bob.view()).await.unwrap();
+        assert_eq!(bodies(&bob), ["one", "two"]);
+        assert_eq!(waiting(&bench, "bob@localhost").await.1, 0);
+    });
+}
