@@ -1,4 +1,5 @@
-//! What happens to a cluster of real processes when one of them is killed.
+//! What happens to a cluster of real processes when one of them is killed or paused.
 
 mod count;
 mod killed;
+mod paused;

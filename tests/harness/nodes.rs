@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use proto::admin::{GetClusterRequest, GetClusterResponse, admin_client::AdminClient};
 use tokio::{
     process::{Child, Command},
-    time::{Instant, interval, timeout},
+    time::{Instant, interval, interval_at, timeout},
 };
 
 use crate::client::{Door, unique};
@@ -265,11 +265,35 @@ impl Nodes {
         self.nodes[at].child.as_ref()?.id()
     }
 
-    /// Stops a node in its tracks, with all of its connections open; it stays so until it is killed.
+    /// Stops a node in its tracks, with all of its connections open, until it is resumed or killed.
     pub async fn pause(&self, at: usize) -> Result<()> {
+        self.signal(at, "-STOP").await
+    }
+
+    /// Lets a paused node go on.
+    pub async fn resume(&self, at: usize) -> Result<()> {
+        self.signal(at, "-CONT").await
+    }
+
+    /// Pauses a node for at least so long, and until what is done meanwhile has ended; gives what came of it.
+    pub async fn pause_for<T>(
+        &self,
+        at: usize,
+        time: Duration,
+        meanwhile: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        self.pause(at).await?;
+        // The pause is what is tried: nothing ends it but time.
+        let mut over = interval_at(Instant::now() + time, LOOK_AGAIN);
+        let (done, _) = tokio::join!(meanwhile, over.tick());
+        self.resume(at).await?;
+        done
+    }
+
+    async fn signal(&self, at: usize, signal: &str) -> Result<()> {
         let id = self.nodes[at].child.as_ref().and_then(Child::id).context("it does not run")?;
-        let paused = Command::new("kill").args(["-STOP", &id.to_string()]).status().await?;
-        ensure!(paused.success(), "`{}` cannot be paused", self.nodes[at].name);
+        let sent = Command::new("kill").args([signal, &id.to_string()]).status().await?;
+        ensure!(sent.success(), "`{}` cannot be sent {signal}", self.nodes[at].name);
         Ok(())
     }
 

@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 
 use crate::tree::{File, Tree};
 
-/// Where the rows are.
+/// Where the rows of strangers at the doors for clients are.
 const FOLDER: &str = "tests/bad_input/";
+/// Where those of nodes that misbehave are, or their clocks.
+const CLUSTER: &[&str] = &["tests/cluster/", "crates/cluster/src/"];
 const PAGE: &str = "docs/bad-input.md";
 
 /// The chapters, by their first and last row.
@@ -15,6 +17,7 @@ const CHAPTERS: &[(u32, u32, &str)] = &[
     (61, 92, "TLS and authentication"),
     (93, 110, "Addresses, and who speaks in whose name"),
     (132, 139, "The nodes of a cluster"),
+    (140, 141, "Nodes that stand still, and clocks that do not agree"),
 ];
 
 /// Rows that no test can hold yet: what comes in, and the feature that they wait for.
@@ -54,7 +57,9 @@ struct Row {
 pub fn page(tree: &Tree) -> (String, Vec<String>) {
     let mut wrong = Vec::new();
     let mut rows = Vec::new();
-    for file in tree.rust().filter(|f| f.path.starts_with(FOLDER)) {
+    let is_one =
+        |f: &&File| f.path.starts_with(FOLDER) || CLUSTER.iter().any(|folder| f.path.starts_with(folder));
+    for file in tree.rust().filter(is_one) {
         rows.extend(read(file, &mut wrong));
     }
     rows.sort_by(|a, b| (a.number, &a.test).cmp(&(b.number, &b.test)));
@@ -81,6 +86,9 @@ fn read(file: &File, wrong: &mut Vec<String>) -> Vec<Row> {
     let mut comment: Vec<&str> = Vec::new();
     let mut lines = file.lines();
     while let Some((at, line)) = lines.next() {
+        // A row that needs no process is inside a module.
+        let indent = line.len() - line.trim_start().len();
+        let line = line.trim_start();
         if let Some(text) = line.strip_prefix("///") {
             comment.push(text.trim());
             continue;
@@ -89,7 +97,9 @@ fn read(file: &File, wrong: &mut Vec<String>) -> Vec<Row> {
         if let Some(name) = name {
             let name = name.split('(').next().unwrap_or(name);
             let mut body = String::new();
-            for (_, line) in lines.by_ref().take_while(|(_, line)| *line != "}") {
+            for (_, line) in
+                lines.by_ref().take_while(|(_, line)| line.len() != indent + 1 || line.trim_start() != "}")
+            {
                 body += line;
                 body.push('\n');
             }
@@ -143,6 +153,7 @@ fn write(rows: &[Row]) -> String {
          sockets in [tests/bad_input](../tests/bad_input/main.rs). After every one of them the process lives, \
          a bystander's session works and has heard nothing, memory is where it was, nothing has panicked, no \
          password is in the log, and a metric has counted what happened.\n\n\
+         The last chapter is of the cluster itself; its tests are named with their folders.\n\n\
          Made from the tests: `ROOKERY_REGENERATE=1 cargo test -p tests --test tidy bad_input`.\n",
     );
     for (first, last, title) in CHAPTERS {

@@ -1,6 +1,7 @@
 //! What the rest of the server must hear of: a lost full JID, a lost node, a lost lease.
 
 use jid::FullJid;
+use tokio::time::Instant;
 
 use crate::{
     role::{Incarnation, NodeId, Sid},
@@ -52,7 +53,10 @@ pub enum Change {
         node: NodeId,
     },
     /// This node has fenced itself: it must deliver nothing and bind nothing until [`Change::LeaseBack`].
-    LeaseLost,
+    LeaseLost {
+        /// How long its clients wait for that; without it by then they are to go elsewhere.
+        until: Instant,
+    },
     /// This node serves again, under a new incarnation; its older sessions are no longer in the table.
     LeaseBack {
         /// The new incarnation.

@@ -288,6 +288,10 @@ impl Cluster {
         let (node, incarnation) = self.me();
         let command = Command::Bind { jid: jid.clone(), node, incarnation, sid, policy };
         match self.applied(&command).await? {
+            // Agreed, and hidden by a later incarnation before it was heard.
+            (_, Outcome::Bound { .. }) if self.me().1 != incarnation => {
+                Err(unexpected(Outcome::Stale).into())
+            }
             (index, Outcome::Bound { jid }) => Ok(Bound { jid, index }),
             (_, Outcome::Conflict) => Err(BindError::Conflict),
             (_, outcome) => Err(unexpected(outcome).into()),
@@ -585,7 +589,7 @@ impl Cluster {
         self.batcher.stop();
         self.tasks.lock().drain(..).for_each(|task| task.abort());
         self.stopping.send_replace(true);
-        self.shared.lease.lock().drop_it();
+        self.shared.lease.lock().lose(Instant::now());
         for group in self.shared.groups.all() {
             group.stop().await;
         }

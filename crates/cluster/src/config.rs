@@ -87,6 +87,9 @@ pub struct Times {
     pub fence_ms: u64,
     /// The leader expires a node this long after the last renewal that it received.
     pub expire_ms: u64,
+    /// A node that is without its lease for no longer than this brings its sessions back; after it, it closes
+    /// their streams.
+    pub grace_ms: u64,
     /// Raft's heartbeat.
     pub heartbeat_ms: u64,
     /// The shortest election timeout.
@@ -121,6 +124,7 @@ impl Default for Times {
             renew_ms: 500,
             fence_ms: 3000,
             expire_ms: 5000,
+            grace_ms: 15_000,
             heartbeat_ms: 250,
             election_min_ms: 1000,
             election_max_ms: 2000,
@@ -141,6 +145,10 @@ impl Times {
 
     pub(crate) fn expire(&self) -> Duration {
         Duration::from_millis(self.expire_ms)
+    }
+
+    pub(crate) fn grace(&self) -> Duration {
+        Duration::from_millis(self.grace_ms)
     }
 
     pub(crate) fn command(&self) -> Duration {

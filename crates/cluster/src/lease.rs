@@ -42,9 +42,12 @@ impl Holding {
         self.sent.map(|sent| now.saturating_duration_since(sent))
     }
 
-    /// Gives it up: the next one is for a new incarnation.
-    pub(crate) fn drop_it(&mut self) {
+    /// Gives it up: the next one is for a new incarnation. Since when it is lost, which may be long ago: a
+    /// process that stood still finds out late.
+    pub(crate) fn lose(&mut self, now: Instant) -> Instant {
+        let until = self.until();
         self.sent = None;
+        until.map_or(now, |until| until.min(now))
     }
 }
 
@@ -126,8 +129,29 @@ mod tests {
         let mut lease = Holding::new(FENCE);
         assert!(lease.acknowledged(ms(base, 0), ms(base, 10)));
         assert!(!lease.acknowledged(ms(base, 2_500), ms(base, 3_100)));
-        lease.drop_it();
+        lease.lose(ms(base, 3_100));
         assert!(lease.acknowledged(ms(base, 3_200), ms(base, 3_300)));
+    }
+
+    #[test]
+    fn a_lease_is_lost_when_it_ends_and_not_when_that_is_noticed() {
+        let base = Instant::now();
+        // Sent, noticed, lost since.
+        for (sent, noticed, since) in [
+            (Some(1_000), 4_000, 4_000),
+            // It stood still for half a minute.
+            (Some(1_000), 34_000, 4_000),
+            // Another incarnation is known already: it ends before its time.
+            (Some(1_000), 1_500, 1_500),
+            (None, 1_500, 1_500),
+        ] {
+            let mut lease = Holding::new(FENCE);
+            if let Some(sent) = sent {
+                assert!(lease.acknowledged(ms(base, sent), ms(base, sent)));
+            }
+            assert_eq!(lease.lose(ms(base, noticed)), ms(base, since), "{sent:?}, {noticed}");
+            assert!(!lease.is_held(ms(base, noticed)));
+        }
     }
 
     /// Hears at these times, and looks each 250 ms as the leader does.
@@ -175,6 +199,32 @@ mod tests {
     #[test]
     fn whoever_does_not_lead_expires_nobody() {
         assert_eq!(first_expiry(&[0], &|_| None), None);
+    }
+
+    /// Input: clocks that drift 100 ms in a second from each other, whichever is the faster one; what a wall clock
+    /// says is asked by nobody.
+    ///
+    /// Outcome: a node is fenced before it is expired, so that no full JID is served twice.
+    #[test]
+    fn row_140_a_node_is_fenced_before_it_is_expired_though_clocks_drift() {
+        let base = Instant::now();
+        let node = (NodeId(1), Incarnation(1));
+        // How fast the node's and the leader's clocks run, in thousandths of what they should.
+        for (its, the_leaders) in [(1_000, 1_000), (900, 1_000), (1_000, 1_100), (950, 1_050), (1_100, 900)] {
+            // Renewed at two seconds, and heard as soon as it was sent: the worst case.
+            let at = |time: u64, pace: u64| ms(base, time * pace / 1_000);
+            let mut lease = Holding::new(FENCE);
+            assert!(lease.acknowledged(at(2_000, its), at(2_000, its)));
+            let mut book = Heard::new(EXPIRE);
+            book.renewed(node.0, node.1, at(2_000, the_leaders));
+            let leading = Some((1, base));
+            let expired = (2_000..20_000)
+                .step_by(50)
+                .find(|now| !book.expired(leading, [node].into_iter(), at(*now, the_leaders)).is_empty());
+            let expired = expired.expect("it is expired");
+            assert!(!lease.is_held(at(expired, its)), "served at {expired} with {its} and {the_leaders}");
+            assert!(lease.is_held(at(4_500, its)), "fenced without need");
+        }
     }
 
     #[test]

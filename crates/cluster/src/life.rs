@@ -37,7 +37,7 @@ pub(crate) async fn live(shared: Arc<Shared>, batcher: Arc<Batcher>) {
     tokio::select! {
         () = serve(&shared, &batcher) => {}
         ended = shared.hub.ended() => {
-            shared.lease.lock().drop_it();
+            shared.lease.lock().lose(Instant::now());
             shared.fail(ended.into());
         }
     }
@@ -417,10 +417,10 @@ async fn hold_lease(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation
             _ => sleep_until(next).await,
         }
     }
-    shared.lease.lock().drop_it();
+    let lost = shared.lease.lock().lose(Instant::now());
     if told {
         tracing::warn!(%node, %incarnation, "lost the lease and fenced itself");
-        shared.hub.announce(Change::LeaseLost).await;
+        shared.hub.announce(Change::LeaseLost { until: lost + shared.config.times.grace() }).await;
     }
 }
 

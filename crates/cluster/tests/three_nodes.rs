@@ -256,7 +256,7 @@ async fn a_node_without_a_quorum_fences_itself_and_comes_back_under_a_new_incarn
         node.kill().await;
     }
     let killed = Instant::now();
-    left.change("the fence", |change| (change == Change::LeaseLost).then_some(())).await;
+    left.change("the fence", |change| matches!(change, Change::LeaseLost { .. }).then_some(())).await;
     let fenced = killed.elapsed();
     assert!(!left.cluster.is_serving());
     assert!(fenced < Duration::from_secs(5), "{fenced:?}");

@@ -119,6 +119,12 @@ pub enum SessionEvent {
     Unavailable(Arc<SessionView>),
     /// A session of this node ended.
     Closed { session: Arc<SessionView>, why: Why },
+    /// The node of a session lost its lease: from here on the session hears nothing, and its contacts may be
+    /// told that it is gone. The store may not answer.
+    Fenced(Arc<SessionView>),
+    /// The node has its lease back and the session is in the table again. What was told and kept meanwhile it
+    /// has not heard, and its contacts may believe it gone.
+    Returned(Arc<SessionView>),
     /// A session died with its node. Told once in the cluster, on any node.
     Lost { account: BareJid, jid: FullJid },
 }
@@ -129,6 +135,8 @@ impl SessionEvent {
             SessionEvent::Bound(session)
             | SessionEvent::Available { session, .. }
             | SessionEvent::Unavailable(session)
+            | SessionEvent::Fenced(session)
+            | SessionEvent::Returned(session)
             | SessionEvent::Closed { session, .. } => session.account(),
             SessionEvent::Lost { account, .. } => account,
         }

@@ -345,7 +345,11 @@ impl Router {
     }
 
     /// Takes back what a mailbox could not keep. Called with that mailbox locked.
-    pub(crate) fn take_back(self: &Arc<Self>, account: &BareJid, back: Vec<Delivery>) {
+    pub(crate) fn take_back(self: &Arc<Self>, account: &BareJid, mut back: Vec<Delivery>) {
+        // A lost lease ends this incarnation: what other nodes sent to it, they route anew themselves.
+        let (_, Incarnation(now)) = self.whereabouts.me();
+        let ended = if self.whereabouts.is_serving() { now } else { now.saturating_add(1) };
+        back.retain(|delivery| !delivery.receipt.is_before(ended));
         for _ in &back {
             one(&self.counters.rerouted);
         }

@@ -212,6 +212,26 @@ impl Mailboxes {
         slot.room.notify_waiters();
     }
 
+    /// Takes out of every mailbox what is void.
+    pub(crate) fn take_out(&self, is_void: impl Fn(&Delivery) -> bool) -> Vec<Delivery> {
+        let mut out = Vec::new();
+        for slots in &self.slots {
+            for slot in slots.value() {
+                let mut queue = slot.queue.lock();
+                let before = out.len();
+                let items = std::mem::take(&mut queue.items);
+                for delivery in items {
+                    if is_void(&delivery) { out.push(delivery) } else { queue.items.push_back(delivery) }
+                }
+                let bytes: usize = out[before..].iter().map(Delivery::cost).sum();
+                queue.bytes -= bytes;
+                self.waiting.stanzas.fetch_sub((out.len() - before) as u64, Ordering::Relaxed);
+                self.waiting.bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
+            }
+        }
+        out
+    }
+
     /// Puts a delivery into the mailbox; gives it back if the mailbox has ended. At the bound the mailbox
     /// ends and all that waits in it, with this one, is routed anew.
     pub(crate) fn deliver(&self, slot: &Slot, delivery: Delivery) -> Result<(), Delivery> {

@@ -11,6 +11,9 @@ pub struct Receipt(Option<Arc<Settling>>);
 /// Told when a stanza is settled.
 pub(crate) trait Settle: Send + Sync {
     fn settle(&self, number: u64);
+
+    /// The incarnation of this node that the stanza was sent to.
+    fn incarnation(&self) -> u64;
 }
 
 struct Settling {
@@ -26,6 +29,12 @@ impl Receipt {
 
     pub(crate) fn new(number: u64, told: Arc<dyn Settle>) -> Receipt {
         Receipt(Some(Arc::new(Settling { number, told })))
+    }
+
+    /// Whether another node sent the stanza to an earlier incarnation of this one. That node routes it anew, so
+    /// here it is void.
+    pub(crate) fn is_before(&self, incarnation: u64) -> bool {
+        self.0.as_ref().is_some_and(|settling| settling.told.incarnation() < incarnation)
     }
 
     /// This holder is done with the stanza. The same as dropping it; the name says why.

@@ -105,12 +105,18 @@ impl Relay for RelayService {
         tokio::spawn(read(self.router.clone(), lane.clone(), stream, open, sendings));
         let opened = Opened { version: envelope::VERSION, received };
         let opened = Answering { what: Some(answering::What::Opened(opened)) };
-        let acks = stream::unfold((lane, more), move |(lane, more)| async move {
+        let incarnation = open.to_incarnation;
+        let given = (lane, more, self.router.clone());
+        let acks = stream::unfold(given, move |(lane, more, router)| async move {
             loop {
                 match lane.collect(stream) {
                     Collected::Ack(ack) => {
+                        // Behind the collecting: what a lost lease made void here must not count as settled.
+                        if !router.upgrade().is_some_and(|router| router.serves_as(incarnation)) {
+                            return None;
+                        }
                         let ack = Answering { what: Some(answering::What::Ack(ack)) };
-                        return Some((Ok(ack), (lane, more)));
+                        return Some((Ok(ack), (lane, more, router)));
                     }
                     Collected::Nothing => more.notified().await,
                     Collected::Over => return None,
@@ -159,10 +165,8 @@ async fn read(
         let Some(sending::What::Batch(batch)) = sending.what else { break };
         let Some(router) = router.upgrade() else { break };
         // A fenced node delivers nothing; under a new incarnation, the sender has given this stream up already.
-        let is_current =
-            router.whereabouts.me().1.0 == open.to_incarnation && router.whereabouts.is_serving();
         // Nor is one heard that is gone for this node.
-        if !is_current || !router.whereabouts.is_here(NodeId(open.node)) {
+        if !router.serves_as(open.to_incarnation) || !router.whereabouts.is_here(NodeId(open.node)) {
             one(&router.counters.fenced);
             break;
         }
@@ -373,6 +377,10 @@ impl Settle for LaneIn {
             state.settled += 1;
         }
         state.more.notify_one();
+    }
+
+    fn incarnation(&self) -> u64 {
+        self.numbering.1
     }
 }
 

@@ -138,6 +138,24 @@ impl Router {
         self.mailboxes.close(view, unwritten);
     }
 
+    /// Whether this node holds its lease under this incarnation.
+    pub(crate) fn serves_as(&self, incarnation: u64) -> bool {
+        self.whereabouts.me().1.0 == incarnation && self.whereabouts.is_serving()
+    }
+
+    /// Takes out of all mailboxes what other nodes sent to an earlier incarnation of this one: they saw it end,
+    /// and have routed anew what it had not settled. Call it before anything is delivered under the new one.
+    pub fn forget_former(&self) {
+        let (_, incarnation) = self.whereabouts.me();
+        let void = self.mailboxes.take_out(|delivery| delivery.receipt.is_before(incarnation.0));
+        if !void.is_empty() {
+            tracing::info!(
+                stanzas = void.len(),
+                "left to their senders what waited for sessions of this node"
+            );
+        }
+    }
+
     /// This router, as modules see it.
     pub fn services(&self) -> Arc<dyn Services> {
         match self.myself.upgrade() {

@@ -1,6 +1,8 @@
 //! What sessions ask of the cluster: who owns a full JID, and whether this node may serve.
 
-use cluster::{BindError, Bound, Change, Cluster, ConflictPolicy, Living, NodeId, Sid, Unavailable};
+use cluster::{
+    BindError, Bound, Change, Cluster, ConflictPolicy, Incarnation, Living, NodeId, Sid, Unavailable,
+};
 use futures::future::BoxFuture;
 use jid::FullJid;
 use tokio::sync::mpsc::Receiver;
@@ -8,8 +10,8 @@ use tokio::sync::mpsc::Receiver;
 /// The control plane as sessions see it. [`Cluster`] is the one implementation of a running server; a test may
 /// stand in with a map.
 pub trait Claims: Send + Sync + 'static {
-    /// This node.
-    fn me(&self) -> NodeId;
+    /// This node and its incarnation.
+    fn me(&self) -> (NodeId, Incarnation);
     /// Whether this node holds its lease; without it nothing is delivered and nothing bound here.
     fn is_serving(&self) -> bool;
     /// Agrees that this node's session `sid` owns `jid`.
@@ -30,8 +32,8 @@ pub trait Claims: Send + Sync + 'static {
 }
 
 impl Claims for Cluster {
-    fn me(&self) -> NodeId {
-        Cluster::me(self).0
+    fn me(&self) -> (NodeId, Incarnation) {
+        Cluster::me(self)
     }
 
     fn is_serving(&self) -> bool {

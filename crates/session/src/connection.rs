@@ -48,9 +48,11 @@ pub(crate) struct Connection {
     /// The inbound half, when it waits for room among the replies.
     reader: Cell<Option<Waker>>,
     /// What the inbound half may still do.
-    pace: Cell<Pace>,
+    pub pace: Cell<Pace>,
     /// The inbound half has input that it took from the socket and not handed on.
     pub busy: Cell<bool>,
+    /// Whether the inbound half waits for the lease of this node before it takes anything.
+    pub fenced: Cell<bool>,
 }
 
 /// What the inbound half may still do.
@@ -82,6 +84,7 @@ impl Connection {
             reader: Cell::new(None),
             pace: Cell::new(Pace::Read),
             busy: Cell::new(false),
+            fenced: Cell::new(false),
         }
     }
 
@@ -257,7 +260,9 @@ pub(crate) async fn inbound(
     loop {
         connection.busy.set(true);
         // Without the lease nothing may be handed on: input stays where it is.
-        world.serving().await;
+        connection.fenced.set(true);
+        world.hearing().await;
+        connection.fenced.set(false);
         connection.room().await;
         match reader.feed(&mut input) {
             Ok(Some(StreamEvent::Stanza(stanza))) => {
@@ -451,7 +456,7 @@ pub(crate) async fn outbound(connection: &Connection, view: &SessionView, post: 
 
 /// Writes what waits now, within `limit`, before the stream is closed.
 pub(crate) async fn flush(connection: &Connection, view: &SessionView, post: &mut Post, limit: Duration) {
-    if connection.torn.get() || !connection.world.claims.is_serving() {
+    if connection.torn.get() || !connection.world.is_serving() {
         return;
     }
     let all = async {

@@ -39,6 +39,8 @@ pub enum Outcome {
     Stopping,
     /// This node drains; where the client is sent, if a place is known.
     Moved(Option<String>),
+    /// This node was without its lease for longer than the grace; where the client is sent, if a place is known.
+    CutOff(Option<String>),
     /// The login could not be carried out because the cluster or the store did not answer.
     Unavailable,
     /// Code of ours panicked while it worked for this client.
@@ -66,6 +68,7 @@ impl Outcome {
             Outcome::Overflowed => "overflowed",
             Outcome::Stopping => "stopping",
             Outcome::Moved(_) => "moved",
+            Outcome::CutOff(_) => "cut-off",
             Outcome::Unavailable => "unavailable",
             Outcome::Panicked => "panicked",
         }
@@ -91,15 +94,17 @@ impl Outcome {
             Outcome::Disabled => not_authorized("the account is disabled"),
             Outcome::Removed => not_authorized("the account was removed"),
             Outcome::Stopping => error(StreamCondition::SystemShutdown),
-            Outcome::Moved(elsewhere) => Farewell::Error(away(elsewhere.clone())),
+            Outcome::Moved(elsewhere) | Outcome::CutOff(elsewhere) => {
+                Farewell::Error(away(elsewhere.clone()))
+            }
             Outcome::Unavailable | Outcome::Panicked => error(StreamCondition::InternalServerError),
         }
     }
 
     /// Whether the client ended the session as it should, so that its contacts see no accident.
     pub(crate) fn is_clean(&self) -> bool {
-        use Outcome::{Closed, Disabled, Displaced, Kicked, Moved, Removed, Stopping};
-        matches!(self, Closed | Displaced | Kicked | Disabled | Removed | Stopping | Moved(_))
+        use Outcome::{Closed, CutOff, Disabled, Displaced, Kicked, Moved, Removed, Stopping};
+        matches!(self, Closed | Displaced | Kicked | Disabled | Removed | Stopping | Moved(_) | CutOff(_))
     }
 
     /// Whether what waits for the client is still worth writing before the stream is closed.

@@ -25,6 +25,8 @@ pub(crate) enum Order {
     Stop,
     /// The node drains: as `Stop`, and the client is told where to go.
     Move,
+    /// The node was without its lease for too long: the session is no longer its to serve.
+    CutOff,
 }
 
 /// Its connection has ended: the actor goes too.
@@ -84,6 +86,7 @@ impl Handler<Order> for Session {
                 Order::Displaced => Outcome::Displaced,
                 Order::Stop => Outcome::Stopping,
                 Order::Move => Outcome::Moved(None),
+                Order::CutOff => Outcome::CutOff(None),
             });
         }));
         if obeyed.is_err() {

@@ -2,15 +2,17 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc as blocking;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use actix_rt::{Arbiter, ArbiterHandle, System};
-use cluster::{Change, Living, Loss};
-use hooks::{AccountState, Accounts, Registry, Services};
+use cluster::{Change, Incarnation, Living, Loss};
+use futures::{FutureExt, StreamExt, stream};
+use hooks::{AccountState, Accounts, Hold, Registry, Services, SessionEvent, SessionView};
 use jid::FullJid;
 use parking_lot::Mutex;
 use router::Router;
@@ -99,7 +101,9 @@ pub fn start(
         Passwords::start(limits.password_threads, limits.password_queue).map_err(StartError::Thread)?;
     let (open, is_open) = watch::channel(true);
     let (serving, is_serving) = watch::channel(claims.is_serving());
+    // Before the look at the incarnation: a later one is told.
     let changes = claims.changes();
+    let (_, Incarnation(incarnation)) = claims.me();
     let world = Arc::new(World {
         tls,
         services: router.clone() as Arc<dyn Services>,
@@ -115,6 +119,8 @@ pub fn start(
         table: Table::default(),
         settings: OnceCell::new(),
         serving: is_serving,
+        settled: AtomicU64::new(incarnation),
+        told: AtomicU64::new(incarnation),
         open: is_open,
         draining: AtomicBool::new(false),
         ending: AtomicBool::new(false),
@@ -184,7 +190,28 @@ fn threads(
 
 /// Turns what the cluster tells into orders to sessions.
 async fn follow(world: Arc<World>, mut changes: mpsc::Receiver<Change>, serving: watch::Sender<bool>) {
-    while let Some(change) = changes.recv().await {
+    // Until when the clients of a fenced node wait for its lease.
+    let mut patience: Option<tokio::time::Instant> = None;
+    loop {
+        if patience.is_some_and(|until| until <= tokio::time::Instant::now()) {
+            patience = None;
+            let sessions = world.table.cut_off();
+            tracing::warn!(sessions, "closed all streams: this node was without its lease for too long");
+        }
+        let over = async {
+            match patience {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        let change = tokio::select! {
+            biased;
+            () = over => continue,
+            change = changes.recv() => match change {
+                Some(change) => change,
+                None => return,
+            },
+        };
         match change {
             Change::Displaced { sid, loss, .. } => {
                 let order = match loss {
@@ -193,12 +220,19 @@ async fn follow(world: Arc<World>, mut changes: mpsc::Receiver<Change>, serving:
                 };
                 world.table.order(hooks::Sid(sid.0), order);
             }
-            Change::LeaseLost => {
+            Change::LeaseLost { until } => {
+                world.settled.store(0, Ordering::Release);
                 serving.send_replace(false);
+                patience = Some(until);
+                if until > tokio::time::Instant::now() {
+                    announce(&world, world.table.views(), SessionEvent::Fenced).await;
+                }
             }
-            Change::LeaseBack { .. } => {
+            Change::LeaseBack { incarnation } => {
+                // In time, however long the rest takes.
+                patience = None;
                 // Beside this loop: the table may stand still until the changes behind are taken.
-                actix_rt::spawn(come_back(world.clone(), serving.clone()));
+                actix_rt::spawn(come_back(world.clone(), incarnation, serving.clone()));
             }
             Change::NodeGone { .. } | Change::NodeUp { .. } | Change::NodeDraining { .. } => {}
         }
@@ -223,18 +257,36 @@ async fn sweep(world: Arc<World>) {
 /// Pause between two attempts to bring the living sessions back.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// Sessions that are told of their return at a time.
+const AT_ONCE: usize = 64;
+
 /// The lease is back under a new incarnation, whose table knows none of the sessions that live here: bring
 /// them back, and end those whose full JIDs were taken meanwhile.
-async fn come_back(world: Arc<World>, serving: watch::Sender<bool>) {
-    while world.claims.is_serving() {
-        let living = world.table.views().iter().map(|view| living(view)).collect();
-        match world.claims.resync(living).await {
+async fn come_back(world: Arc<World>, incarnation: Incarnation, serving: watch::Sender<bool>) {
+    while world.claims.is_serving() && world.claims.me().1 == incarnation {
+        world.router.forget_former();
+        let views = world.table.returning();
+        // From before they can be seen: nothing that is new may overtake what was kept for them meanwhile.
+        let takes_messages = |view: &&Arc<SessionView>| view.priority().is_some_and(|priority| priority >= 0);
+        let holds: Vec<Hold> =
+            views.iter().filter(takes_messages).map(|view| world.services.hold(view.account())).collect();
+        match world.claims.resync(views.iter().map(|view| living(view)).collect()).await {
             Ok(taken) => {
-                for sid in taken {
-                    world.table.order(hooks::Sid(sid.0), Order::Displaced);
+                let (taken, back): (Vec<_>, Vec<_>) =
+                    views.into_iter().partition(|view| taken.contains(&cluster::Sid(view.sid().0)));
+                tracing::info!(back = back.len(), taken = taken.len(), "brought the sessions back");
+                for view in taken {
+                    // Other nodes have told its contacts, who see the successor by now.
+                    view.set_presence(None);
+                    world.table.order(view.sid(), Order::Displaced);
                 }
-                actix_rt::spawn(end_locked(world.clone()));
-                break;
+                world.settled.store(incarnation.0, Ordering::Release);
+                serving.send_replace(true);
+                announce(&world, back, SessionEvent::Returned).await;
+                drop(holds);
+                world.told.store(incarnation.0, Ordering::Release);
+                serving.send_replace(true);
+                return end_locked(world).await;
             }
             Err(error) => {
                 tracing::warn!(%error, "failed to bring the sessions back, trying again");
@@ -242,7 +294,21 @@ async fn come_back(world: Arc<World>, serving: watch::Sender<bool>) {
             }
         }
     }
-    serving.send_replace(world.claims.is_serving());
+}
+
+/// Tells modules the same of many sessions, some at a time.
+async fn announce(
+    world: &World,
+    sessions: Vec<Arc<SessionView>>,
+    event: impl Fn(Arc<SessionView>) -> SessionEvent,
+) {
+    let tell = |session| async {
+        let announced = AssertUnwindSafe(world.services.announce(event(session))).catch_unwind();
+        if announced.await.is_err() {
+            world.counters.panics.add(1);
+        }
+    };
+    stream::iter(sessions).for_each_concurrent(AT_ONCE, tell).await;
 }
 
 /// Ends the sessions of accounts that were disabled or removed while this node could not hear of it.
@@ -261,7 +327,7 @@ async fn end_locked(world: Arc<World>) {
     }
 }
 
-fn living(view: &hooks::SessionView) -> Living {
+pub(crate) fn living(view: &SessionView) -> Living {
     Living {
         jid: view.jid().clone(),
         sid: cluster::Sid(view.sid().0),
@@ -278,7 +344,7 @@ impl Listeners {
 
     /// Facts about every bound session of this node.
     pub fn sessions(&self) -> Vec<SessionFacts> {
-        let node = self.world.claims.me();
+        let (node, _) = self.world.claims.me();
         self.world.table.facts(node.0, |jid| self.world.router.queue_depth(jid))
     }
 

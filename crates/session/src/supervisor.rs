@@ -19,7 +19,8 @@ use crate::listener::{self, Door, Guest};
 use crate::login::{self, LoggedIn};
 use crate::outcome::Outcome;
 use crate::proxy::{self, Origin};
-use crate::session::{Ended, Life, Session};
+use crate::session::{Ended, Life, Order, Session};
+use crate::start;
 use crate::table::Entry;
 use crate::world::World;
 
@@ -112,7 +113,7 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn, door: Door) -> 
     let world = &connection.world;
     let life = Rc::new(Life::default());
     let actor = Session::start(life.clone());
-    world.table.add(Entry {
+    let missed = world.table.add(Entry {
         view: view.clone(),
         actor: actor.clone(),
         peer: connection.peer,
@@ -120,12 +121,16 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn, door: Door) -> 
         tls: connection.wire.tls(login::tls_version),
         mechanism,
     });
+    if missed {
+        Box::pin(bring_back(world, &view)).await;
+    }
     world.counters.bound.add(1);
     let mut post = Post::new(mailbox);
     let outcome = halves(connection, &view, reader, input, &mut post, &life).await;
     let outcome = match outcome {
         Outcome::Kicked => why_kicked(world, &view).await,
         Outcome::Moved(_) => Outcome::Moved(world.elsewhere(view.account().as_str(), door)),
+        Outcome::CutOff(_) => Outcome::CutOff(world.elsewhere(view.account().as_str(), door)),
         outcome => outcome,
     };
     if outcome.may_flush() {
@@ -136,6 +141,21 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn, door: Door) -> 
     // No address of the actor is left behind the table's: a lost message ends it as well.
     let _ = actor.try_send(Ended);
     (outcome, post.into_unwritten())
+}
+
+/// Brings back a session that was being bound while the others were: its row went with an incarnation that has
+/// ended, before it sent anything.
+async fn bring_back(world: &World, view: &SessionView) {
+    world.serving().await;
+    let order = match world.claims.resync(vec![start::living(view)]).await {
+        Ok(taken) if taken.is_empty() => return,
+        Ok(_) => Order::Displaced,
+        Err(error) => {
+            tracing::warn!(session = %view.jid(), %error, "failed to bring a new session back");
+            Order::Stop
+        }
+    };
+    world.table.order(view.sid(), order);
 }
 
 /// Whoever disables or removes an account marks it first: the order to go needs no reason of its own.
@@ -203,7 +223,9 @@ where
     F: Future<Output = Result<Outcome, E>>,
 {
     poll_fn(|cx| {
-        if !connection.busy.get() {
+        // Behind the gate of a fenced node it holds what nobody has accepted yet.
+        let is_held_up = || connection.fenced.get() && connection.pace.get() == Pace::Stop;
+        if !connection.busy.get() || is_held_up() {
             return Poll::Ready(None);
         }
         match inbound.as_mut().poll(cx) {
@@ -221,8 +243,8 @@ async fn take_back(world: &Arc<World>, claims: Vec<Claim>, outcome: &Outcome, un
     for claim in claims {
         world.table.remove(claim.sid);
         match outcome {
-            // Its route is gone already.
-            Outcome::Displaced => {}
+            // Its route is gone already, or goes with the incarnation of this node.
+            Outcome::Displaced | Outcome::CutOff(_) => {}
             _ if claim.freed => {}
             _ if hurries(world, outcome) => {
                 let _ = timeout(LEAVE, unbind(world, &claim)).await;

@@ -1,6 +1,6 @@
 //! The sessions of this node: facts about each for operators, and the address of its actor.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -55,6 +55,8 @@ struct Lines {
     sessions: HashMap<Sid, Entry>,
     /// Sessions that are being bound, with the order that came before their actor was there.
     binding: HashMap<Sid, Option<Order>>,
+    /// Those among them that were not brought back with the others, since they had no actor.
+    missed: HashSet<Sid>,
 }
 
 impl Table {
@@ -63,20 +65,28 @@ impl Table {
         self.0.lock().binding.insert(sid, None);
     }
 
-    /// It has an actor now, which gets the order that was kept for it.
-    pub(crate) fn add(&self, entry: Entry) {
+    /// It has an actor now, which gets the order that was kept for it. Whether the others were brought back
+    /// without it since it began.
+    pub(crate) fn add(&self, entry: Entry) -> bool {
         let mut lines = self.0.lock();
         let kept = lines.binding.remove(&entry.view.sid()).flatten();
         if let Some(order) = kept {
             let _ = entry.actor.try_send(order);
         }
+        if kept == Some(Order::CutOff) {
+            // It must not be brought back.
+            return false;
+        }
+        let missed = lines.missed.remove(&entry.view.sid());
         lines.sessions.insert(entry.view.sid(), entry);
+        missed
     }
 
     /// It has ended, or was never bound.
     pub(crate) fn remove(&self, sid: Sid) {
         let mut lines = self.0.lock();
         lines.binding.remove(&sid);
+        lines.missed.remove(&sid);
         lines.sessions.remove(&sid);
         let (len, capacity) = (lines.sessions.len(), lines.sessions.capacity());
         if capacity > 1024 && len * 4 < capacity {
@@ -139,6 +149,29 @@ impl Table {
         for entry in self.0.lock().sessions.values() {
             let _ = entry.actor.try_send(order);
         }
+    }
+
+    /// The sessions that are to be brought back into the cluster's table. Those that are being bound learn it
+    /// when they are added.
+    pub(crate) fn returning(&self) -> Vec<Arc<SessionView>> {
+        let lines = &mut *self.0.lock();
+        lines.missed.extend(lines.binding.keys());
+        lines.sessions.values().map(|entry| entry.view.clone()).collect()
+    }
+
+    /// Ends all sessions, so that none of them can be brought back; how many. Their contacts were told by
+    /// other nodes.
+    pub(crate) fn cut_off(&self) -> usize {
+        let mut lines = self.0.lock();
+        for kept in lines.binding.values_mut() {
+            kept.get_or_insert(Order::CutOff);
+        }
+        let ended = std::mem::take(&mut lines.sessions);
+        for entry in ended.values() {
+            entry.view.set_presence(None);
+            let _ = entry.actor.try_send(Order::CutOff);
+        }
+        ended.len()
     }
 
     pub(crate) fn find(&self, jid: &FullJid) -> Option<Sid> {

@@ -1,7 +1,7 @@
 //! What every connection of the node shares: settings, the rest of the server, counters.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::claims::Claims;
@@ -42,8 +42,12 @@ pub(crate) struct World {
     pub table: Table,
     /// What all negotiations share; made when the store has told the secret.
     pub settings: OnceCell<Arc<Settings>>,
-    /// Whether this node holds its lease, as the changes of the cluster tell it.
+    /// Changes whenever it is worth a look whether this node serves.
     pub serving: watch::Receiver<bool>,
+    /// The incarnation under which the sessions of this node are in the table.
+    pub settled: AtomicU64,
+    /// The incarnation under which they and their contacts were told of each other.
+    pub told: AtomicU64,
     /// Whether listeners accept; false ends whoever is not bound yet.
     pub open: watch::Receiver<bool>,
     /// Whether this node drains: whoever comes is sent elsewhere.
@@ -71,10 +75,29 @@ impl World {
         self.ending.load(Ordering::Relaxed)
     }
 
-    /// Waits while this node has lost its lease: nothing is delivered and nothing read meanwhile.
+    /// Whether this node holds its lease, and its sessions are in the table under it.
+    pub(crate) fn is_serving(&self) -> bool {
+        // The incarnation as well: a lease may be back before anybody here has heard that one was lost.
+        self.claims.is_serving() && self.settled.load(Ordering::Acquire) == self.claims.me().1.0
+    }
+
+    /// Waits while this node does not serve: nothing is delivered and nobody bound meanwhile.
     pub(crate) async fn serving(&self) {
+        self.until(|| self.is_serving()).await;
+    }
+
+    /// Waits while nothing may be taken from clients: as above, and until those that were fenced and their
+    /// contacts were told of each other, or later presence would be overtaken by that.
+    pub(crate) async fn hearing(&self) {
+        self.until(|| {
+            self.is_serving() && self.told.load(Ordering::Acquire) == self.settled.load(Ordering::Acquire)
+        })
+        .await;
+    }
+
+    async fn until(&self, is_so: impl Fn() -> bool) {
         // The cluster has the first and the last word; the channel only shortens the wait.
-        while !self.claims.is_serving() {
+        while !is_so() {
             let mut serving = self.serving.clone();
             let _ = tokio::time::timeout(LOOK, serving.changed()).await;
         }

@@ -224,6 +224,66 @@ impl Presence {
     }
 }
 
+/// What a session saw of others when its node lost the lease: the available sessions of its contacts and of its
+/// own account.
+struct Seen(Vec<FullJid>);
+
+impl Presence {
+    /// From the cache alone: a fenced node may have no store. Without it the session was shown nobody.
+    fn seen(&self, services: &dyn Services, session: &SessionView) -> Vec<FullJid> {
+        let account = session.account();
+        let Some(roster) = self.rosters.cached(account) else { return Vec::new() };
+        let shown = roster.items.iter().filter(|(_, item)| item.standing.to);
+        let accounts = shown.filter_map(|(jid, _)| BareJid::new(jid).ok()).chain([account.clone()]);
+        let online = accounts.flat_map(|account| services.online(&account));
+        let available = online.filter(|one| one.priority.is_some() && one.jid != *session.jid());
+        available.map(|one| one.jid).collect()
+    }
+
+    /// The session is back: whoever was told that it had gone is told that it is here, and it hears what it
+    /// missed. As at its initial presence (RFC 6121, 4.2.2), but that it may believe others here who have left.
+    async fn returned(&self, services: &Arc<dyn Services>, session: &Arc<SessionView>, presence: Stanza) {
+        let services = &**services;
+        let account = session.account();
+        // Not from the cache: while nothing reached this node, the roster may have changed.
+        let roster = match self.rosters.read(services, account).await {
+            Ok(roster) => roster,
+            Err(error) => {
+                drop(store_failed(NAME, &error));
+                let Some(roster) = self.rosters.cached(account) else { return };
+                roster
+            }
+        };
+        let mut to = contacts(services, &roster, |standing| standing.from).await;
+        to.push(Jid::from(account.clone()));
+        tell(services, presence, to).await;
+        let seen = session.notes().get::<Seen>();
+        for (at, jid) in seen.iter().flat_map(|seen| &seen.0).enumerate() {
+            if at % SLICE == SLICE - 1 {
+                services.pause().await;
+            }
+            let online = services.online(&jid.to_bare());
+            if !online.iter().any(|one| one.jid == *jid && one.priority.is_some()) {
+                let gone = Stanza::presence(Some("unavailable")).with_from(jid.clone());
+                services.hand(session, gone.with_to(session.jid().clone()));
+            }
+        }
+        session.notes().put(Seen(Vec::new()));
+        probe(services, session, &roster).await;
+        if let Some(priority) = session.priority() {
+            let session = session.clone();
+            let is_so = |one: &hooks::Resource| one.jid == *session.jid() && one.priority == Some(priority);
+            if !services.online(account).iter().any(is_so)
+                && let Err(error) = services.set_priority(&session, Some(priority)).await
+            {
+                // It was changed while the session was brought back, and lost its full JID since.
+                drop(store_failed(NAME, &error));
+            }
+            services.announce(SessionEvent::Available { session, before: None, priority }).await;
+        }
+    }
+}
+
 /// RFC 6121, 4.7.2.3: one whole number from -128 to 127; nothing means 0.
 fn priority(stanza: &Stanza) -> Result<i8, StanzaError> {
     if stanza.body().is_empty() {
@@ -461,6 +521,17 @@ impl Following for Presence {
                     }
                     self.gone(&**services, session.account(), session.jid(), watchers).await;
                 })
+            }
+            SessionEvent::Fenced(session) => {
+                if session.presence().is_some() {
+                    let seen = self.seen(&**services, session);
+                    session.notes().put(Seen(seen));
+                }
+                Answer::Now(())
+            }
+            SessionEvent::Returned(session) => {
+                let Some(presence) = session.presence() else { return Answer::Now(()) };
+                Answer::later(self.returned(services, session, presence))
             }
             SessionEvent::Lost { account, jid } => Answer::later(async move {
                 let watchers = self.watchers(&**services, account).await;

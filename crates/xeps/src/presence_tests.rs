@@ -129,6 +129,43 @@ fn contacts_of_a_node_that_died_are_told_once() {
 }
 
 #[test]
+fn a_session_whose_node_was_cut_off_and_its_contacts_hear_of_each_other() {
+    block_on(async {
+        let bench = bench();
+        let (alice, bob) = friends(&bench).await;
+        let desk = bench.online("bob@localhost/desk").await;
+        bench.services().announce(hooks::SessionEvent::Fenced(alice.view().clone())).await;
+        desk.close().await;
+        bob.send("<presence><show>away</show></presence>").await;
+        alice.hears();
+        bob.hears();
+        bench.services().announce(hooks::SessionEvent::Returned(alice.view().clone())).await;
+        assert_eq!(short(&bob), ["available alice@localhost/phone"]);
+        let mut heard = short(&alice);
+        heard.sort();
+        let truth = [
+            "available alice@localhost/phone",
+            "available bob@localhost/phone",
+            "unavailable bob@localhost/desk",
+        ];
+        assert_eq!(heard, truth);
+    });
+}
+
+#[test]
+fn a_session_that_was_not_available_returns_in_silence() {
+    block_on(async {
+        let bench = bench();
+        let (_alice, bob) = friends(&bench).await;
+        let desk = bench.login("alice@localhost/desk").await;
+        bench.services().announce(hooks::SessionEvent::Fenced(desk.view().clone())).await;
+        bench.services().announce(hooks::SessionEvent::Returned(desk.view().clone())).await;
+        assert!(bob.hears().is_empty());
+        assert!(desk.hears().is_empty());
+    });
+}
+
+#[test]
 fn contacts_see_a_session_that_took_over_from_one_that_was_displaced() {
     block_on(async {
         let bench = bench();

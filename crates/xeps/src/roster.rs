@@ -357,6 +357,10 @@ impl Following for RosterModule {
         match event {
             // What was cached while nobody was here to be pushed to is not to be trusted.
             SessionEvent::Bound(session) => self.rosters.forget(session.account()),
+            // Nor what was cached before this node was cut off; of an available session, presence reads it anew.
+            SessionEvent::Returned(session) if session.presence().is_none() => {
+                self.rosters.forget(session.account());
+            }
             SessionEvent::Closed { session, .. } if services.local_sessions(session.account()).is_empty() => {
                 self.rosters.forget(session.account());
             }

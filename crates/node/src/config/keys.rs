@@ -379,6 +379,12 @@ pub const KEYS: &[Key] = &[
         Is("5000"),
         "The leader expires a node this long after the last renewal that it received, in milliseconds.",
     ),
+    key(
+        "cluster.times.grace_ms",
+        Whole(0, 600_000),
+        Is("15000"),
+        "A node that was without its lease for no longer than this brings its sessions back, and their clients go on; after it the streams are closed, and clients log in anew. In milliseconds.",
+    ),
     key("cluster.times.heartbeat_ms", Whole(10, 600_000), Is("250"), "Raft's heartbeat, in milliseconds."),
     key(
         "cluster.times.election_min_ms",

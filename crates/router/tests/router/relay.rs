@@ -324,6 +324,29 @@ async fn a_node_that_comes_back_under_a_new_incarnation_is_reached_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_at_a_node_that_loses_its_lease_is_left_to_its_sender() {
+    let all = cluster(2, Config::default()).await;
+    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    let carol = all.nodes[1].login("carol@localhost/c", Some(0));
+    let mut bob = all.nodes[1].login("bob@localhost/b", Some(0));
+    alice.chats("bob@localhost", 0).await;
+    until("it waits", || bob.mailbox.len() == 1).await;
+    carol.chats("bob@localhost", 1).await;
+    until("both wait", || bob.mailbox.len() == 2).await;
+    // The sender's node sees the other one end, and has the message kept.
+    all.world.expire(NodeId(2)).await;
+    until("it is kept", || all.keepers[0].ids() == [0]).await;
+    all.nodes[1].come_back(Incarnation(2), &[&bob]);
+    all.nodes[1].router.forget_former();
+    // So it must not be delivered as well; what came from a session of its own node has no other sender.
+    assert_eq!(bob.mailbox.len(), 1);
+    assert_eq!(bob.hears_ids(1).await, [1]);
+    alice.chats("bob@localhost", 2).await;
+    assert_eq!(bob.hears_ids(1).await, [2]);
+    until("it is settled", || all.nodes[0].unsettled() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_without_its_lease_delivers_nothing_that_comes_from_others() {
     let all = cluster(2, Config::default()).await;
     let alice = all.nodes[0].login("alice@localhost/a", Some(0));

@@ -98,11 +98,17 @@ impl Town {
         told
     }
 
+    /// Takes the lease away, for which clients wait so long.
+    pub fn fence(&self, patience: Duration) {
+        self.serving.store(false, Ordering::SeqCst);
+        self.tell(Change::LeaseLost { until: tokio::time::Instant::now() + patience });
+    }
+
     /// Takes the lease away, or gives it back.
     pub fn serve(&self, serving: bool) {
         self.serving.store(serving, Ordering::SeqCst);
         self.tell(match serving {
-            false => Change::LeaseLost,
+            false => return self.fence(Duration::from_secs(15)),
             true => Change::LeaseBack { incarnation: self.incarnation },
         });
     }
@@ -121,8 +127,8 @@ impl Town {
 }
 
 impl Claims for Town {
-    fn me(&self) -> NodeId {
-        self.node
+    fn me(&self) -> (NodeId, Incarnation) {
+        (self.node, self.incarnation)
     }
 
     fn is_serving(&self) -> bool {

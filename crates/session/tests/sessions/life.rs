@@ -186,6 +186,22 @@ async fn nothing_is_served_without_the_lease_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_a_node_that_is_fenced_for_too_long_are_sent_away() {
+    let house = House::new().await;
+    let mut alice = Client::login(&house, "alice", "phone").await;
+    let mut bob = Client::login(&house, "bob", "desk").await;
+    house.town.fence(Duration::from_millis(50));
+    alice.send(&message("bob@localhost/desk", "late")).await;
+    alice.is_told("system-shutdown").await;
+    bob.is_told("system-shutdown").await;
+    house.until("nobody is here", |house| house.listeners.session_count() == 0).await;
+    house.town.serve(true);
+    let mut again = Client::login(&house, "bob", "desk").await;
+    again.send(&message("bob@localhost/desk", "here")).await;
+    assert_eq!(again.hears().await.head.id.as_deref(), Some("here"), "nothing of before is carried");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_read_is_let_go_and_its_sender_is_not_held_up() {
     let house = House::with(|_| {}, |route| route.mailbox_bytes = 64 * 1024).await;
     let mut alice = Client::login(&house, "alice", "phone").await;
