@@ -1,5 +1,6 @@
 //! One lane to another node: numbers, window, what may be forgotten, and what must go anew.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,9 +30,10 @@ pub(crate) struct Lane {
     pub lane: u32,
     state: Mutex<LaneState>,
     unreceived: AtomicUsize,
+    unsettled: AtomicUsize,
     /// There is something to send, or the peer is gone.
     pub more: Notify,
-    /// The other node has received more, or the peer is gone.
+    /// The other node has received or settled more, or the peer is gone.
     moved: Notify,
 }
 
@@ -51,6 +53,8 @@ struct LaneState {
     unsettled_bytes: usize,
     /// By account: how many are not received, and the number of the last.
     in_flight: HashMap<u64, (u32, u64)>,
+    /// By account: the sessions for which something is not settled, and how much.
+    unsettled_for: HashMap<u64, Vec<(Sid, u32)>>,
     connected: bool,
     gone: bool,
 }
@@ -114,6 +118,29 @@ impl InFlight {
     }
 }
 
+/// Stanzas at another node for a session that has ended: they come back, and are older than what goes another way.
+pub(crate) struct Leaving {
+    lane: Arc<Lane>,
+    key: u64,
+    sid: Sid,
+}
+
+impl Leaving {
+    /// Returns when all of them were delivered, stored or bounced, or their node is gone.
+    pub(crate) async fn settled(&self) {
+        loop {
+            let mut moved = std::pin::pin!(self.lane.moved.notified());
+            // Before the look, or a change in between would wake nobody.
+            moved.as_mut().enable();
+            let is_left = |waiting: &Vec<(Sid, u32)>| waiting.iter().any(|(sid, _)| *sid == self.sid);
+            if !self.lane.state.lock().unsettled_for.get(&self.key).is_some_and(is_left) {
+                return;
+            }
+            moved.await;
+        }
+    }
+}
+
 impl Lane {
     pub(crate) fn new(node: NodeId, incarnation: Incarnation, numbering: Incarnation, lane: u32) -> Lane {
         Lane {
@@ -123,6 +150,7 @@ impl Lane {
             lane,
             state: Mutex::new(LaneState { oldest: 1, ..LaneState::default() }),
             unreceived: AtomicUsize::new(0),
+            unsettled: AtomicUsize::new(0),
             more: Notify::new(),
             moved: Notify::new(),
         }
@@ -148,11 +176,18 @@ impl Lane {
                 let entry = state.in_flight.entry(*key).or_default();
                 *entry = (entry.0 + 1, number);
             }
+            if let (Keys::One(key), Some(sid)) = (&item.accounts, item.sid) {
+                let sessions = state.unsettled_for.entry(*key).or_default();
+                match sessions.iter_mut().find(|(one, _)| *one == sid) {
+                    Some((_, count)) => *count += 1,
+                    None => sessions.push((sid, 1)),
+                }
+            }
             state.unreceived_bytes += bytes;
             state.unsettled += 1;
             state.unsettled_bytes += bytes;
             state.items.push_back(item);
-            self.unreceived.store(state.unreceived(), Ordering::Release);
+            self.note(&state);
         }
         self.more.notify_one();
         Ok(())
@@ -165,6 +200,22 @@ impl Lane {
         }
         let (_, number) = *self.state.lock().in_flight.get(&key)?;
         Some(InFlight { lane: self.clone(), number })
+    }
+
+    /// What is unsettled for a session of an account that `is_here` does not know any more.
+    pub(crate) fn leaving(self: &Arc<Self>, key: u64, is_here: impl Fn(Sid) -> bool) -> Option<Leaving> {
+        if self.unsettled.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let state = self.state.lock();
+        let (sid, _) = *state.unsettled_for.get(&key)?.iter().find(|(sid, _)| !is_here(*sid))?;
+        Some(Leaving { lane: self.clone(), key, sid })
+    }
+
+    /// Tells those who ask without the lock.
+    fn note(&self, state: &LaneState) {
+        self.unreceived.store(state.unreceived(), Ordering::Release);
+        self.unsettled.store(state.unsettled, Ordering::Release);
     }
 
     /// The lane as it is now, for the metrics.
@@ -217,7 +268,7 @@ impl Lane {
         state.mark_received(received);
         state.sent = received;
         state.connected = true;
-        self.unreceived.store(state.unreceived(), Ordering::Release);
+        self.note(&state);
         drop(state);
         self.moved.notify_waiters();
         true
@@ -279,7 +330,7 @@ impl Lane {
             done.extend(state.settle(number));
         }
         state.trim();
-        self.unreceived.store(state.unreceived(), Ordering::Release);
+        self.note(&state);
         drop(state);
         self.moved.notify_waiters();
         // Outside of the lock: a receipt may tell a third node.
@@ -332,6 +383,7 @@ impl Lane {
         let items = std::mem::take(&mut state.items);
         *state = LaneState { oldest: state.next(), gone: true, ..LaneState::default() };
         self.unreceived.store(0, Ordering::Release);
+        self.unsettled.store(0, Ordering::Release);
         for item in items.into_iter().filter(|item| !item.settled) {
             let Ok(opened) = envelope::open(item.parcel) else { continue };
             let stage = match opened.purpose {
@@ -395,7 +447,22 @@ impl LaneState {
         item.settled = true;
         self.unsettled -= 1;
         self.unsettled_bytes -= item.parcel.len();
-        Some(std::mem::take(&mut item.receipt))
+        let receipt = std::mem::take(&mut item.receipt);
+        if let (Keys::One(key), Some(sid)) = (&item.accounts, item.sid)
+            && let Entry::Occupied(mut entry) = self.unsettled_for.entry(*key)
+        {
+            let sessions = entry.get_mut();
+            if let Some(at) = sessions.iter().position(|(one, _)| *one == sid) {
+                sessions[at].1 -= 1;
+                if sessions[at].1 == 0 {
+                    sessions.swap_remove(at);
+                }
+            }
+            if sessions.is_empty() {
+                entry.remove();
+            }
+        }
+        Some(receipt)
     }
 
     /// Forgets what is settled and received from the oldest on.

@@ -1,5 +1,6 @@
 //! The nodes that this one sends to: which lane takes what, and what is done when a node is gone.
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use stanza::Stanza;
 
 use crate::config::{HOPS_MAX, LANES};
 use crate::envelope;
-use crate::lane::{InFlight, Item, Keys, Lane, Refused};
+use crate::lane::{InFlight, Item, Keys, Lane, Leaving, Refused};
 use crate::link;
 use crate::metrics::{Fate, LaneFacts};
 use crate::queues::Work;
@@ -126,6 +127,26 @@ impl Peers {
             }
         }
         None
+    }
+
+    /// What a node other than `except` still has for a session of the account that has ended.
+    pub(crate) fn leaving(
+        &self,
+        router: &Router,
+        account: &BareJid,
+        except: Option<NodeId>,
+    ) -> Option<Leaving> {
+        if !self.some.load(Ordering::Acquire) {
+            return None;
+        }
+        let key = key(account.as_str());
+        // Looked up once, and only where something is unsettled.
+        let rows = LazyCell::new(|| router.whereabouts.users(account));
+        let peers = self.peers.read();
+        let others = peers.values().filter(|peer| Some(peer.node) != except);
+        others
+            .map(|peer| &peer.lanes[lane_of(key)])
+            .find_map(|lane| lane.leaving(key, |sid| rows.iter().any(|row| row.sid == sid)))
     }
 
     /// Every lane, for the metrics.

@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use jid::{BareJid, Jid};
 use parking_lot::Mutex;
 use stanza::address::same_account;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::peer::key;
 use crate::router::Router;
@@ -76,6 +76,8 @@ struct Queue {
     /// What was on its way already and came back: older than all that waits.
     returned: VecDeque<Work>,
     waiting: VecDeque<Work>,
+    /// Told when something came back, for the stanza at the head that waits for it.
+    came_back: Arc<Notify>,
 }
 
 /// The queues of all accounts that have one now.
@@ -154,6 +156,27 @@ impl Queues {
         self.push(router, account, work, false);
     }
 
+    /// Puts the stanza that was at the head there again, behind what came back meanwhile.
+    pub(crate) fn yield_to_returned(&self, router: &Arc<Router>, account: &BareJid, transit: Transit) {
+        let work = Work::Stanza(Box::new(transit));
+        let line = work.line(account);
+        let mut shard = self.shard(account).lock();
+        match shard.get_mut(account).and_then(|lines| lines.line(line).as_mut()) {
+            Some(queue) => queue.waiting.push_front(work),
+            None => {
+                drop(shard);
+                self.append(router, account, [work]);
+            }
+        }
+    }
+
+    /// What tells the worker of a queue that something came back.
+    pub(crate) fn came_back(&self, account: &BareJid, from: Option<&Jid>) -> Option<Arc<Notify>> {
+        let mut shard = self.shard(account).lock();
+        let queue = shard.get_mut(account)?.line(Line::of(account, from)).as_ref()?;
+        Some(queue.came_back.clone())
+    }
+
     /// Puts back what was on its way already, before all that waits. Not bounded here: it was counted in a
     /// mailbox or a window.
     pub(crate) fn give_back(
@@ -186,8 +209,12 @@ impl Queues {
                     begun.push(line);
                     Queue::default()
                 });
-                let queue = if returned { &mut queue.returned } else { &mut queue.waiting };
-                queue.push_back(work);
+                if returned {
+                    queue.returned.push_back(work);
+                    queue.came_back.notify_one();
+                } else {
+                    queue.waiting.push_back(work);
+                }
             }
             self.count.fetch_add(begun.len(), Ordering::AcqRel);
         }
@@ -204,7 +231,7 @@ impl Queues {
         let Entry::Occupied(mut entry) = shard.entry(account.clone()) else { return None };
         let queue = entry.get_mut().line(line);
         let work = queue.as_mut().and_then(|queue| {
-            let Queue { returned, waiting } = queue;
+            let Queue { returned, waiting, .. } = queue;
             returned.pop_front().or_else(|| waiting.pop_front())
         });
         if work.is_none() && queue.take().is_some() {

@@ -309,7 +309,12 @@ impl LaneIn {
             }
             let only = if stage == Stage::Past { sid } else { None };
             let receipt = receipt.clone();
-            router.dispatch(Transit { receipt, hops: opened.hops, only, ..Transit::new(stanza, stage) });
+            let transit = Transit { receipt, hops: opened.hops, only, ..Transit::new(stanza, stage) };
+            if stage == Stage::Past && opened.hops > 1 {
+                router.dispatch_returned(transit);
+            } else {
+                router.dispatch(transit);
+            }
         }
         if !refused.is_empty() {
             one(&router.counters.refusals);

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::decision::{Address, Decision, Receiver, Subject, decide, decide_host, is_doubtful};
 use crate::holds::Holds;
 use crate::keysmith::{Keysmith, MakeKeys};
-use crate::lane::InFlight;
+use crate::lane::{InFlight, Leaving};
 use crate::lost;
 use crate::mailboxes::{Delivery, Mailbox, MailboxLimits, Mailboxes, Waiting};
 use crate::metrics::{Counters, Fate, LaneFacts};
@@ -227,6 +227,19 @@ impl Router {
         }
     }
 
+    /// Sends on what another node had for a session that ended: it is older than what waits here.
+    pub(crate) fn dispatch_returned(&self, transit: Transit) {
+        let account = transit.stanza.head.to.as_ref().filter(|to| to.node().is_some()).map(Jid::to_bare);
+        match (self.myself.upgrade(), account) {
+            (Some(router), Some(account))
+                if self.queues.is_busy(&account, transit.stanza.head.from.as_ref()) =>
+            {
+                self.queues.give_back(&router, &account, [Work::Stanza(Box::new(transit))]);
+            }
+            _ => self.dispatch(transit),
+        }
+    }
+
     /// Sends what is older than all that waits for its account, past what waits.
     pub(crate) fn dispatch_ahead(&self, transit: Transit) {
         let Some(router) = self.myself.upgrade() else { return };
@@ -392,6 +405,18 @@ impl Router {
                 None => turn = Some(self.queues.turns.acquire().await),
                 Some(Obstacle::InFlight(in_flight)) => in_flight.confirmed().await,
                 Some(Obstacle::Held) => self.holds.opened(account).await,
+                Some(Obstacle::Behind(leaving)) => {
+                    let now = tokio::time::Instant::now();
+                    let until = *transit.behind_until.get_or_insert(now + self.config.refused_wait());
+                    let from = transit.stanza.head.from.as_ref();
+                    let Some(came_back) = self.queues.came_back(account, from) else { continue };
+                    tokio::select! {
+                        biased;
+                        // It comes back to this very queue.
+                        _ = came_back.notified() => return self.queues.yield_to_returned(self, account, transit),
+                        _ = tokio::time::timeout_at(until, leaving.settled()) => {}
+                    }
+                }
                 Some(Obstacle::Doubt) => {
                     self.renew_table().await;
                     transit.looked = true;
@@ -428,7 +453,16 @@ impl Router {
                 return Some(Obstacle::Doubt);
             }
         }
-        self.peers.in_flight(account, place.node()).map(Obstacle::InFlight)
+        if let Some(in_flight) = self.peers.in_flight(account, place.node()) {
+            return Some(Obstacle::InFlight(in_flight));
+        }
+        // What came from another node may itself be what is waited for.
+        let may_wait =
+            transit.hops == 0 && transit.behind_until.is_none_or(|until| tokio::time::Instant::now() < until);
+        if !may_wait || !matches!(subject, Subject::Message(_)) {
+            return None;
+        }
+        self.peers.leaving(self, account, place.node()).map(Obstacle::Behind)
     }
 
     /// Waits until the table here is as new as the leader's is now, or it takes too long. Those who ask at the
@@ -495,6 +529,8 @@ enum Obstacle {
     Held,
     /// Nobody is there for it by the table here, which may be behind.
     Doubt,
+    /// Older stanzas are at another node, for a session that has ended, and come back from there.
+    Behind(Leaving),
 }
 
 /// Where a stanza goes from here.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cluster::Sid;
 use hooks::SessionView;
 use stanza::Stanza;
+use tokio::time::Instant;
 
 use crate::mailboxes::Delivery;
 use crate::receipt::Receipt;
@@ -45,6 +46,8 @@ pub(crate) struct Transit {
     pub looked: bool,
     /// Other sessions of the account got a copy.
     pub one_of_several: bool,
+    /// Until when it waits for what is older and comes back from another node.
+    pub behind_until: Option<Instant>,
 }
 
 impl Transit {
@@ -61,6 +64,7 @@ impl Transit {
             wait_index: None,
             looked: false,
             one_of_several: false,
+            behind_until: None,
         }
     }
 

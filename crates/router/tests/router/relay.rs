@@ -270,6 +270,58 @@ async fn tables_that_point_at_each_other_end_in_the_store() {
     until("it is forgotten", || all.nodes.iter().all(|node| node.unsettled() == 0)).await;
 }
 
+/// A session that has not read all of its mail ends, and the account comes back at another node while more is sent:
+/// first what comes back from the old node, then what is newer.
+async fn moves_with_unread_mail(to: usize) {
+    let all = cluster(3, Config::default()).await;
+    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    let old = all.nodes[1].login("bob@localhost/b", Some(0));
+    for number in 0..20 {
+        alice.chats("bob@localhost", number).await;
+    }
+    until("it is all there", || old.mailbox.len() == 20).await;
+    // Its route is taken back before its mail is.
+    all.world.unbind(old.sid);
+    for number in 20..40 {
+        alice.chats("bob@localhost", number).await;
+    }
+    let mut new = all.nodes[to].login("bob@localhost/b", Some(0));
+    for number in 40..60 {
+        alice.chats("bob@localhost", number).await;
+    }
+    old.close(&all.world, vec![]);
+    assert_eq!(new.hears_ids(60).await, numbers(0..60));
+    assert!(all.keepers.iter().all(|keeper| keeper.ids().is_empty()));
+    until("all is settled", || all.nodes.iter().all(|node| node.unsettled() == 0)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_ended_session_did_not_read_comes_before_what_is_newer() {
+    moves_with_unread_mail(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_ended_session_did_not_read_comes_back_to_the_node_of_its_sender() {
+    moves_with_unread_mail(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_never_comes_back_is_not_waited_for_for_ever() {
+    let config = Config { refused_wait_ms: 100, ..Config::default() };
+    let all = cluster(3, config).await;
+    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    let old = all.nodes[1].login("bob@localhost/b", Some(0));
+    alice.chats("bob@localhost", 0).await;
+    until("it is there", || old.mailbox.len() == 1).await;
+    // The node of the old session does not come to its end.
+    all.world.unbind(old.sid);
+    let mut new = all.nodes[2].login("bob@localhost/b", Some(0));
+    alice.chats("bob@localhost", 1).await;
+    assert_eq!(new.hears_ids(1).await, [1]);
+    old.close(&all.world, vec![]);
+    assert_eq!(new.hears_ids(1).await, [0]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stanza_for_a_node_that_goes_as_it_is_looked_up_is_not_stranded() {
     let all = cluster(2, Config::default()).await;
