@@ -77,6 +77,22 @@ pub fn note(batch: Batch, version: Version, contact: &str, item: Option<&Item>) 
     batch.put(key(version.changes), &Change { contact: contact.to_owned(), item: item.cloned() })
 }
 
+/// Erases the changes that are kept, once the account has no session anywhere: nobody can hear of them too early, and
+/// they name contacts that the roster may not hold any more.
+pub async fn forget(services: &dyn Services, account: &BareJid) -> Result<(), StoreError> {
+    if !services.online(account).is_empty() {
+        return Ok(());
+    }
+    let partition = partition(account);
+    // Twice as many as there should be: those of a larger gap are left to the next time.
+    let kept = services.store().scan::<Change>(&partition, Range::all().limit(2 * KEPT as usize)).await?;
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let batch = kept.into_iter().fold(Batch::new(partition), |batch, (key, _)| batch.delete::<Change>(key));
+    services.store().commit_one(batch).await.map(drop)
+}
+
 /// Numbers as keys in the order of their value.
 fn key(number: u64) -> Vec<u8> {
     number.to_be_bytes().to_vec()

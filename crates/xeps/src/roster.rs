@@ -363,11 +363,22 @@ impl Following for RosterModule {
             }
             SessionEvent::Closed { session, .. } if services.local_sessions(session.account()).is_empty() => {
                 self.rosters.forget(session.account());
+                return forget_pushes(services, session.account());
             }
+            SessionEvent::Lost { account, .. } => return forget_pushes(services, account),
             _ => {}
         }
         Answer::Now(())
     }
+}
+
+fn forget_pushes<'a>(services: &'a Arc<dyn Services>, account: &'a BareJid) -> Answer<'a, ()> {
+    Answer::later(async move {
+        if let Err(error) = pushes::forget(&**services, account).await {
+            // They are erased at the end of a later session.
+            drop(store_failed(NAME, &error));
+        }
+    })
 }
 
 impl Forgetting for RosterModule {

@@ -379,3 +379,36 @@ fn a_late_push_of_which_nobody_kept_a_note_is_heard_when_it_comes() {
         assert!(phone.hears().is_empty());
     });
 }
+
+#[test]
+fn what_is_noted_of_changes_goes_with_the_last_session_of_the_account() {
+    block_on(async {
+        let bench = bench();
+        let alice = BareJid::new("alice@localhost").unwrap();
+        let noted = || {
+            bench.store().engine().scan(
+                &crate::rosters::partition(&alice),
+                store::Table("roster_changes"),
+                store::Range::all(),
+                std::time::Instant::now() + std::time::Duration::from_secs(5),
+            )
+        };
+        let phone = bench.login("alice@localhost/phone").await;
+        let desk = bench.login("alice@localhost/desk").await;
+        phone.send(&set("<item jid='bob@localhost'/>")).await;
+        phone.send(&set("<item jid='bob@localhost' subscription='remove'/>")).await;
+        phone.send("<presence type='subscribed' to='carol@localhost'/>").await;
+        let all = noted().await.unwrap().len();
+        assert!(all > 2, "{all}");
+        phone.close().await;
+        assert_eq!(noted().await.unwrap().len(), all, "the other one may still hear of them too early");
+        desk.close().await;
+        assert_eq!(noted().await.unwrap().len(), 0);
+        // Approved before, and nobody is there to hear of it.
+        let carol = bench.online("carol@localhost/pc").await;
+        carol.send("<presence type='subscribe' to='alice@localhost'/>").await;
+        assert_eq!(noted().await.unwrap().len(), 0);
+        let again = bench.login("alice@localhost/phone").await;
+        assert_eq!(roster_of(&again).await.1, ["carol@localhost \"\" from"]);
+    });
+}

@@ -252,7 +252,11 @@ impl Rosters {
             }
             if item_changed {
                 self.put_item(services, &mut roster, key, old_item.is_none(), item)?;
-                batch = pushes::note(batch.put(KEY, &roster), roster.version(), key, roster.items.get(key));
+                batch = batch.put(KEY, &roster);
+                // For sessions that could hear of it too early; who logs in from here on reads all of it.
+                if !services.online(account).is_empty() {
+                    batch = pushes::note(batch, roster.version(), key, roster.items.get(key));
+                }
             }
             batch = match &request {
                 _ if request == old_request => batch,
