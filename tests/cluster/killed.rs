@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::{
-    client::{Client, FENCE, unique},
     nodes::{Layout, Nodes},
-    people::{Person, befriend, mark, ping},
+    people::{Person, befriend, fence},
     xml::{CLIENT, Node},
 };
 
@@ -110,16 +109,4 @@ async fn vanish_and_return(mut nodes: Nodes, victim: usize) -> Result<()> {
 
 fn from(node: &Node, jid: &str) -> bool {
     node.name == "presence" && node.attr("from") == Some(jid)
-}
-
-/// What `client` hears before a ping of its own, and a message of another if there is one, came through.
-async fn fence(client: &mut Client, other: Option<&mut Client>) -> Result<Vec<Node>> {
-    let mut ids = vec![unique(FENCE.trim_end_matches('-'))];
-    client.send(&ping("localhost", &ids[0])).await?;
-    if let Some(other) = other {
-        let id = unique(FENCE.trim_end_matches('-'));
-        other.send(&mark(client.jid.as_deref().context("not bound")?, &id)).await?;
-        ids.push(id);
-    }
-    client.up_to_fences(ids).await
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::{
-    client::{Client, FENCE, unique},
+    client::{Client, unique},
     nodes::{Layout, Nodes},
-    people::{Person, befriend, mark, ping},
+    people::{Person, befriend, fence},
     xml::{CLIENT, Node, STREAM},
 };
 
@@ -238,16 +238,4 @@ async fn ended_with(client: &mut Client, condition: &str) -> Result<()> {
     ensure!(is_so, "ended otherwise: {}", last.pretty().join("\n"));
     ensure!(heard.iter().all(|n| n.name != "message"), "delivered although it had no place: {heard:?}");
     Ok(())
-}
-
-/// What `client` hears before a ping of its own, and a message of another if there is one, came through.
-async fn fence(client: &mut Client, other: Option<&mut Client>) -> Result<Vec<Node>> {
-    let mut ids = vec![unique(FENCE.trim_end_matches('-'))];
-    client.send(&ping("localhost", &ids[0])).await?;
-    if let Some(other) = other {
-        let id = unique(FENCE.trim_end_matches('-'));
-        other.send(&mark(client.jid.as_deref().context("not bound")?, &id)).await?;
-        ids.push(id);
-    }
-    client.up_to_fences(ids).await
 }

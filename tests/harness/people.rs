@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    client::{Client, Door, Login, unique},
+    client::{Client, Door, FENCE, Login, unique},
     nodes::Nodes,
     xml::{Node, escape},
 };
@@ -107,6 +107,18 @@ pub fn mark(to: &str, id: &str) -> String {
         escape(to),
         escape(id)
     )
+}
+
+/// What `client` hears before a ping of its own, and a message of another if there is one, came through.
+pub async fn fence(client: &mut Client, other: Option<&mut Client>) -> Result<Vec<Node>> {
+    let mut ids = vec![unique(FENCE.trim_end_matches('-'))];
+    client.send(&ping("localhost", &ids[0])).await?;
+    if let Some(other) = other {
+        let id = unique(FENCE.trim_end_matches('-'));
+        other.send(&mark(client.jid.as_deref().context("not bound")?, &id)).await?;
+        ids.push(id);
+    }
+    client.up_to_fences(ids).await
 }
 
 fn says_both(push: &Node, jid: &str) -> bool {

@@ -149,6 +149,15 @@ impl Queue {
     fn is_crowded(&self, limits: &MailboxLimits) -> bool {
         self.items.len() * 2 >= limits.stanzas || self.bytes * 2 >= limits.bytes
     }
+
+    /// Notes that something was taken out; whether that ended a crowd.
+    fn is_relieved(&mut self, limits: &MailboxLimits) -> bool {
+        let is_relieved = self.crowded_since.is_some() && !self.is_crowded(limits);
+        if is_relieved {
+            self.crowded_since = None;
+        }
+        is_relieved
+    }
 }
 
 /// Why a mailbox takes no more.
@@ -225,6 +234,9 @@ impl Mailboxes {
                 }
                 let bytes: usize = out[before..].iter().map(Delivery::cost).sum();
                 queue.bytes -= bytes;
+                if queue.is_relieved(&self.limits) {
+                    slot.room.notify_waiters();
+                }
                 self.waiting.stanzas.fetch_sub((out.len() - before) as u64, Ordering::Relaxed);
                 self.waiting.bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
             }
@@ -376,10 +388,7 @@ impl Mailbox {
             // An idle session keeps no scratch from its busiest moment.
             queue.items = VecDeque::new();
         }
-        let has_room = queue.crowded_since.is_some() && !queue.is_crowded(&self.limits);
-        if has_room {
-            queue.crowded_since = None;
-        }
+        let has_room = queue.is_relieved(&self.limits);
         drop(queue);
         if has_room {
             self.slot.room.notify_waiters();
