@@ -105,9 +105,11 @@ impl Peers {
         let peer = {
             let mut peers = self.peers.write();
             let peer = peers.remove(&(node, incarnation));
-            self.some.store(!peers.is_empty(), Ordering::Release);
             // Under the lock, so that nobody finds the peer missing and its stanzas not yet in their queues.
-            peer.inspect(|peer| peer.lanes.iter().for_each(|lane| lane.expire(router)))
+            peer.iter().flat_map(|peer| &peer.lanes).for_each(|lane| lane.expire(router));
+            // Behind that: whoever reads that there is no peer asks for no lock.
+            self.some.store(!peers.is_empty(), Ordering::Release);
+            peer
         };
         if peer.is_some() {
             tracing::info!(%node, %incarnation, "a peer is gone, what it had not settled is routed anew");
