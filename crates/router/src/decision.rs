@@ -78,8 +78,12 @@ pub fn is_doubtful(
 ) -> bool {
     match (subject, address) {
         (_, Address::Full(Some(_))) => false,
-        // Directed to a session that its sender has heard of (RFC 6121, 4.6).
-        (Subject::Presence(kind), Address::Full(None)) => kind == PresenceType::Available,
+        // Directed to a session that its sender has heard of (RFC 6121, 4.6), a question about one, or the answer
+        // to one that may just have been bound.
+        (Subject::Presence(kind), Address::Full(None)) => {
+            use PresenceType as P;
+            matches!(kind, P::Available | P::Unavailable | P::Probe)
+        }
         (Subject::Presence(_), Address::Bare) => false,
         // An answer too: whoever waits for it was bound when it asked.
         (_, Address::Full(None)) => true,

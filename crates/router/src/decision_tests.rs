@@ -207,7 +207,9 @@ fn a_newer_table_is_asked_before_nobody_is_there_and_only_then() {
     }
     assert!(!doubtful(Subject::Message(M::Groupchat), BARE, &[]), "never to an account");
     assert!(doubtful(Subject::Presence(P::Available), GONE, &[]), "directed");
-    assert!(!doubtful(Subject::Presence(P::Unavailable), GONE, &[]));
+    assert!(doubtful(Subject::Presence(P::Probe), GONE, &[]), "a question about it");
+    assert!(doubtful(Subject::Presence(P::Unavailable), GONE, &[]), "the answer to its own question");
+    assert!(!doubtful(Subject::Presence(P::Subscribed), GONE, &[]));
     assert!(!doubtful(Subject::Presence(P::Available), BARE, &[]));
     assert!(!doubtful(Subject::Presence(P::Subscribe), BARE, &[]));
 }

@@ -564,7 +564,10 @@ fn place(subject: Subject, address: Address, stage: Stage, rows: &[Row], me: Nod
         subject,
         Subject::Presence(PresenceType::Available | PresenceType::Unavailable | PresenceType::Probe)
     );
-    if to_each && !is_full && stage == Stage::Fresh {
+    // RFC 6121, 4.3.2: about a session that is nowhere, one node says so.
+    let asks_for_none =
+        matches!((subject, address), (Subject::Presence(PresenceType::Probe), Address::Full(None)));
+    if to_each && !is_full && !asks_for_none && stage == Stage::Fresh {
         return each(rows, me);
     }
     let priorities: Vec<Option<i8>> = rows.iter().map(|row| row.priority).collect();
@@ -573,6 +576,7 @@ fn place(subject: Subject, address: Address, stage: Stage, rows: &[Row], me: Nod
     let chosen = match (subject, address) {
         // RFC 6121, 4.3.2: answered for one session, by the node that knows what it last said.
         (Subject::Presence(PresenceType::Probe), Address::Full(Some(asked))) => vec![asked],
+        (Subject::Presence(PresenceType::Probe), Address::Full(None)) => (0..rows.len()).collect(),
         _ => match decide(subject, address, receiver) {
             Decision::Deliver(chosen) => chosen,
             _ => return Place::Here,

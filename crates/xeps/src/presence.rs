@@ -440,12 +440,8 @@ impl Presence {
             services.route(presence.with_to(from.clone()), How::Normal).await;
         }
         let own = same_account(&from, account);
-        // A question about a session that is nowhere comes to every node, as one about the account does.
-        let is_here = || {
-            let sessions = services.local_sessions(account);
-            to.is_full() && sessions.iter().any(|session| session.jid().as_str() == to.as_str())
-        };
-        if answered || (own && to.is_bare()) || !(is_here() || speaks_for(services, account)) {
+        // What names a session came to one node only, wherever that session is.
+        if answered || (own && to.is_bare()) || !(to.is_full() || speaks_for(services, account)) {
             return Ok(());
         }
         let answer = |kind: &str| {

@@ -185,15 +185,16 @@ async fn who_was_just_bound_elsewhere_is_found_by_a_sender_whose_table_is_behind
     alice.chats("bob@localhost", 3).await;
     alice.says("<iq to='bob@localhost/b' type='result' id='4'/>").await;
     alice.says("<message to='bob@localhost/b' id='5'/>").await;
+    alice.says("<presence to='bob@localhost/b' type='unavailable' id='6'/>").await;
     until("the table is asked for", || nodes[0].here.barriers.load(Ordering::SeqCst) == 1).await;
     nodes[0].here.thaw();
-    assert_eq!(bob.hears_ids(5).await, [1, 2, 3, 4, 5]);
+    assert_eq!(bob.hears_ids(6).await, [1, 2, 3, 4, 5, 6]);
     assert!(alice.rest().is_empty() && keeper.ids().is_empty());
     // Nobody who is in the table costs a question.
     let asked = nodes[0].here.barriers.load(Ordering::SeqCst);
-    alice.chats("bob@localhost", 6).await;
-    alice.says("<presence to='bob@localhost/gone' type='unavailable' id='7'/>").await;
-    assert_eq!(bob.hears_ids(1).await, [6]);
+    alice.chats("bob@localhost", 7).await;
+    alice.says("<presence to='bob@localhost/gone' type='subscribed' id='8'/>").await;
+    assert_eq!(bob.hears_ids(1).await, [7]);
     assert_eq!(nodes[0].here.barriers.load(Ordering::SeqCst), asked);
 }
 

@@ -10,12 +10,14 @@ use parking_lot::Mutex;
 use stanza::{Element, Kind};
 use tokio::sync::Semaphore;
 
-/// Keeps messages for absent users, in memory, and hears of lost sessions.
+/// Keeps messages for absent users, in memory, and hears of lost sessions and of probes.
 #[derive(Default)]
 pub struct Keeper {
     /// Receiver and id, in the order in which they came.
     pub kept: Mutex<Vec<(String, String)>>,
     pub lost: Mutex<Vec<String>>,
+    /// Whom a probe asked for.
+    pub probed: Mutex<Vec<String>>,
 }
 
 impl Keeper {
@@ -38,6 +40,10 @@ impl Module for Keeper {
 
 impl Arriving for Keeper {
     fn arriving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
+        let head = &passage.stanza.head;
+        if let (Kind::Presence, Some("probe"), Some(to)) = (head.kind, head.type_.as_deref(), &head.to) {
+            self.probed.lock().push(to.to_string());
+        }
         if passage.stanza.head.kind != Kind::Message || !passage.offline {
             return Answer::PASS;
         }

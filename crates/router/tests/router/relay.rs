@@ -155,6 +155,23 @@ async fn what_a_lost_node_had_not_settled_is_kept_in_order_before_what_comes_lat
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_a_session_that_is_nowhere_asks_one_node() {
+    let all = cluster(3, Config::default()).await;
+    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    let mut laptop = all.nodes[1].login("bob@localhost/laptop", Some(0));
+    let mut desk = all.nodes[2].login("bob@localhost/desk", Some(0));
+    let probed = || all.keepers.iter().flat_map(|keeper| keeper.probed.lock().clone()).collect::<Vec<_>>();
+    alice.says("<presence type='probe' to='bob@localhost/gone'/>").await;
+    alice.says("<presence type='probe' to='bob@localhost'/>").await;
+    // Behind them, to every node.
+    alice.says("<presence type='unavailable' to='bob@localhost' id='1'/>").await;
+    assert_eq!(laptop.hears_ids(1).await, [1]);
+    assert_eq!(desk.hears_ids(1).await, [1]);
+    assert_eq!(probed().iter().filter(|to| *to == "bob@localhost/gone").count(), 1);
+    assert_eq!(probed().iter().filter(|to| *to == "bob@localhost").count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_moved_gets_all_in_order_from_a_sender_with_an_old_table() {
     let all = cluster(3, Config::default()).await;
     let alice = all.nodes[0].login("alice@localhost/a", Some(0));
