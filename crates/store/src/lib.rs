@@ -25,4 +25,4 @@ pub use engine::{
 };
 pub use facts::{Facts, FactsSnapshot, LatencySnapshot};
 pub use record::Stored;
-pub use table::{Store, Versioned};
+pub use table::{Store, Versioned, discard};

@@ -264,6 +264,15 @@ async fn decode_aside<T: Stored>(partition: &Partition, key: &[u8], bytes: Vec<u
     decoded.unwrap_or_else(|_| Err(StoreError::Engine { reason: "a decoder panicked".to_owned() }))
 }
 
+/// Frees what consists of many small pieces on a thread of its own, where there is a runtime: whoever lets go of it
+/// shares its thread with others.
+pub fn discard<T: Send + 'static>(value: T) {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(move || drop(value))),
+        Err(_) => drop(value),
+    }
+}
+
 fn decode<T: Stored>(partition: &Partition, key: &[u8], bytes: &[u8]) -> Result<T, StoreError> {
     record::decode(bytes).map_err(|e| StoreError::Corrupt {
         partition: partition.clone(),

@@ -1,6 +1,5 @@
 //! RFC 6121, section 4: Exchanging Presence Information. Who is available is told to who may know.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hooks::{
@@ -178,7 +177,7 @@ impl Presence {
         presence: Stanza,
         to_contacts: bool,
     ) {
-        let mut to: BTreeSet<Jid> = session.take_directed().into_iter().collect();
+        let mut to: Vec<Jid> = session.take_directed().into_iter().collect();
         if to_contacts {
             let contacts = self.watchers(services, session.account()).await;
             to.retain(|directed| {
@@ -186,29 +185,35 @@ impl Presence {
             });
             to.extend(contacts);
         }
-        tell(services, presence, to.into_iter().collect()).await;
+        tell(services, presence, to).await;
     }
 
-    /// Who sees the presence of the account: its contacts, and its own devices.
-    async fn watchers(&self, services: &dyn Services, account: &BareJid) -> BTreeSet<Jid> {
+    /// Who sees the presence of the account, by name: its contacts, and its own devices.
+    async fn watchers(&self, services: &dyn Services, account: &BareJid) -> Vec<Jid> {
         let own = Jid::from(account.clone());
         match self.rosters.of(services, account).await {
             Ok(roster) => {
-                let contacts = contacts(services, &roster, |standing| standing.from).await;
-                contacts.into_iter().chain([own]).collect()
+                let mut watchers = contacts(services, &roster, |standing| standing.from).await;
+                if let Err(at) = position(&watchers, own.as_str()) {
+                    watchers.insert(at, own);
+                }
+                watchers
             }
             Err(error) => {
                 // Own devices are told; contacts find out when they ask again.
                 drop(store_failed(NAME, &error));
-                BTreeSet::from([own])
+                vec![own]
             }
         }
     }
 
     /// A session is gone without having said so.
-    async fn gone(&self, services: &dyn Services, account: &BareJid, jid: &FullJid, watchers: BTreeSet<Jid>) {
+    async fn gone(&self, services: &dyn Services, account: &BareJid, jid: &FullJid, watchers: Vec<Jid>) {
         let presence = Stanza::presence(Some("unavailable")).with_from(jid.clone());
-        tell(services, presence, watchers.iter().cloned().collect()).await;
+        for some in watchers.chunks(SLICE) {
+            tell(services, presence.clone(), some.to_vec()).await;
+            services.pause().await;
+        }
         // A successor under the same full JID may have become available before this was sent: then
         // everyone was told a lie, and asks again.
         let is_back = |services: &dyn Services| {
@@ -321,13 +326,16 @@ async fn contacts(services: &dyn Services, roster: &Roster, wanted: impl Fn(Stan
 }
 
 /// Sends one stanza to many.
-async fn tell(services: &dyn Services, stanza: Stanza, mut to: Vec<Jid>) {
-    while to.len() > SLICE {
-        let rest = to.split_off(SLICE);
-        services.fan_out(stanza.clone(), std::mem::replace(&mut to, rest)).await;
+async fn tell(services: &dyn Services, stanza: Stanza, to: Vec<Jid>) {
+    if to.len() <= SLICE {
+        return services.fan_out(stanza, to).await;
+    }
+    let mut to = to.into_iter();
+    while to.len() > 0 {
+        let some = to.by_ref().take(SLICE).collect();
+        services.fan_out(stanza.clone(), some).await;
         services.pause().await;
     }
-    services.fan_out(stanza, to).await;
 }
 
 /// RFC 6121, 4.3.1: asks contacts and own devices whether they are available.
@@ -353,13 +361,18 @@ async fn probe(services: &dyn Services, session: &SessionView, roster: &Roster) 
     }
 }
 
-/// Whether what is sent to the accounts of `contacts` reaches a receiver of directed presence too: it must not be
+/// Where somebody is among the watchers, or would be.
+fn position(watchers: &[Jid], jid: &str) -> Result<usize, usize> {
+    watchers.binary_search_by(|one| one.as_str().cmp(jid))
+}
+
+/// Whether what is sent to the accounts of `watchers` reaches a receiver of directed presence too: it must not be
 /// told twice. To an account means to its available sessions (RFC 6121, 8.5.2.1.2).
-fn is_reached(services: &dyn Services, contacts: &BTreeSet<Jid>, directed: &Jid) -> bool {
+fn is_reached(services: &dyn Services, watchers: &[Jid], directed: &Jid) -> bool {
     let account = directed.to_bare();
     let is_merely_bound =
         |one: &hooks::Resource| one.priority.is_none() && one.jid.as_str() == directed.as_str();
-    contacts.contains(&Jid::from(account.clone()))
+    position(watchers, account.as_str()).is_ok()
         && !(directed.is_full() && services.online(&account).iter().any(is_merely_bound))
 }
 
@@ -504,7 +517,7 @@ impl Following for Presence {
         match event {
             SessionEvent::Closed { session, .. } => {
                 let was_available = session.set_presence(None).is_some();
-                let directed: BTreeSet<Jid> = session.take_directed().into_iter().collect();
+                let directed: Vec<Jid> = session.take_directed().into_iter().collect();
                 if !was_available && directed.is_empty() {
                     return Answer::Now(());
                 }

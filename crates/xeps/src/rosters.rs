@@ -71,6 +71,14 @@ impl Stored for Roster {
     const SCHEMA: u8 = 1;
 }
 
+impl Drop for Roster {
+    fn drop(&mut self) {
+        if self.items.len() > LONG {
+            store::discard(std::mem::take(&mut self.items));
+        }
+    }
+}
+
 impl Roster {
     /// The version that clients see (RFC 6121, 2.6).
     pub fn version(&self) -> Version {
@@ -128,6 +136,8 @@ pub struct Changed<R> {
 /// How often a change starts anew when another writer was first.
 const ATTEMPTS: usize = 32;
 const SHARDS: usize = 64;
+/// Contacts beyond which a roster is freed aside: it consists of some small pieces for each of them.
+const LONG: usize = 1_000;
 /// The one key of an account's roster.
 const KEY: &[u8] = b"";
 
@@ -184,7 +194,9 @@ impl Rosters {
     pub fn forget(&self, account: &BareJid) {
         let mut shard = self.shard(account).lock();
         shard.forgotten += 1;
-        shard.rosters.remove(account);
+        let former = shard.rosters.remove(account);
+        drop(shard);
+        drop(former);
     }
 
     /// As `forget`, unless the cached roster is of this version.
@@ -194,7 +206,9 @@ impl Rosters {
             return;
         }
         shard.forgotten += 1;
-        shard.rosters.remove(account);
+        let former = shard.rosters.remove(account);
+        drop(shard);
+        drop(former);
     }
 
     /// Changes the item of `contact`, and the request that waits from it, in one step. `change`
