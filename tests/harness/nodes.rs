@@ -394,14 +394,19 @@ impl Nodes {
 
     /// Starts the process of a node and waits for nothing.
     pub fn spawn(&mut self, at: usize) -> Result<()> {
+        self.spawn_with(at, binary()?)
+    }
+
+    /// As `spawn`, with a binary that is not the one under test.
+    pub fn spawn_with(&mut self, at: usize, binary: &Path) -> Result<()> {
         let node = &mut self.nodes[at];
         let log = fs::OpenOptions::new().create(true).append(true).open(node.folder.join("log"))?;
         let mut command = match self.files {
-            None => Command::new(binary()?),
+            None => Command::new(binary),
             Some((soft, hard)) => {
                 let mut shell = Command::new("sh");
                 let limited = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\"");
-                shell.arg("-c").arg(limited).arg(binary()?);
+                shell.arg("-c").arg(limited).arg(binary);
                 shell
             }
         };
