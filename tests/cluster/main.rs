@@ -3,4 +3,5 @@
 mod count;
 mod earlier;
 mod killed;
+mod meeting;
 mod paused;

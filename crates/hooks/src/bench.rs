@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use futures::FutureExt;
+use futures::channel::oneshot;
 use futures::future::BoxFuture;
 use jid::{BareJid, FullJid, Jid};
 use parking_lot::Mutex;
@@ -55,6 +56,8 @@ struct State {
     cut_off: bool,
     /// Accounts whose messages would wait.
     held: Vec<BareJid>,
+    /// What the next change of a priority waits for, seen by all, before whoever made it hears of it.
+    late: Option<oneshot::Receiver<()>>,
 }
 
 struct Row {
@@ -114,6 +117,7 @@ impl Bench {
                 sids: 0,
                 cut_off: false,
                 held: Vec::new(),
+                late: None,
             }),
         });
         let node = |number| {
@@ -255,6 +259,13 @@ impl Bench {
     /// From now on the cluster agrees on nothing (or again on everything): no quorum.
     pub fn cut_off(&self, cut_off: bool) {
         self.nodes[0].shared.state.lock().cut_off = cut_off;
+    }
+
+    /// The next change of a priority is seen by all before whoever made it hears that it is agreed: when that is sent.
+    pub fn hold_back_agreement(&self) -> oneshot::Sender<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.nodes[0].shared.state.lock().late = Some(receiver);
+        sender
     }
 
     /// Whether messages to the account would wait now, behind what is handed over to a session.
@@ -588,11 +599,18 @@ impl Services for Node {
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
             self.agree()?;
-            session.set_priority(priority);
-            let mut state = self.shared.state.lock();
-            if let Some(row) = state.rows.iter_mut().find(|row| row.view.sid() == session.sid()) {
-                row.priority = priority;
+            let late = {
+                let mut state = self.shared.state.lock();
+                if let Some(row) = state.rows.iter_mut().find(|row| row.view.sid() == session.sid()) {
+                    row.priority = priority;
+                }
+                state.late.take()
+            };
+            if let Some(late) = late {
+                // Whoever held it back and went away does so no longer.
+                late.await.ok();
             }
+            session.set_priority(priority);
             Ok(())
         }
         .boxed()

@@ -84,6 +84,11 @@ impl SessionView {
         self.presence.lock().clone()
     }
 
+    /// Whether there is one.
+    pub fn has_presence(&self) -> bool {
+        self.presence.lock().is_some()
+    }
+
     /// Replaces the presence and returns the one before.
     pub fn set_presence(&self, presence: Option<Stanza>) -> Option<Stanza> {
         std::mem::replace(&mut self.presence.lock(), presence)

@@ -116,7 +116,12 @@ impl Router {
         exists: bool,
     ) -> Decision {
         let Some(to) = &transit.stanza.head.to else { return Decision::Ignore };
-        let priorities: Vec<Option<i8>> = rows.iter().map(|row| row.priority).collect();
+        let mut priorities: Vec<Option<i8>> = rows.iter().map(|row| row.priority).collect();
+        if transit.stage == Stage::Here
+            && matches!(subject, Subject::Presence(PresenceType::Available | PresenceType::Unavailable))
+        {
+            self.count_in_who_comes(account, rows, &mut priorities);
+        }
         let keeps_offline = self.keeps_offline(account.domain().as_str());
         let address = match (subject, address(to, rows)) {
             // It was on its way to a session that was there when it was sent: better kept than bounced.
@@ -126,6 +131,21 @@ impl Router {
             (_, address) => address,
         };
         decide(subject, address, Receiver { exists, priorities: &priorities, keeps_offline })
+    }
+
+    /// Who sends presence from another node may see a session here as available before this copy of the table does:
+    /// once that catches up, the session asks only those whom it shows by then. So presence must not be lost on it.
+    fn count_in_who_comes(&self, account: &BareJid, rows: &[Row], priorities: &mut [Option<i8>]) {
+        let (me, _) = self.whereabouts.me();
+        for (row, priority) in rows.iter().zip(priorities).filter(|(row, _)| row.node == me) {
+            let comes = || {
+                let slot = self.mailboxes.find(account, hooks::Sid(row.sid.0));
+                slot.is_some_and(|slot| slot.view.has_presence())
+            };
+            if priority.is_none() && comes() {
+                *priority = Some(0);
+            }
+        }
     }
 
     /// Whether the rules name a session for a stanza that the handlers have seen.

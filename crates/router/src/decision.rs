@@ -70,7 +70,7 @@ pub fn decide_host(subject: Subject, has_resource: bool) -> Decision {
 
 /// Whether a session that the table does not show yet, or not as available, could have got the stanza: then
 /// a newer table is worth a question before it is bounced, kept or given to another session. Presence to an
-/// account needs none: who comes asks for it.
+/// account needs none: who comes asks for it, and who is about to be seen to come gets it.
 pub fn is_doubtful(
     subject: Subject,
     address: Address,

@@ -131,11 +131,15 @@ impl Presence {
         // later messages wait.
         let takes_messages = priority >= 0 && before.is_none_or(|before| before < 0);
         let hold = takes_messages.then(|| services.hold(account));
-        if before != Some(priority) {
-            services.set_priority(session, Some(priority)).await?;
-        }
         let presence = passage.stanza.clone().with_from(session.jid().clone());
-        session.set_presence(Some(presence.clone()));
+        // As early, too: who sees that it is available asks it, and may not be seen from here yet, to be told.
+        let former = session.set_presence(Some(presence.clone()));
+        if before != Some(priority)
+            && let Err(error) = services.set_priority(session, Some(priority)).await
+        {
+            session.set_presence(former);
+            return Err(error.into());
+        }
         let mut to = contacts(services, &roster, |standing| standing.from).await;
         // RFC 6121, 4.2.2: own devices are subscribed without saying so, this one among them.
         to.push(Jid::from(account.clone()));

@@ -47,6 +47,43 @@ fn initial_presence_goes_to_contacts_and_back_come_theirs() {
     });
 }
 
+/// Two contacts become available at the same moment at two nodes: the one that is agreed on first is asked by the other,
+/// whom its own node may not show yet.
+#[test]
+fn who_is_seen_to_be_available_answers_at_once() {
+    block_on(async {
+        let bench = bench();
+        let (alice, bob) = friends(&bench).await;
+        alice.hears();
+        bob.hears();
+        let desk = bench.login("alice@localhost/desk").await;
+        let agreed = bench.hold_back_agreement();
+        let asked = async {
+            bob.send("<presence type='probe' to='alice@localhost'/>").await;
+            let answers = short(&bob);
+            assert!(answers.contains(&"available alice@localhost/desk".to_owned()), "{answers:?}");
+            agreed.send(()).unwrap();
+        };
+        futures::join!(desk.send("<presence/>"), asked);
+        assert_eq!(desk.view().priority(), Some(0));
+    });
+}
+
+#[test]
+fn presence_that_is_not_agreed_on_is_none() {
+    block_on(async {
+        let bench = bench();
+        let (_alice, bob) = friends(&bench).await;
+        bob.hears();
+        let desk = bench.login("alice@localhost/desk").await;
+        bench.cut_off(true);
+        desk.send("<presence/>").await;
+        bench.cut_off(false);
+        assert!(desk.view().presence().is_none());
+        assert!(short(&bob).is_empty());
+    });
+}
+
 #[test]
 fn later_presence_is_broadcast_without_probes() {
     block_on(async {

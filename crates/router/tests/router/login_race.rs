@@ -174,6 +174,24 @@ async fn messages_that_are_held_wait_in_order_and_what_is_older_passes_them() {
     until("nobody waits", || nodes[1].router.account_queues() == 0).await;
 }
 
+/// Two contacts become available at the same moment: the one that is agreed on last sees the other, whose own node may
+/// not show that yet, and who asks nobody but those whom it shows when it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn presence_reaches_who_becomes_available_where_the_table_is_behind() {
+    let (_world, nodes, _links, _keeper) = two(Config::default()).await;
+    let alice = nodes[0].login("alice@localhost/a", Some(0));
+    let mut bob = nodes[1].login("bob@localhost/b", None);
+    let mut mute = nodes[1].login("bob@localhost/mute", None);
+    nodes[1].here.freeze();
+    bob.view.set_presence(Some(parse("<presence/>")));
+    let agreed = nodes[1].router.services().set_priority(&bob.view, Some(0)).await;
+    agreed.unwrap();
+    alice.says("<presence to='bob@localhost' id='1'/>").await;
+    alice.says("<presence to='bob@localhost' type='unavailable' id='2'/>").await;
+    assert_eq!(bob.hears_ids(2).await, [1, 2]);
+    assert!(mute.rest().is_empty(), "a session that has said nothing heard of it");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_was_just_bound_elsewhere_is_found_by_a_sender_whose_table_is_behind() {
     let (_world, nodes, _links, keeper) = two(Config::default()).await;
