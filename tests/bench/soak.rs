@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use tests::{
     client::Door,
+    ground::Space,
     people::Person,
     slow_reader::{self, Ends},
     soak::{Soak, Stage},
@@ -50,7 +51,8 @@ impl Default for Crowd {
 
 /// Prints memory before and after, and what became of each client and message; fails where something stays.
 pub async fn run(server: &Server, crowd: Crowd) -> Result<()> {
-    let door = Door { c2s: server.starttls.parse()?, direct: server.direct_tls.parse()? };
+    let door =
+        Door { c2s: server.starttls.parse()?, direct: server.direct_tls.parse()?, space: Space::default() };
     let mut people = Vec::new();
     for n in 0..PEOPLE {
         let (user, host) = (format!("s{n}"), "localhost".to_owned());

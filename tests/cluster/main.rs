@@ -1,7 +1,9 @@
-//! What happens to a cluster of real processes when one of them is killed, paused, or of another version.
+//! What happens to a cluster of real processes when some of them are killed, paused, cut off, or of another version.
 
 mod count;
+mod cuts;
 mod earlier;
 mod killed;
 mod meeting;
 mod paused;
+mod scene;

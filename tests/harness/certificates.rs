@@ -1,7 +1,12 @@
 //! Authorities that sign certificates, and clients and servers that show them.
 
+use std::{fs, path::Path};
+
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    SanType,
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// An authority that signs whatever it is asked to.
@@ -30,6 +35,22 @@ impl Authority {
         edit(&mut params);
         let cert = params.signed_by(&key, &self.0)?;
         Ok(Identity { cert: cert.der().clone(), key })
+    }
+
+    /// Writes the certificate of a node of these roles into a folder; the lines of `[cluster]` that name it.
+    pub fn certify_node(&self, folder: &Path, roles: &[&str]) -> Result<String> {
+        let roles = roles.iter().map(|role| format!("{role}.rookery-cluster"));
+        let names = std::iter::once("rookery-cluster".to_owned()).chain(roles);
+        let names = names.map(|name| Ok(SanType::DnsName(name.try_into()?))).collect::<Result<_>>()?;
+        let uses = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let (cert, key) = self.certify(names, |params| params.extended_key_usages = uses)?.pem();
+        let files = [("ca", "ca.pem", self.pem()), ("cert", "node.pem", cert), ("key", "node.key", key)];
+        let lines = files.into_iter().map(|(word, name, text)| {
+            let path = folder.join(name);
+            fs::write(&path, text)?;
+            Ok(format!("{word} = {path:?}\n"))
+        });
+        lines.collect()
     }
 }
 

@@ -16,7 +16,6 @@ use rustls::{ClientConfig, client::danger};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
-    net::TcpStream,
     sync::mpsc,
     time::{Instant, timeout_at},
 };
@@ -24,6 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     certificates::Identity,
+    ground::Space,
     scram::{Exchange, Hash},
     xml::{Assembler, CLIENT, Node, Piece, STREAM, escape},
 };
@@ -58,6 +58,8 @@ pub struct Door {
     pub c2s: SocketAddr,
     /// Direct TLS port (XEP-0368).
     pub direct: SocketAddr,
+    /// Where the client is.
+    pub space: Space,
 }
 
 /// One connection, in whatever state it is.
@@ -116,7 +118,9 @@ impl Channel {
 impl Client {
     /// Connects to the STARTTLS port and says nothing.
     pub async fn open_plain(door: Door, host: &str) -> Result<Client> {
-        let socket = TcpStream::connect(door.c2s)
+        let socket = door
+            .space
+            .connect(door.c2s)
             .await
             .with_context(|| format!("failed to connect to {}", door.c2s))?;
         socket.set_nodelay(true)?;
@@ -130,7 +134,9 @@ impl Client {
 
     /// As `open_direct`, with TLS settings of one's own.
     pub async fn open_direct_with(door: Door, host: &str, tls: Arc<ClientConfig>) -> Result<Client> {
-        let socket = TcpStream::connect(door.direct)
+        let socket = door
+            .space
+            .connect(door.direct)
             .await
             .with_context(|| format!("failed to connect to {}", door.direct))?;
         socket.set_nodelay(true)?;

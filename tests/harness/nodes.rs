@@ -1,4 +1,4 @@
-//! Runs the real binary: one node, three nodes, or three backends with two frontends, on free loopback ports.
+//! Runs the real binary: one node, three nodes, or three backends with two frontends, on free loopback ports or in namespaces.
 
 use std::{
     fmt, fs,
@@ -13,13 +13,20 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use hyper_util::rt::TokioIo;
 use proto::admin::{GetClusterRequest, GetClusterResponse, admin_client::AdminClient};
 use tokio::{
     process::{Child, Command},
     time::{Instant, interval, interval_at, timeout},
 };
 
-use crate::client::{Door, unique};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    certificates::Authority,
+    client::{Door, unique},
+    ground::{Ground, Space},
+};
 
 /// Domains that every cluster of the tests serves.
 pub const HOSTS: &[&str] = &["localhost", "other.example"];
@@ -76,6 +83,8 @@ pub struct Node {
     pub door: Option<Door>,
     pub admin: SocketAddr,
     pub cluster: SocketAddr,
+    /// Where its sockets are, and those of its clients and operators.
+    pub space: Space,
     /// Its config, data and log.
     pub folder: PathBuf,
     child: Option<Child>,
@@ -89,6 +98,8 @@ pub struct Nodes {
     keep: AtomicBool,
     /// Soft and hard limit of the files that each process may open; `None`: those of the test.
     files: Option<(u32, u32)>,
+    /// What is between the nodes, where that is more than loopback.
+    ground: Option<Ground>,
 }
 
 impl Nodes {
@@ -111,46 +122,80 @@ impl Nodes {
         files: Option<(u32, u32)>,
         edit: impl Fn(&[Node], &Node, String) -> Result<String>,
     ) -> Result<Nodes> {
-        let mut cluster = Nodes::prepare_limited(layout, files, edit)?;
-        for at in 0..cluster.nodes.len() {
-            cluster.spawn(at)?;
-        }
-        if let Err(e) = cluster.formed().await {
-            cluster.keep.store(true, Ordering::Relaxed);
-            return Err(e.context(format!("{layout} did not form; logs are in {}", cluster.folder.display())));
-        }
+        let mut cluster = Nodes::prepare_limited(layout, files, None, edit)?;
+        cluster.start_all().await?;
         Ok(cluster)
+    }
+
+    /// As `start_edited`, with each node on a machine of its own, as far as it can tell: links that can be cut, under
+    /// TLS. `None` where that is not permitted.
+    pub async fn start_apart(
+        layout: Layout,
+        edit: impl Fn(&[Node], &Node, String) -> Result<String>,
+    ) -> Result<Option<Nodes>> {
+        let Some(mut cluster) = Nodes::prepare_apart(layout, edit).await? else { return Ok(None) };
+        cluster.start_all().await?;
+        Ok(Some(cluster))
+    }
+
+    /// As `prepare`, with each node on a machine of its own.
+    pub async fn prepare_apart(
+        layout: Layout,
+        edit: impl Fn(&[Node], &Node, String) -> Result<String>,
+    ) -> Result<Option<Nodes>> {
+        let Some(ground) = Ground::lay(layout.nodes().len()).await? else { return Ok(None) };
+        Nodes::prepare_limited(layout, None, Some(ground), edit).map(Some)
+    }
+
+    /// What is between the nodes.
+    pub fn ground(&self) -> Result<&Ground> {
+        self.ground.as_ref().context("all nodes are on one machine")
+    }
+
+    async fn start_all(&mut self) -> Result<()> {
+        for at in 0..self.nodes.len() {
+            self.spawn(at)?;
+        }
+        if let Err(e) = self.formed().await {
+            self.keep.store(true, Ordering::Relaxed);
+            let (layout, folder) = (self.layout, self.folder.display());
+            return Err(e.context(format!("{layout} did not form; logs are in {folder}")));
+        }
+        Ok(())
     }
 
     /// Nodes with folders and configs, of which none runs yet; `start_again` starts one.
     pub fn prepare(layout: Layout, edit: impl Fn(&[Node], &Node, String) -> Result<String>) -> Result<Nodes> {
-        Nodes::prepare_limited(layout, None, edit)
+        Nodes::prepare_limited(layout, None, None, edit)
     }
 
     fn prepare_limited(
         layout: Layout,
         files: Option<(u32, u32)>,
+        ground: Option<Ground>,
         edit: impl Fn(&[Node], &Node, String) -> Result<String>,
     ) -> Result<Nodes> {
         let folder = target_dir()?.join("tests").join(unique(&layout.to_string().replace(' ', "-")));
         fs::create_dir_all(&folder)?;
         let mut nodes = Vec::new();
-        for (name, roles) in layout.nodes() {
+        for (at, (name, roles)) in layout.nodes().into_iter().enumerate() {
             let serves = roles.contains(&"frontend");
-            let door = serves.then(|| Door { c2s: free_address(), direct: free_address() });
+            let space = ground.as_ref().map(|ground| ground.space(at)).unwrap_or_default();
+            let address = |own| match &ground {
+                None => free_address(),
+                Some(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, own)),
+            };
+            let door = serves.then(|| Door { c2s: address(5222), direct: address(5223), space });
+            let admin = address(5280);
+            let mut cluster = address(7400);
+            if let Some(ground) = &ground {
+                cluster.set_ip(ground.address(at));
+            }
             let folder = folder.join(&name);
             fs::create_dir_all(&folder)?;
-            nodes.push(Node {
-                name,
-                roles,
-                door,
-                admin: free_address(),
-                cluster: free_address(),
-                folder,
-                child: None,
-            });
+            nodes.push(Node { name, roles, door, admin, cluster, space, folder, child: None });
         }
-        let cluster = Nodes { layout, nodes, folder, keep: AtomicBool::new(false), files };
+        let cluster = Nodes { layout, nodes, folder, keep: AtomicBool::new(false), files, ground };
         cluster.write_configs(edit)?;
         Ok(cluster)
     }
@@ -169,8 +214,10 @@ impl Nodes {
 
     /// As `cli`, against the admin service of one node.
     pub async fn cli_at(&self, at: usize, words: &[&str]) -> Result<String> {
-        let admin = format!("http://{}", self.nodes[at].admin);
-        let run = Command::new(binary()?).args(words).args(["--admin", &admin]).stdin(Stdio::null()).output();
+        let Node { admin, space, .. } = &self.nodes[at];
+        let admin = format!("http://{admin}");
+        let mut command = space.command(binary()?);
+        let run = command.args(words).args(["--admin", &admin]).stdin(Stdio::null()).output();
         let out = timeout(Duration::from_secs(30), run)
             .await
             .with_context(|| format!("`{words:?}` does not end"))??;
@@ -187,13 +234,13 @@ impl Nodes {
     /// Runs the binary with a node's config; whether it did what it was told, and all that it said.
     pub async fn offline(&self, at: usize, words: &[&str]) -> Result<(bool, String)> {
         let config = self.nodes[at].folder.join("rookery.toml");
-        self.run(Command::new(binary()?).args(words).arg("--config").arg(config)).await
+        self.run(self.nodes[at].space.command(binary()?).args(words).arg("--config").arg(config)).await
     }
 
     /// Runs the binary against the admin service of a node; whether it did what it was told, and all that it said.
     pub async fn ask(&self, at: usize, words: &[&str]) -> Result<(bool, String)> {
         let admin = format!("http://{}", self.nodes[at].admin);
-        self.run(Command::new(binary()?).args(words).args(["--admin", &admin])).await
+        self.run(self.nodes[at].space.command(binary()?).args(words).args(["--admin", &admin])).await
     }
 
     async fn run(&self, command: &mut Command) -> Result<(bool, String)> {
@@ -210,9 +257,16 @@ impl Nodes {
 
     /// The cluster as one node sees it.
     pub async fn status(&self, at: usize) -> Result<GetClusterResponse> {
-        let mut client = AdminClient::connect(format!("http://{}", self.nodes[at].admin)).await?;
+        let mut client = AdminClient::new(self.admin(at).await?);
         let asked = timeout(Duration::from_secs(5), client.get_cluster(GetClusterRequest {})).await;
         Ok(asked.context("no answer")??.into_inner())
+    }
+
+    /// A link to the admin service of a node.
+    pub async fn admin(&self, at: usize) -> Result<Channel> {
+        let Node { admin, space, .. } = self.nodes[at];
+        let connect = tower::service_fn(move |_| async move { space.connect(admin).await.map(TokioIo::new) });
+        Ok(Endpoint::from_shared(format!("http://{admin}"))?.connect_with_connector(connect).await?)
     }
 
     /// Ends a node without warning, as `kill -9` does.
@@ -361,6 +415,7 @@ impl Nodes {
             .filter(|n| n.roles.contains(&"backend"))
             .map(|n| n.cluster.to_string())
             .collect();
+        let authority = self.ground.as_ref().map(|_| Authority::new()).transpose()?;
         for node in &self.nodes {
             let mut text =
                 format!("hosts = {HOSTS:?}\n\n[node]\nname = {:?}\nroles = {:?}\n", node.name, node.roles);
@@ -383,8 +438,11 @@ impl Nodes {
             }
             if self.layout != Layout::One {
                 let expect = seeds.len();
-                text +=
-                    &format!("\n[cluster]\nlisten = \"{}\"\nexpect = {expect}\nplain = true\n", node.cluster);
+                text += &format!("\n[cluster]\nlisten = \"{}\"\nexpect = {expect}\n", node.cluster);
+                text += &match &authority {
+                    None => "plain = true\n".to_owned(),
+                    Some(authority) => authority.certify_node(&node.folder, node.roles)?,
+                };
                 text += &format!("discovery = {{ static = {seeds:?} }}\n");
             }
             fs::write(node.folder.join("rookery.toml"), edit(&self.nodes, node, text)?)?;
@@ -402,9 +460,9 @@ impl Nodes {
         let node = &mut self.nodes[at];
         let log = fs::OpenOptions::new().create(true).append(true).open(node.folder.join("log"))?;
         let mut command = match self.files {
-            None => Command::new(binary),
+            None => node.space.command(binary),
             Some((soft, hard)) => {
-                let mut shell = Command::new("sh");
+                let mut shell = node.space.command("sh");
                 let limited = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\"");
                 shell.arg("-c").arg(limited).arg(binary);
                 shell
@@ -449,7 +507,7 @@ impl Nodes {
 
     async fn listens(&self, at: usize) -> bool {
         match self.nodes[at].door {
-            Some(door) => tokio::net::TcpStream::connect(door.c2s).await.is_ok(),
+            Some(door) => door.space.connect(door.c2s).await.is_ok(),
             None => true,
         }
     }
