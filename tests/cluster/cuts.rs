@@ -198,6 +198,41 @@ async fn a_minority_of_a_backend_and_a_frontend_serves_nobody_and_rejoins_by_its
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frontend_that_reaches_a_single_backend_serves_on() -> Result<()> {
+    story(Layout::Split, async |scene| {
+        let (frontend, leader) = (1, scene.leader().await?);
+        let backends = (0..scene.nodes.nodes.len()).filter(|at| scene.nodes.nodes[*at].door.is_none());
+        // The one that it reaches follows, then leads.
+        for spared in [backends.clone().find(|at| *at != leader).context("one backend")?, leader] {
+            let lost = backends.clone().filter(|at| *at != spared);
+            let links: Vec<(usize, usize)> = lost.flat_map(|at| [(at, frontend), (frontend, at)]).collect();
+            let before = scene.incarnation(frontend, 0).await?;
+            scene.talk.until_heard_at(frontend, 20).await?;
+            let since = Instant::now();
+            scene.talk.book().trouble(frontend, Kind::Shaken);
+            scene.cut(&links).await?;
+            passes(since, Duration::from_secs(8)).await;
+            scene.talk.until_heard_at(frontend, 40).await?;
+            scene.talk.until_heard_elsewhere(frontend, 40).await?;
+            ensure!(scene.incarnation(frontend, 0).await? == before, "the lease was lost");
+            // Who comes meanwhile is let in.
+            let door = scene.nodes.nodes[frontend].door.context("no door")?;
+            scene.talk.people[0]
+                .log_in(door, "meanwhile")
+                .await
+                .context("a login at the frontend")?
+                .close()
+                .await?;
+            scene.mend(&links).await?;
+            scene.talk.book().over(frontend);
+            all_streams_went_on(scene, since)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_that_do_not_reach_each_other_lose_nothing_of_what_was_said() -> Result<()> {
     story(Layout::Three, async |scene| {
         let leader = scene.leader().await?;

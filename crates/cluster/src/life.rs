@@ -29,6 +29,8 @@ const HELLO: Duration = Duration::from_millis(700);
 const RENEWAL: Duration = Duration::from_millis(700);
 /// After a renewal that failed the next one comes sooner.
 const RENEW_AGAIN: Duration = Duration::from_millis(100);
+/// How long a backend that passes renewals on is asked before the leader is tried again.
+const DETOUR: Duration = Duration::from_secs(10);
 /// How often a running node introduces itself.
 const ROUND: Duration = Duration::from_secs(2);
 
@@ -431,14 +433,18 @@ async fn renew(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation) -> 
             return shared.grant(node, incarnation).verdict();
         }
         Some(core) => core.leader().and_then(|leader| shared.links.address(leader)),
-        None => shared.known.lock().leader.clone(),
+        None => {
+            let known = shared.known.lock();
+            let detour = known.detour.as_ref().filter(|(_, until)| Instant::now() < *until);
+            detour.map(|(address, _)| address.clone()).or_else(|| known.leader.clone())
+        }
     };
     let Some(address) = address.or_else(|| shared.backends().into_iter().next()) else {
         return Verdict::NotLeader;
     };
     let asked = async {
         let cluster = shared.links.cluster_bytes();
-        let request = RenewRequest { cluster, node: node.0, incarnation: incarnation.0 };
+        let request = RenewRequest { cluster, node: node.0, incarnation: incarnation.0, passed_on: false };
         let mut client = shared.membership(&address).ok()?;
         let reply = timeout(RENEWAL, client.renew(Request::new(request))).await.ok()?;
         reply
@@ -449,17 +455,23 @@ async fn renew(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation) -> 
         Some(reply) => {
             let reply = reply.into_inner();
             let named = Some(reply.leader.clone()).filter(|leader| !leader.is_empty());
-            let leader = if reply.verdict() == Verdict::Granted { Some(address) } else { named };
-            shared.known.lock().leader = leader;
+            let granted = reply.verdict() == Verdict::Granted;
+            let mut known = shared.known.lock();
+            known.leader = if granted && !reply.passed_on { Some(address.clone()) } else { named };
+            known.detour = match known.detour.take().filter(|(known, _)| *known == address) {
+                _ if !granted || !reply.passed_on => None,
+                Some(detour) if Instant::now() < detour.1 => Some(detour),
+                _ => Some((address, Instant::now() + DETOUR)),
+            };
             reply.verdict()
         }
         None => {
             // The next one is asked of another backend, which knows the leader.
             let mut known = shared.known.lock();
-            known.leader = None;
-            if known.good.as_deref() == Some(address.as_str()) {
+            (known.leader, known.detour) = (None, None);
+            if known.good.as_deref() == Some(address.as_str()) || known.good.is_none() {
                 drop(known);
-                let next = shared.backends().into_iter().find(|other| *other != address);
+                let next = shared.backend_after(&address);
                 shared.known.lock().good = next;
             }
             Verdict::NotLeader

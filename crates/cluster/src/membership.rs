@@ -7,6 +7,7 @@ use futures::{Stream, future::join_all};
 use proto::membership::{
     BarrierReply, BarrierRequest, FollowItem, FollowRequest, FoundReply, FoundRequest, Founder, HelloReply,
     HelloRequest, Outcome, Peer, RenewReply, RenewRequest, SubmitReply, SubmitRequest, membership_server,
+    renew_reply::Verdict,
 };
 use tokio::{
     sync::mpsc,
@@ -146,9 +147,23 @@ impl membership_server::Membership for Service {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
         self.check(&request, &request.get_ref().cluster)?;
-        let RenewRequest { node, incarnation, .. } = *request.get_ref();
-        identity::is_node(&request)?.claims_node(NodeId(node))?;
-        Ok(Response::new(self.0.grant(NodeId(node), Incarnation(incarnation))))
+        let RenewRequest { node, incarnation, passed_on, .. } = *request.get_ref();
+        if passed_on {
+            // The backend that heard the node itself has checked who it is.
+            identity::may_speak_raft(&request)?;
+        } else {
+            identity::is_node(&request)?.claims_node(NodeId(node))?;
+        }
+        let (node, incarnation) = (NodeId(node), Incarnation(incarnation));
+        let mut reply = self.0.grant(node, incarnation);
+        if reply.verdict() == Verdict::NotLeader
+            && !passed_on
+            && let Some(verdict) = self.0.pass_on(node, incarnation).await
+        {
+            reply.verdict = verdict.into();
+            reply.passed_on = true;
+        }
+        Ok(Response::new(reply))
     }
 
     type FollowStream = Pin<Box<dyn Stream<Item = Result<FollowItem, Status>> + Send>>;

@@ -6,10 +6,13 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use proto::membership::{
-    BarrierRequest, Peer, RenewReply, SubmitRequest, membership_client::MembershipClient,
+    BarrierRequest, Peer, RenewReply, RenewRequest, SubmitRequest, membership_client::MembershipClient,
     renew_reply::Verdict,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tonic::{Request, Status, transport::Channel};
 
 use crate::{
@@ -32,6 +35,8 @@ use crate::{
     table::TableView,
 };
 
+/// How long the leader may take for a renewal that is passed on: whoever asked still waits then.
+const PASSING_ON: Duration = Duration::from_millis(500);
 /// How many addresses are remembered at most.
 const KNOWN_MAX: usize = 512;
 
@@ -109,6 +114,8 @@ pub(crate) struct Known {
     pub(crate) good: Option<String>,
     /// Where the leader was last.
     pub(crate) leader: Option<String>,
+    /// The backend that passes renewals on, and how long it is asked before the leader is tried again.
+    pub(crate) detour: Option<(String, Instant)>,
 }
 
 impl Known {
@@ -187,7 +194,39 @@ impl Shared {
             }
         };
         let leader = core.and_then(|core| core.leader()).and_then(|leader| self.links.address(leader));
-        RenewReply { verdict: verdict.into(), leader: leader.unwrap_or_default() }
+        RenewReply { verdict: verdict.into(), leader: leader.unwrap_or_default(), passed_on: false }
+    }
+
+    /// Asks the leader in the stead of a frontend that may not reach it; what the leader says. Not for a backend: it has
+    /// the table by Raft, from the leader, and would serve with one that stands still. The same holds for whoever has
+    /// the table from this node, so it must have its own lease.
+    pub(crate) async fn pass_on(&self, node: NodeId, incarnation: Incarnation) -> Option<Verdict> {
+        let is_frontend = self.view.node(node).is_some_and(|row| !row.roles.backend);
+        if !is_frontend || !self.lease.lock().is_held(Instant::now()) {
+            return None;
+        }
+        let leader = self.routes_group()?.core().leader().filter(|leader| Some(*leader) != self.member())?;
+        let address = self.links.address(leader)?;
+        let cluster = self.links.cluster_bytes();
+        let request = RenewRequest { cluster, node: node.0, incarnation: incarnation.0, passed_on: true };
+        let mut client = self.membership(&address).ok()?;
+        let reply = timeout(PASSING_ON, client.renew(request)).await.ok()?;
+        match reply.map(|reply| reply.into_inner().verdict()) {
+            Ok(verdict) => Some(verdict).filter(|verdict| *verdict != Verdict::NotLeader),
+            Err(status) => {
+                tracing::debug!(address, status = status.message(), "a renewal was not passed on");
+                None
+            }
+        }
+    }
+
+    /// The backend to ask when one did not answer: each gets its turn.
+    pub(crate) fn backend_after(&self, address: &str) -> Option<String> {
+        let mut others = self.backends();
+        others.retain(|other| other != address);
+        others.sort_unstable();
+        let next = others.iter().position(|other| other.as_str() > address).unwrap_or(0);
+        others.into_iter().nth(next)
     }
 
     pub(crate) fn fail(&self, error: ClusterError) {
@@ -216,7 +255,7 @@ impl RouteSink {
             known.good = Some(address.into());
         } else if known.good.as_deref() == Some(address) || known.good.is_none() {
             drop(known);
-            let next = self.0.backends().into_iter().find(|other| other != address);
+            let next = self.0.backend_after(address);
             self.0.known.lock().good = next;
         }
     }
