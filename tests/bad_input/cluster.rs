@@ -1,4 +1,4 @@
-//! Rows 132 to 136: who knocks at the port for nodes, in whose name, and with which token.
+//! Rows 132 to 139: who knocks at the port for nodes, in whose name, and with which token.
 
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -31,8 +31,8 @@ use tonic::{Code, Status, transport::Channel};
 const SOON: Duration = Duration::from_secs(60);
 
 /// A backend, a frontend, a third node that has not joined; and a bystander with a session at the first.
-struct Cluster {
-    nodes: Nodes,
+pub struct Cluster {
+    pub nodes: Nodes,
     metrics: SocketAddr,
     witness: Client,
     before: std::collections::BTreeMap<String, f64>,
@@ -57,26 +57,26 @@ impl Cluster {
         Ok(Cluster { nodes, metrics, witness, before, secrets: Vec::new() })
     }
 
-    fn identity(&self, at: usize) -> PathBuf {
+    pub fn identity(&self, at: usize) -> PathBuf {
         identity(&self.nodes.nodes[at])
     }
 
     /// A link to the backend with the certificate of a node.
-    async fn link_of(&self, at: usize) -> Result<Channel> {
+    pub async fn link_of(&self, at: usize) -> Result<Channel> {
         link(self.nodes.nodes[0].cluster, &self.identity(0), Some(&self.identity(at))).await
     }
 
     /// What the admin service says of the cluster.
-    async fn state(&self) -> Result<GetClusterResponse> {
+    pub async fn state(&self) -> Result<GetClusterResponse> {
         self.nodes.status(0).await
     }
 
-    fn cluster_id(state: &GetClusterResponse) -> Result<prost::bytes::Bytes> {
+    pub fn cluster_id(state: &GetClusterResponse) -> Result<prost::bytes::Bytes> {
         let id = u128::from_str_radix(&state.cluster_id, 16)?;
         Ok(prost::bytes::Bytes::copy_from_slice(&id.to_be_bytes()))
     }
 
-    async fn grown(&self, reason: &str, least: f64) -> Result<()> {
+    pub async fn grown(&self, reason: &str, least: f64) -> Result<()> {
         let line = match reason {
             "fenced" => "rookery_relay_fenced_total".to_owned(),
             reason => format!("rookery_cluster_refusals_total{{reason=\"{reason}\"}}"),
@@ -118,7 +118,7 @@ impl Cluster {
 }
 
 /// Does the deeds of a row; logs and data stay when they fail.
-async fn row(more: &str, deeds: impl AsyncFnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
+pub async fn row(more: &str, deeds: impl AsyncFnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     let mut cluster = Cluster::start(more).await?;
     let judged = match deeds(&mut cluster).await {
         Ok(()) => cluster.holds().await.context("what must hold after every row"),
@@ -285,14 +285,9 @@ async fn row_134_a_frontend_speaks_neither_raft_nor_admin() -> Result<()> {
         let cluster_id = Cluster::cluster_id(&cluster.state().await?)?;
         let barrier = BarrierRequest { cluster: cluster_id.clone(), timeout_ms: 5000 };
         membership.barrier(barrier).await.context("what it may do")?;
-        let renew = RenewRequest { cluster: cluster_id.clone(), node: 1, incarnation: 1, passed_on: true };
+        let renew = RenewRequest { cluster: cluster_id, node: 1, incarnation: 1, passed_on: true };
         denied("the lease of another, as if passed on", membership.renew(renew).await)?;
         cluster.grown("role", 1.0).await?;
-        // Bytes that are no command do not reach the log.
-        let submit =
-            SubmitRequest { cluster: cluster_id, commands: vec![vec![9; 9].into()], timeout_ms: 5000 };
-        let status = membership.submit(submit).await.err().context("garbage was taken")?;
-        ensure!(status.code() == Code::InvalidArgument, "{status:?}");
         Ok(())
     })
     .await
@@ -461,6 +456,55 @@ async fn row_139_a_copy_of_a_node_takes_its_place() -> Result<()> {
             "{after:?}"
         );
         Ok(())
+    })
+    .await
+}
+
+/// Input: bytes that are no command, in the log of either group: proposed by a backend over Raft, and a command of a
+/// format that nobody knows yet; and asked for by a frontend.
+///
+/// Outcome: A backend's are answered as unreadable beside those that can be read, and never come into the log. A
+/// frontend's are `INVALID_ARGUMENT`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_138_bytes_that_are_no_command_do_not_come_into_the_log() -> Result<()> {
+    row("", async |cluster| {
+        let cluster_id = Cluster::cluster_id(&cluster.state().await?)?;
+        let mut raft = RaftClient::new(cluster.link_of(0).await?);
+        let mut propose = async |group: &str, payloads: Vec<Vec<u8>>| -> Result<Vec<(u64, Vec<u8>)>> {
+            let payloads = payloads.into_iter().map(Into::into).collect();
+            let (cluster, group) = (cluster_id.clone(), group.to_owned());
+            let request = ProposeRequest { cluster, group, payloads, timeout_ms: 5000 };
+            let reply = raft.propose(request).await?.into_inner();
+            ensure!(!reply.not_leader, "the only backend does not lead");
+            Ok(reply.results.into_iter().map(|r| (r.index, r.reply.to_vec())).collect())
+        };
+        // Version 1, `Kick` of nobody@x/r: it can be read, and changes nothing.
+        let good = [&[1, 10, 10][..], b"nobody@x/r"].concat();
+        let garbage: Vec<Vec<u8>> = vec![vec![], vec![0xff; 300], vec![1], vec![9; 9], good[..8].to_vec()];
+        let answers = propose("routes", [garbage.clone(), vec![good]].concat()).await?;
+        // Version 1, `Unreadable`.
+        ensure!(answers[..5].iter().all(|(index, reply)| *index == 0 && reply == &[1, 7]), "{answers:?}");
+        ensure!(answers[5].0 > 0 && answers.len() == 6, "{answers:?}");
+
+        let command = |format| proto::store::Command { format, id: vec![3; 16].into(), batches: vec![] };
+        let newer = command(1000).encode_to_vec();
+        let answers = propose("data", [garbage, vec![newer, command(1).encode_to_vec()]].concat()).await?;
+        let refused = |(index, reply): &(u64, Vec<u8>)| {
+            let reply = proto::store::CommitReply::decode(&reply[..]);
+            *index == 0 && reply.is_ok_and(|reply| reply.failure.is_some())
+        };
+        ensure!(answers[..6].iter().all(refused), "{answers:?}");
+        ensure!(answers[6].0 > 0 && answers.len() == 7, "{answers:?}");
+
+        let mut frontend = MembershipClient::new(cluster.link_of(1).await?);
+        let commands = vec![vec![9; 9].into()];
+        let submit = SubmitRequest { cluster: cluster_id.clone(), commands, timeout_ms: 5000 };
+        let status = frontend.submit(submit).await.err().context("garbage was taken")?;
+        ensure!(status.code() == Code::InvalidArgument, "{status:?}");
+        // Both groups go on.
+        let barrier = BarrierRequest { cluster: cluster_id, timeout_ms: 5000 };
+        frontend.barrier(barrier).await?;
+        cluster.nodes.add_user("afterwards@localhost", "secret").await
     })
     .await
 }

@@ -12,6 +12,7 @@ mod binding;
 mod cluster;
 mod crowd;
 mod differential;
+mod flood;
 #[allow(dead_code, reason = "rows take what they need")]
 mod door;
 mod generator;

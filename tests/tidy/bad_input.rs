@@ -38,8 +38,6 @@ const WAITING: &[(u32, &str, &str)] = &[
     (106, "stanzas to and from who is blocked", "blocking"),
     (109, "an administrator's command from a user", "ad-hoc commands"),
     (110, "a stanza on its way to another server", "server-to-server links"),
-    (137, "messages without measure from another node", "bounds on the links between nodes"),
-    (138, "bytes that are no command, in the log of a group", "a test over real nodes"),
 ];
 
 /// One test of a row.

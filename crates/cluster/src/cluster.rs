@@ -52,6 +52,16 @@ use crate::{
     table::TableView,
 };
 
+/// Calls in work on one link; a node that has more to ask waits with them. Far more than a storm of logins asks of the
+/// store at a time, since the renewal of a lease must not wait behind it.
+const STREAMS: u32 = 4096;
+/// Calls that a caller took back before anybody looked at them, at a time: beyond it the link ends (CVE-2023-44487).
+const TAKEN_BACK: usize = 64;
+/// Calls on one link that ended by a fault of the caller: beyond it the link ends.
+const FAULTS: usize = 1024;
+/// The largest head of a call.
+const HEAD_BYTES: u32 = 16 << 10;
+
 /// What the cluster needs beside its settings.
 #[derive(Clone, Debug)]
 pub struct Deps {
@@ -521,6 +531,10 @@ impl Cluster {
             .http2_keepalive_timeout(Some(Duration::from_secs(3)))
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20)
+            .max_concurrent_streams(STREAMS)
+            .http2_max_pending_accept_reset_streams(Some(TAKEN_BACK))
+            .http2_max_local_error_reset_streams(Some(FAULTS))
+            .http2_max_header_list_size(HEAD_BYTES)
             .layer(Gate(shared.links.clone()))
             .add_routes(services)
             .serve_with_incoming_shutdown(door::open(listener, door), stopped)

@@ -21,7 +21,7 @@ use crate::{
     changes::{Change, LostSession},
     error::ClusterError,
     links::Links,
-    raft::machine::{Committed, Machine, SnapshotWriter},
+    raft::machine::{Committed, Machine, Refusal, SnapshotWriter},
     role::{Incarnation, NodeId, Roles},
     routes::{Command, Effect, Loss, NodeRow, NodeState, Outcome, Routes, Row},
     table::TableView,
@@ -383,6 +383,13 @@ impl Machine for RoutesMachine {
         Command::concerns_one_session(payload) && self.0.has_room()
     }
 
+    fn refusal(&self) -> Refusal {
+        |bytes| match Command::decode(bytes) {
+            Some(_) => None,
+            None => Some(Outcome::Unreadable.encode().into()),
+        }
+    }
+
     fn apply(&mut self, entries: &[Committed]) -> io::Result<Vec<Vec<Bytes>>> {
         Ok(entries.iter().map(|entry| self.0.apply(entry.index, &entry.payloads)).collect())
     }
@@ -454,6 +461,63 @@ mod tests {
         assert_eq!((come_up(4), come_up(2)), (None, None));
         assert_eq!(come_up(5), Some(Ended::Superseded));
         assert_eq!(hub.ended().await, Ended::Superseded);
+    }
+
+    /// Input: in the log of the route table: 20,000 entries of random bytes, and of commands with some of their bytes
+    /// changed, cut and joined.
+    ///
+    /// Outcome: Each is answered, and `apply` does not panic; two replicas stay equal, and so does what a snapshot brings.
+    #[tokio::test]
+    async fn row_138_whatever_is_in_the_log_of_the_route_table_is_applied_or_unreadable() {
+        let machine = || RoutesMachine(Arc::new(Hub::new(Arc::default(), Arc::new(Links::new(None)), 7)));
+        let (mut one, mut other) = (machine(), machine());
+        let mut noise = crate::noise::Noise::new(138);
+        let jid = jid::FullJid::new("a@x/r").unwrap();
+        let (node, incarnation, sid) = (NodeId(1), Incarnation(1), crate::role::Sid(9));
+        let policy = crate::routes::ConflictPolicy::Rename;
+        let up = |key, start| {
+            let (name, address, roles) = ("n".into(), "h:1".into(), Roles { frontend: true, backend: true });
+            Command::NodeUp { key, start, name, address, roles, member: Some(crate::role::MemberId(5)) }
+        };
+        let seeds: Vec<Vec<u8>> = [
+            up(1, 1),
+            up(2, 3),
+            Command::Bind { jid: jid.clone(), node, incarnation, sid, policy },
+            Command::Attach { jid: jid.clone(), sid, node, incarnation, new_sid: crate::role::Sid(10) },
+            Command::SetPriority { jid: jid.clone(), sid, priority: Some(-3) },
+            Command::Kick { jid },
+            Command::ExpireNode { node, incarnation },
+            Command::NodeDrain { node, incarnation },
+            Command::SpendToken { id: 1, by: [1; 32], roles: Roles::default(), key: 4, now: 5 },
+            Command::Remove { node: NodeId(2), until: 9, now: 1 },
+        ]
+        .iter()
+        .map(Command::encode)
+        .collect();
+        let (mut read, mut unreadable) = (0, 0);
+        for index in 1..=20_000 {
+            let payloads: Vec<Bytes> =
+                (0..=noise.below(3)).map(|_| noise.like_one_of(&seeds).into()).collect();
+            for payload in &payloads {
+                let known = Command::decode(payload).is_some();
+                assert_eq!(one.refusal()(payload).is_none(), known);
+                *(if known { &mut read } else { &mut unreadable }) += 1;
+            }
+            let entry = Committed { index, mark: Bytes::new(), payloads };
+            let replies = one.apply(std::slice::from_ref(&entry)).unwrap();
+            assert_eq!(replies, other.apply(&[entry]).unwrap());
+            assert!(replies[0].iter().all(|reply| Outcome::decode(reply).is_some()));
+        }
+        assert!(read > 1_000 && unreadable > 1_000, "{read} and {unreadable}");
+        let bytes = one.0.view.routes.read().encode();
+        let copy = Routes::decode(&bytes).expect("a snapshot of it is read");
+        assert_eq!(copy.index(), 20_000);
+        let rows = |routes: &Routes| {
+            let mut rows: Vec<Row> = routes.each().cloned().collect();
+            rows.sort_by(|a, b| a.jid.cmp(&b.jid));
+            rows
+        };
+        assert_eq!(rows(&copy), rows(&other.0.view.routes.read()));
     }
 
     #[test]

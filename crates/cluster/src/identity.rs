@@ -16,6 +16,7 @@ pub mod joining;
 pub(crate) mod kept;
 pub(crate) mod service;
 pub mod token;
+pub(crate) mod weight;
 
 use std::sync::Arc;
 
@@ -24,7 +25,10 @@ use tonic::{Request, Status};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::{
-    identity::audit::{Audit, Reason},
+    identity::{
+        audit::{Audit, Reason},
+        weight::Load,
+    },
     role::{ClusterId, MemberId, NodeId, Roles},
     routes::{Command, NodeRow},
     table::TableView,
@@ -119,12 +123,13 @@ pub struct Caller {
     from: Option<std::net::SocketAddr>,
     view: Arc<TableView>,
     audit: Arc<Audit>,
+    load: Arc<Load>,
 }
 
 impl Caller {
     /// Whoever reaches a plain listener.
     pub fn plain(view: Arc<TableView>, audit: Arc<Audit>) -> Caller {
-        Caller { kind: Kind::Plain, from: None, view, audit }
+        Caller { kind: Kind::Plain, from: None, view, audit, load: Arc::default() }
     }
 
     /// Whoever came over TLS with this certificate, or with none.
@@ -135,7 +140,7 @@ impl Caller {
         audit: Arc<Audit>,
     ) -> Caller {
         let kind = certificate.map_or(Kind::Stranger, |own| Kind::Certified(granted(own)));
-        Caller { kind, from, view, audit }
+        Caller { kind, from, view, audit, load: Arc::default() }
     }
 
     /// The roles that it may act in.
@@ -163,12 +168,27 @@ impl Caller {
     /// Says no, counts it and says so in the audit log.
     pub fn refuse(&self, reason: Reason, text: impl Into<String>) -> Status {
         let text = text.into();
-        let name = self.name().map(|name| name.uri()).unwrap_or_default();
-        let from = self.from.map(|from| from.to_string()).unwrap_or_default();
-        self.audit.refused(reason, &text, &name, &from);
+        self.note(reason, &text);
         let mut status = Status::permission_denied(text);
         status.metadata_mut().insert(WHY, tonic::metadata::MetadataValue::from_static(reason.word()));
         status
+    }
+
+    /// Says that this is more than is taken from one caller.
+    pub(crate) fn too_much(&self, text: &str) -> Status {
+        self.note(Reason::Size, text);
+        Status::resource_exhausted(text)
+    }
+
+    fn note(&self, reason: Reason, text: &str) {
+        let name = self.name().map(|name| name.uri()).unwrap_or_default();
+        let from = self.from.map(|from| from.to_string()).unwrap_or_default();
+        self.audit.refused(reason, text, &name, &from);
+    }
+
+    /// What its connection has in work.
+    pub(crate) fn load(&self) -> Arc<Load> {
+        self.load.clone()
     }
 
     /// Refuses a node that was removed from the cluster, and one of another cluster.
@@ -403,7 +423,7 @@ mod tests {
     fn named(key: u128, roles: Roles) -> Caller {
         let name = Some(NodeName { cluster: ClusterId(7), key });
         let kind = Kind::Certified(Granted { roles, name });
-        Caller { kind, from: None, view: view(), audit: Arc::default() }
+        Caller { kind, from: None, view: view(), audit: Arc::default(), load: Arc::default() }
     }
 
     const FRONTEND: Roles = Roles { frontend: true, backend: false };

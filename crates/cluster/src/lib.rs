@@ -37,6 +37,8 @@ pub mod replica;
 pub mod readers;
 
 mod batch;
+#[cfg(test)]
+mod noise;
 mod links;
 mod shared;
 
@@ -51,7 +53,7 @@ pub use config::{Config, Discovery, Join, Times, TlsFiles};
 pub use error::{BindError, ClusterError, ProposeError, Unavailable};
 pub use raft::{
     group::{Group, GroupStatus, Proposed},
-    machine::{Committed, Machine, SnapshotWriter},
+    machine::{Committed, Machine, Refusal, SnapshotWriter},
 };
 pub use role::{ClusterId, Incarnation, MemberId, NodeId, Roles, Sid};
 pub use routes::{ConflictPolicy, Doors, Living, Loss, NodeRow, NodeState, Routes, Row};

@@ -21,8 +21,16 @@ use crate::readiness::Readiness;
 const HEALTH: Duration = Duration::from_millis(250);
 /// Calls in work on one connection; further ones wait.
 const CALLS: usize = 64;
+/// Calls that one connection may have open, in work or waiting.
+const STREAMS: u32 = 128;
+/// Calls that were taken back before anybody looked at them, at a time: beyond it the connection ends.
+const TAKEN_BACK: usize = 20;
+/// Calls that ended by a fault of the caller: beyond it the connection ends.
+const FAULTS: usize = 128;
 /// Largest request, in bytes.
 const REQUEST_BYTES: usize = 64 * 1024;
+/// Largest head of a request, in bytes.
+const HEAD_BYTES: u32 = 16 * 1024;
 
 /// The name in the health service that says whether the process works, ready or not.
 pub const LIVE: &str = "live";
@@ -63,9 +71,13 @@ pub async fn serve(
     };
     let served = Server::builder()
         .concurrency_limit_per_connection(CALLS)
+        .max_concurrent_streams(STREAMS)
+        .http2_max_pending_accept_reset_streams(Some(TAKEN_BACK))
+        .http2_max_local_error_reset_streams(Some(FAULTS))
+        .http2_max_header_list_size(HEAD_BYTES)
         .add_service(AdminServer::new(admin).max_decoding_message_size(REQUEST_BYTES))
-        .add_service(health_service)
-        .add_service(reflection)
+        .add_service(health_service.max_decoding_message_size(REQUEST_BYTES))
+        .add_service(reflection.max_decoding_message_size(REQUEST_BYTES))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
         .await;
     watch.abort();

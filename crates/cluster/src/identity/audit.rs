@@ -39,11 +39,13 @@ pub enum Reason {
     TokenRole,
     /// More knocks than are answered.
     Crowd,
+    /// A message that is too large, or too many at a time.
+    Size,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 12] = [
         Reason::Certificate,
         Reason::Identity,
         Reason::Role,
@@ -55,6 +57,7 @@ impl Reason {
         Reason::TokenRevoked,
         Reason::TokenRole,
         Reason::Crowd,
+        Reason::Size,
     ];
 
     /// Its word in metrics and logs.
@@ -71,6 +74,7 @@ impl Reason {
             Reason::TokenRevoked => "token-revoked",
             Reason::TokenRole => "token-role",
             Reason::Crowd => "crowd",
+            Reason::Size => "size",
         }
     }
 }

@@ -7,11 +7,18 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::future::Either;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Either},
+};
 use tonic::{Status, body::Body, codegen::http};
 use tower::{Layer, Service};
 
-use super::{Caller, audit::Reason};
+use super::{
+    Caller,
+    audit::Reason,
+    weight::{Hold, Weighed},
+};
 use crate::links::Links;
 
 /// Who may call a method.
@@ -49,7 +56,7 @@ fn who_may(path: &str) -> Option<Who> {
 }
 
 /// Whether a caller may make a call.
-fn allowed(links: &Links, caller: Option<&Caller>, path: &str) -> Result<(), Status> {
+fn allowed<'a>(links: &Links, caller: Option<&'a Caller>, path: &str) -> Result<&'a Caller, Status> {
     let Some(caller) = caller else { return Err(Status::permission_denied("nobody knows who asks")) };
     caller.is_welcome(links.cluster())?;
     let roles = caller.roles();
@@ -58,9 +65,9 @@ fn allowed(links: &Links, caller: Option<&Caller>, path: &str) -> Result<(), Sta
         return Err(caller.refuse(Reason::Role, text));
     };
     match who {
-        Who::Anyone => Ok(()),
-        Who::Node if roles.frontend || roles.backend => Ok(()),
-        Who::Backend if roles.backend => Ok(()),
+        Who::Anyone => Ok(caller),
+        Who::Node if roles.frontend || roles.backend => Ok(caller),
+        Who::Backend if roles.backend => Ok(caller),
         Who::Node | Who::Backend if !roles.frontend => {
             Err(caller.refuse(Reason::Certificate, "only a node's certificate may do this"))
         }
@@ -90,10 +97,14 @@ pub(crate) struct Gated<S> {
 impl<S> Service<http::Request<Body>> for Gated<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = Either<Ready<Result<http::Response<Body>, Infallible>>, S::Future>;
+    type Future = Either<
+        Ready<Result<http::Response<Body>, Infallible>>,
+        BoxFuture<'static, Result<http::Response<Body>, Infallible>>,
+    >;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -101,7 +112,13 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         match allowed(&self.links, request.extensions().get::<Caller>(), request.uri().path()) {
-            Ok(()) => Either::Right(self.inner.call(request)),
+            Ok(caller) => {
+                let (caller, hold) = (caller.clone(), Arc::new(Hold::new(caller.load())));
+                let held = hold.clone();
+                let request = request.map(|body| Body::new(Weighed::new(body, caller, hold)));
+                // A message counts until it is answered, not only until it is read.
+                Either::Right(self.inner.call(request).inspect(move |_| drop(held)).boxed())
+            }
             Err(status) => Either::Left(ready(Ok(status.into_http()))),
         }
     }
@@ -168,7 +185,13 @@ mod tests {
         let remove = Command::Remove { node: NodeId(1), until: 9, now: 1 };
         view.routes.write().apply(1, up, &mut Vec::new());
         view.routes.write().apply(2, remove, &mut Vec::new());
-        let caller = |kind| Caller { kind, from: None, view: view.clone(), audit: Arc::default() };
+        let caller = |kind| Caller {
+            kind,
+            from: None,
+            view: view.clone(),
+            audit: Arc::default(),
+            load: Arc::default(),
+        };
         let named = |frontend, backend, cluster, key| {
             let name = Some(NodeName { cluster: ClusterId(cluster), key });
             caller(Kind::Certified(Granted { roles: Roles { frontend, backend }, name }))

@@ -25,7 +25,7 @@ use tonic::Request;
 use super::{
     group_thread::GroupThread,
     log::Log,
-    machine::Machine,
+    machine::{Machine, Refusal},
     network::{self, Network},
     state::State,
     types::{Payloads, Raft},
@@ -82,6 +82,8 @@ pub(crate) struct Core {
     pub(crate) member: MemberId,
     pub(crate) raft: Raft,
     pub(crate) dir: PathBuf,
+    /// What the machine answers to bytes that it cannot read.
+    pub(crate) refusal: Refusal,
     log: Log,
     state: State,
     links: Arc<Links>,
@@ -183,6 +185,7 @@ impl Group {
         let log = tokio::task::spawn_blocking(move || open(name, &log_dir)).await;
         let log = log.map_err(|e| failed(e.to_string()))?.map_err(disk)?;
         let state_dir = dir.join("state");
+        let refusal = machine.refusal();
         let state = State::open(name, &state_dir, machine).await.map_err(disk)?;
         let applied = state.thread().applied();
         let config = raft_config(name, &times).validate().map_err(|e| failed(e.to_string()))?;
@@ -197,7 +200,19 @@ impl Group {
         let raft = raft.map_err(|e| failed(e.to_string()))?;
         let quorum_age = Duration::from_millis(times.quorum_age_ms);
         let seen = Mutex::default();
-        let core = Core { name, member, raft, dir: state_dir, log, state, links, quorum_age, applied, seen };
+        let core = Core {
+            name,
+            member,
+            raft,
+            dir: state_dir,
+            refusal,
+            log,
+            state,
+            links,
+            quorum_age,
+            applied,
+            seen,
+        };
         let core = Arc::new(core);
         if !core.log.is_blank() && core.status().voters == [member] {
             // Nobody else could lead, so there is nothing to wait for.

@@ -19,6 +19,9 @@ pub struct Committed {
 /// Writes a frozen state, on a thread where it may block.
 pub type SnapshotWriter = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
 
+/// The answer to bytes that cannot be read.
+pub type Refusal = fn(&[u8]) -> Option<Bytes>;
+
 /// What a Raft group agrees on.
 ///
 /// It lives on a thread of its own, where it may block, but for payloads that [`Machine::is_quick`]. It must be total: a payload that makes one replica
@@ -40,6 +43,12 @@ pub trait Machine: Send + 'static {
     /// by the task that brings it, together with at most 63 others, in place of a trip to the thread.
     fn is_quick(&self, _payload: &Bytes) -> bool {
         false
+    }
+
+    /// Says of bytes, without the state, what the machine would answer because it cannot read them; `None` if it can.
+    /// Such bytes are answered when another node proposes them: in the log they would be in everybody's way.
+    fn refusal(&self) -> Refusal {
+        |_| None
     }
 
     /// Applies committed entries in order; the answer has one list per entry with one reply per payload.

@@ -293,10 +293,24 @@ impl raft_server::Raft for Service {
         let core = self.core(&request, &request.get_ref().cluster, &request.get_ref().group)?;
         let request = request.into_inner();
         let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
-        match core.propose_here(request.payloads, deadline).await {
+        // Where it cannot be read it has its answer already, and the others are not held up by it.
+        let refused: Vec<Option<Bytes>> =
+            request.payloads.iter().map(|bytes| (core.refusal)(bytes)).collect();
+        let mut payloads = request.payloads;
+        let mut nth = refused.iter();
+        payloads.retain(|_| nth.next().is_none_or(Option::is_none));
+        let proposed = match payloads.is_empty() {
+            true => Ok(Vec::new()),
+            false => core.propose_here(payloads, deadline).await,
+        };
+        match proposed {
             Ok(results) => {
-                let results =
-                    results.into_iter().map(|p| Proposed { index: p.index, reply: p.reply }).collect();
+                let mut results = results.into_iter();
+                let answers = refused.into_iter().map(|refused| match refused {
+                    Some(reply) => Some(Proposed { index: 0, reply }),
+                    None => results.next().map(|p| Proposed { index: p.index, reply: p.reply }),
+                });
+                let results = answers.flatten().collect();
                 Ok(Response::new(ProposeReply { results, not_leader: false }))
             }
             Err(Attempt::Again(reason)) => {

@@ -14,8 +14,8 @@ use store::{
     engines::sled::{Disk, writing::Writing},
 };
 
-use super::wire::{FORMAT, Malformed, commit_reply, read_batch, read_id};
-use crate::raft::machine::{Committed, Machine, SnapshotWriter};
+use super::wire::{FORMAT, Malformed, check_command, commit_reply, read_batch, read_id};
+use crate::raft::machine::{Committed, Machine, Refusal, SnapshotWriter};
 
 /// The name under which a cluster keeps its stores.
 const KEEPER: &str = "a cluster";
@@ -174,6 +174,10 @@ impl Machine for StoreMachine {
 
     fn mark(&self) -> Option<Bytes> {
         self.place.clone()
+    }
+
+    fn refusal(&self) -> Refusal {
+        |bytes| check_command(bytes).err().map(|error| encode(&commit_reply(Err(error))))
     }
 
     fn apply(&mut self, entries: &[Committed]) -> io::Result<Vec<Vec<Bytes>>> {

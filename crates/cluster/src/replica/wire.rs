@@ -305,6 +305,18 @@ pub(crate) fn read_messages(body: &[u8]) {
     }
 }
 
+/// Refuses bytes that are no command of the format that is known here, with batches that can be written. One of a
+/// greater format would stop every backend that does not know it.
+pub(super) fn check_command(bytes: &[u8]) -> Result<(), StoreError> {
+    let command = wire::Command::decode(bytes).map_err(|_| Malformed("not a command"))?;
+    if command.format != FORMAT {
+        return Err(Malformed("unknown format of a command").into());
+    }
+    check_tables(tables(&command))?;
+    read_id(&command.id)?;
+    command.batches.into_iter().try_for_each(|batch| read_batch(batch)?.check())
+}
+
 /// Milliseconds from now to the deadline.
 pub(super) fn timeout_ms(deadline: Instant) -> u64 {
     let left = deadline.saturating_duration_since(Instant::now());
