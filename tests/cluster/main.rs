@@ -1,10 +1,14 @@
-//! What happens to a cluster of real processes when some of them are killed, paused, cut off, or of another version.
+//! What happens to a cluster of real processes when some of them are killed, paused, cut off, added, taken out, or of
+//! another version.
 
 mod cases;
+mod chat;
 mod count;
 mod cuts;
 mod earlier;
+mod growing;
 mod killed;
 mod meeting;
 mod paused;
 mod scene;
+mod voters;

@@ -18,7 +18,12 @@ pub type Edit<'a> = &'a dyn Fn(&Node, String) -> Result<String>;
 /// Three nodes whose links are under TLS on loopback, and of which none runs yet. Nodes in `frontends` are nothing
 /// else.
 pub fn prepare(frontends: &[usize], edit: Edit<'_>) -> Result<Nodes> {
-    let mut nodes = Nodes::prepare(Layout::Three, |all, node, config| {
+    prepare_as(Layout::Three, frontends, edit)
+}
+
+/// As `prepare`, of a layout with links.
+pub fn prepare_as(layout: Layout, frontends: &[usize], edit: Edit<'_>) -> Result<Nodes> {
+    let mut nodes = Nodes::prepare(layout, |all, node, config| {
         ensure!(config.contains("plain = true"), "the harness makes plain links in another way now");
         let mut config = config.replace("plain = true", "plain = false");
         let at = all.iter().position(|other| other.name == node.name).context("it is one of them")?;

@@ -45,9 +45,12 @@ pub enum Layout {
     Three,
     /// Three backends and two frontends.
     Split,
+    /// Five nodes, each frontend and backend.
+    Five,
 }
 
 impl Layout {
+    /// Those on which stories are played.
     pub const ALL: [Layout; 3] = [Layout::One, Layout::Three, Layout::Split];
 
     /// Name and roles of each node, those that serve clients first.
@@ -57,6 +60,7 @@ impl Layout {
         let roles = match self {
             Layout::One => vec![("node", both)],
             Layout::Three => vec![("node", both); 3],
+            Layout::Five => vec![("node", both); 5],
             Layout::Split => {
                 vec![("front", front), ("front", front), ("back", back), ("back", back), ("back", back)]
             }
@@ -71,6 +75,7 @@ impl fmt::Display for Layout {
             Layout::One => "one node",
             Layout::Three => "three nodes",
             Layout::Split => "split roles",
+            Layout::Five => "five nodes",
         })
     }
 }

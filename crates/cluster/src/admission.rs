@@ -14,8 +14,8 @@ use crate::{
     trust::{TOKENS_MAX, TokenRow, TokenState},
 };
 
-/// How long the groups may take to let go of a removed member before the operator gets an answer.
-const LEAVE: Duration = Duration::from_secs(10);
+/// How long the groups may take to let go of a member before the operator gets an answer.
+const LEAVE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A token that was made; its text is shown once and kept nowhere.
@@ -132,8 +132,12 @@ impl Cluster {
             ));
         }
         if let Some(member) = row.member {
-            for group in self.status().groups {
+            let groups = self.status().groups;
+            for group in &groups {
                 can_spare(&group.name, &group.voters, member, &rows).map_err(AdmissionError::Refused)?;
+            }
+            if row.state != NodeState::Gone && groups.iter().any(|group| group.voters.contains(&member)) {
+                return self.let_leave(row).await;
             }
         }
         let now = unix_now();
@@ -152,6 +156,32 @@ impl Cluster {
             None => true,
         };
         Ok((row, left))
+    }
+
+    /// Has a voter that lives taken out: it takes part in agreeing on the voters without it, and is removed then.
+    async fn let_leave(&self, row: NodeRow) -> Result<(NodeRow, bool), AdmissionError> {
+        match self.applied(&Command::NodeLeave { node: row.node }).await?.1 {
+            Outcome::Done => {}
+            Outcome::Stale => {
+                return Err(AdmissionError::NotFound(format!("there is no node `{}` any more", row.name)));
+            }
+            _ => return refused("a node of the cluster is too old to remove others"),
+        }
+        tracing::warn!(target: "audit", node = %row.node, name = row.name, "a node is to leave the cluster");
+        let left = async {
+            let mut look = interval(LOOK);
+            while self.routes().node(row.node).is_some() {
+                look.tick().await;
+            }
+        };
+        if timeout(LEAVE, left).await.is_err() {
+            return refused(format!(
+                "the other backends have not agreed to go on without `{}` yet: they try on, and it is removed as soon as they have; `rookery cluster status` shows who decides",
+                row.name
+            ));
+        }
+        tracing::warn!(target: "audit", node = %row.node, name = row.name, "removed a node from the cluster");
+        Ok((row, true))
     }
 
     /// Waits until no group has this member.
@@ -197,17 +227,21 @@ fn find<'a>(rows: &'a [NodeRow], named: &str) -> Result<&'a NodeRow, AdmissionEr
     }
 }
 
-/// Whether a group goes on without a member, who ends at once: the others must be a majority before the group has
-/// changed its voters, or they could never change them.
+/// Whether a group can go on without a member. One that is gone has no part in the change of the voters, so the others
+/// must be a majority of the present ones; one that lives has, so it is enough that the next ones can agree.
 fn can_spare(group: &str, voters: &[MemberId], member: MemberId, rows: &[NodeRow]) -> Result<(), String> {
     if !voters.contains(&member) {
         return Ok(());
     }
-    let up = |voter: &&MemberId| {
-        rows.iter().any(|row| row.member == Some(**voter) && row.state != NodeState::Gone)
-    };
-    let living = voters.iter().filter(|voter| **voter != member).filter(up).count();
-    if living * 2 > voters.len() {
+    let up =
+        |member: MemberId| rows.iter().any(|row| row.member == Some(member) && row.state != NodeState::Gone);
+    let rest: Vec<MemberId> = voters.iter().copied().filter(|voter| *voter != member).collect();
+    let living = rest.iter().filter(|voter| up(**voter)).count();
+    let heirs = rows.iter().filter_map(|row| row.member).filter(|m| !voters.contains(m) && up(*m)).count();
+    let now = living + usize::from(up(member));
+    // Somebody else takes its place, where there is one.
+    let (next, of) = (living + heirs.min(1), rest.len() + heirs.min(1));
+    if now * 2 > voters.len() && next * 2 > of {
         return Ok(());
     }
     Err(format!(
@@ -247,24 +281,29 @@ mod tests {
     #[test]
     fn a_group_spares_a_member_only_if_the_others_can_agree() {
         use NodeState::{Gone, Up};
-        // Up or gone, for nodes 1 to n, who are the voters; who is removed; whether that is right.
+        // Up or gone, for nodes 1 to n, of whom the first so many are voters; who is removed; whether that is right.
         let table = [
-            (vec![Up], 1, false),
-            // One of two is no majority, and the other would be alone with it.
-            (vec![Up, Up], 1, false),
-            (vec![Up, Gone], 2, false),
-            (vec![Up, Gone], 1, false),
-            (vec![Up, Up, Up], 1, true),
-            (vec![Up, Up, Gone], 3, true),
-            (vec![Up, Up, Gone], 2, false),
-            (vec![Up, Up, Up, Gone, Gone], 4, true),
-            (vec![Up, Up, Up, Gone, Gone], 1, false),
+            (vec![Up], 1, 1, false),
+            // The other one learns what this one decides, and takes its place.
+            (vec![Up, Up], 1, 1, true),
+            (vec![Up, Gone], 1, 1, false),
+            // One that lives helps to agree on the other one alone.
+            (vec![Up, Up], 2, 1, true),
+            (vec![Up, Gone], 2, 2, false),
+            (vec![Up, Gone], 2, 1, false),
+            (vec![Up, Up, Up], 3, 1, true),
+            (vec![Up, Up, Gone], 3, 3, true),
+            // Of the two that would be left, one is gone; unless a fourth is there.
+            (vec![Up, Up, Gone], 3, 2, false),
+            (vec![Up, Up, Gone, Up], 3, 2, true),
+            (vec![Up, Up, Up, Gone, Gone], 5, 4, true),
+            (vec![Up, Up, Up, Gone, Gone], 5, 1, false),
             // Who does not vote can always go.
-            (vec![Up, Gone], 9, true),
+            (vec![Up, Gone], 2, 9, true),
         ];
-        for (states, removed, expected) in table {
+        for (states, voters, removed, expected) in table {
             let rows: Vec<NodeRow> = states.iter().zip(1..).map(|(state, n)| row(n, "n", *state)).collect();
-            let voters: Vec<MemberId> = rows.iter().filter_map(|row| row.member).collect();
+            let voters: Vec<MemberId> = rows.iter().filter_map(|row| row.member).take(voters).collect();
             let spared = can_spare("routes", &voters, MemberId(removed * 100), &rows);
             assert_eq!(spared.is_ok(), expected, "{states:?} without {removed}: {spared:?}");
         }

@@ -46,7 +46,7 @@ use crate::{
         machine::Machine,
         network::{self, Groups},
     },
-    role::{ClusterId, Incarnation, NodeId, Roles, Sid},
+    role::{ClusterId, Incarnation, MemberId, NodeId, Roles, Sid},
     routes::{Command, ConflictPolicy, Doors, Living, NodeRow, NodeState, Outcome},
     shared::{Known, Phase, RouteSink, Shared, Wish, submit, wait_index},
     table::TableView,
@@ -265,6 +265,13 @@ impl Cluster {
     #[cfg(test)]
     pub(crate) fn groups_for_test(&self) -> Vec<Group> {
         self.shared.groups.all()
+    }
+
+    /// The member that this node is, and where it is reached, if it founded its cluster alone.
+    pub(crate) fn sole_founder(&self) -> Option<(MemberId, String)> {
+        let born = self.shared.certificate.born();
+        let alone = matches!(&born.founders[..], [(only, _)] if *only == born.member);
+        (alone && self.shared.roles.backend).then(|| (born.member, self.shared.address.clone()))
     }
 
     /// This node and its incarnation; zero before it is admitted.

@@ -90,6 +90,8 @@ pub struct Times {
     /// A node that is without its lease for no longer than this brings its sessions back; after it, it closes
     /// their streams.
     pub grace_ms: u64,
+    /// A backend that is gone for longer than this gives its vote to another one, where there is one.
+    pub replace_ms: u64,
     /// Raft's heartbeat.
     pub heartbeat_ms: u64,
     /// The shortest election timeout.
@@ -125,6 +127,7 @@ impl Default for Times {
             fence_ms: 3000,
             expire_ms: 5000,
             grace_ms: 15_000,
+            replace_ms: 60_000,
             heartbeat_ms: 250,
             election_min_ms: 1000,
             election_max_ms: 2000,
@@ -149,6 +152,10 @@ impl Times {
 
     pub(crate) fn grace(&self) -> Duration {
         Duration::from_millis(self.grace_ms)
+    }
+
+    pub(crate) fn replace(&self) -> Duration {
+        Duration::from_millis(self.replace_ms)
     }
 
     pub(crate) fn command(&self) -> Duration {

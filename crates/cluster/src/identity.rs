@@ -267,7 +267,8 @@ impl Caller {
             | Command::AddToken { .. }
             | Command::RevokeToken { .. }
             | Command::SpendToken { .. }
-            | Command::Remove { .. } => {
+            | Command::Remove { .. }
+            | Command::NodeLeave { .. } => {
                 if self.roles().backend {
                     return Ok(());
                 }
@@ -463,6 +464,7 @@ mod tests {
             (Command::RevokeToken { id: 1, now: 1 }, true, false),
             (Command::SpendToken { id: 1, by: [0; 32], roles: FRONTEND, key: 1, now: 1 }, true, false),
             (Command::Remove { node: one, until: 1, now: 1 }, true, false),
+            (Command::NodeLeave { node: one }, true, false),
         ];
         for (command, by_first, by_second) in table {
             assert_eq!(first.may_propose(&command).is_ok(), by_first, "node 1: {command:?}");

@@ -9,17 +9,17 @@ use std::{
 use tokio::time::{Instant, interval, timeout};
 
 use crate::{
-    placement,
+    config::CERTIFICATE_LIFETIME_MAX_S,
+    identity::credentials::unix_now,
+    placement::Voting,
     raft::group::Group,
     role::{MemberId, NodeId},
-    routes::{Command, NodeState},
+    routes::{Command, NodeRow, NodeState},
     shared::Shared,
 };
 
 /// How often the leader looks at its leases.
 const LOOK: Duration = Duration::from_millis(250);
-/// A voter that is gone this long is replaced.
-const REPLACE_AFTER: Duration = Duration::from_secs(60);
 /// A node that is gone this long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
 /// How long a proposal of the leader itself may take.
@@ -47,6 +47,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
             }
             if routes.core().leads_surely() {
                 forget(&shared, &routes, &gone_since);
+                let_go(&shared, &routes);
             }
         }
     }
@@ -88,13 +89,18 @@ async fn keep_members(shared: &Arc<Shared>, group: &Group, gone_since: &HashMap<
     let status = group.status();
     let nodes = shared.view.nodes();
     let known: BTreeSet<MemberId> = nodes.iter().filter_map(|row| row.member).collect();
+    let leaving: BTreeSet<MemberId> = {
+        let routes = shared.view.routes.read();
+        let leaving = routes.leaving().filter_map(|row| row.member);
+        leaving.chain(routes.trust().removed_members()).collect()
+    };
     let voters: BTreeSet<MemberId> = status.voters.iter().copied().collect();
     let learners: BTreeSet<MemberId> = status.learners.iter().copied().collect();
     let up = nodes.iter().filter(|row| row.state == NodeState::Up && row.roles.backend);
     let mut ready = BTreeSet::new();
     for row in up {
         let Some(member) = row.member else { continue };
-        if !voters.contains(&member) && !learners.contains(&member) {
+        if !voters.contains(&member) && !learners.contains(&member) && !leaving.contains(&member) {
             report("add a learner", timeout(CHANGE, group.add_learner(member, &row.address)).await);
             return;
         }
@@ -103,12 +109,12 @@ async fn keep_members(shared: &Arc<Shared>, group: &Group, gone_since: &HashMap<
             ready.insert(member);
         }
     }
-    let long_gone = |row: &&crate::routes::NodeRow| {
-        gone_since.get(&row.node).is_some_and(|since| since.elapsed() > REPLACE_AFTER)
+    let long_gone = |row: &&NodeRow| {
+        gone_since.get(&row.node).is_some_and(|since| since.elapsed() > shared.config.times.replace())
     };
     let lost: BTreeSet<MemberId> = nodes.iter().filter(long_gone).filter_map(|row| row.member).collect();
-    let removed: BTreeSet<MemberId> = shared.view.routes.read().trust().removed_members().collect();
-    if let Some(next) = placement::next_voters(&voters, &lost, &removed, &ready) {
+    let leader = group.core().member;
+    if let Some(next) = (Voting { voters, lost, leaving, ready, leader }).next() {
         let next: Vec<MemberId> = next.into_iter().collect();
         tracing::info!(group = %status.name, voters = ?next, "changing the voters");
         report("change the voters", timeout(CHANGE, group.set_voters(&next)).await);
@@ -125,6 +131,21 @@ fn report(what: &str, result: Result<Result<(), String>, tokio::time::error::Ela
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(error, "failed to {what}"),
         Err(_) => tracing::warn!("failed to {what} in time"),
+    }
+}
+
+/// Removes those who leave, once no group counts on them.
+fn let_go(shared: &Shared, routes: &Group) {
+    let voters: BTreeSet<MemberId> =
+        shared.groups.all().iter().flat_map(|group| group.status().voters).collect();
+    let leaving: Vec<NodeId> = {
+        let routes = shared.view.routes.read();
+        let votes = |row: &&NodeRow| row.member.is_some_and(|member| voters.contains(&member));
+        routes.leaving().filter(|row| !votes(row)).map(|row| row.node).collect()
+    };
+    for node in leaving {
+        let now = unix_now();
+        propose(routes, Command::Remove { node, until: now + CERTIFICATE_LIFETIME_MAX_S, now });
     }
 }
 

@@ -4,7 +4,7 @@
 //! command that hides all of its sessions everywhere at the same index; hidden rows are swept later, by each
 //! node for itself, since nobody can see the difference.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jid::{BareJid, FullJid, ResourcePart};
 use serde::{Deserialize, Serialize};
@@ -145,6 +145,8 @@ pub enum Command {
     NodeUndrain { node: NodeId, incarnation: Incarnation },
     /// A node tells where clients reach it.
     NodeDoors { node: NodeId, incarnation: Incarnation, doors: Doors },
+    /// A backend that lives is to be removed as soon as the others can agree without it.
+    NodeLeave { node: NodeId },
 }
 
 /// What the table answers.
@@ -210,6 +212,9 @@ pub struct Routes {
     /// Behind the rest of a snapshot, where a version without it does not look.
     #[serde(skip)]
     doors: BTreeMap<NodeId, Doors>,
+    /// Behind the doors, where there are any.
+    #[serde(skip)]
+    leaving: BTreeSet<NodeId>,
 }
 
 /// The table as its first version was written: without tokens and removed nodes.
@@ -302,15 +307,20 @@ impl Routes {
             !rows.is_empty()
         });
         let bytes = if visible.trust.is_empty() {
-            let Routes { nodes, users, index, trust: _, doors: _ } = visible;
+            let Routes { nodes, users, index, trust: _, doors: _, leaving: _ } = visible;
             encode(TABLE_VERSION_1, &RoutesV1 { nodes, users, index })
         } else {
             encode(TABLE_VERSION, &visible)
         };
-        postcard::to_extend(&self.doors, bytes).expect("a map of texts can be written to memory")
+        let bytes = postcard::to_extend(&self.doors, bytes).expect("a map of texts can be written to memory");
+        if self.leaving.is_empty() {
+            return bytes;
+        }
+        postcard::to_extend(&self.leaving, bytes).expect("a set of numbers can be written to memory")
     }
 
-    /// Reads what [`Routes::encode`] wrote, in this version or the one before, now or before there were doors.
+    /// Reads what [`Routes::encode`] wrote, in this version or the one before, now or before there were doors or
+    /// nodes that leave.
     pub fn decode(bytes: &[u8]) -> Option<Routes> {
         let (version, rest) = bytes.split_first()?;
         let (mut routes, rest): (Routes, &[u8]) = match *version {
@@ -323,7 +333,11 @@ impl Routes {
             _ => return None,
         };
         if !rest.is_empty() {
-            routes.doors = postcard::from_bytes(rest).ok()?;
+            let (doors, rest) = postcard::take_from_bytes(rest).ok()?;
+            routes.doors = doors;
+            if !rest.is_empty() {
+                routes.leaving = postcard::from_bytes(rest).ok()?;
+            }
         }
         Some(routes)
     }
@@ -356,6 +370,11 @@ impl Routes {
     /// Where clients reach a node, if it told so in its present life.
     pub fn doors(&self, node: NodeId) -> Option<&Doors> {
         self.doors.get(&node)
+    }
+
+    /// Backends that are to be removed as soon as the others can agree without them.
+    pub fn leaving(&self) -> impl Iterator<Item = &NodeRow> {
+        self.leaving.iter().filter_map(|node| self.nodes.get(node))
     }
 
     /// The visible sessions of an account.
@@ -456,12 +475,20 @@ impl Routes {
             Command::Remove { node, until, now } => self.remove_node(node, until, now, effects),
             Command::NodeUndrain { node, incarnation } => self.node_undrain(node, incarnation),
             Command::NodeDoors { node, incarnation, doors } => self.node_doors(node, incarnation, doors),
+            Command::NodeLeave { node } => {
+                if !self.nodes.contains_key(&node) {
+                    return Outcome::Stale;
+                }
+                self.leaving.insert(node);
+                Outcome::Done
+            }
         }
     }
 
     fn remove_node(&mut self, node: NodeId, until: u64, now: u64, effects: &mut Vec<Effect>) -> Outcome {
         let Some(row) = self.nodes.remove(&node) else { return Outcome::Stale };
         self.doors.remove(&node);
+        self.leaving.remove(&node);
         if row.state != NodeState::Gone {
             effects.push(Effect::NodeGone { node, incarnation: row.incarnation });
         }
@@ -592,6 +619,7 @@ impl Routes {
             Some(row) if row.state == NodeState::Gone => {
                 self.nodes.remove(&node);
                 self.doors.remove(&node);
+                self.leaving.remove(&node);
                 Outcome::Done
             }
             _ => Outcome::Stale,
@@ -1030,6 +1058,32 @@ mod tests {
     }
 
     #[test]
+    fn who_leaves_does_so_until_it_is_removed_or_forgotten() {
+        let leaving = |routes: &Routes| routes.leaving().map(|row| row.node.0).collect::<Vec<_>>();
+        let leave = |node| Command::NodeLeave { node: NodeId(node) };
+        let mut routes = table();
+        let before = routes.encode();
+        assert_eq!(routes.apply(4, leave(9), &mut Vec::new()), Outcome::Stale);
+        for index in 5..7 {
+            assert_eq!(routes.apply(index, leave(1), &mut Vec::new()), Outcome::Done);
+        }
+        // A restart is no way out of it.
+        routes.apply(7, up(1, 2), &mut Vec::new());
+        assert_eq!(leaving(&routes), [1]);
+        let mut read = Routes::decode(&routes.encode()).unwrap();
+        assert_eq!(leaving(&read), [1]);
+        assert!(leaving(&Routes::decode(&before).unwrap()).is_empty());
+        let whole = read.encode();
+        assert!(Routes::decode(&whole[..whole.len() - 1]).is_none());
+        read.apply(8, Command::Remove { node: NodeId(1), until: 9, now: 1 }, &mut Vec::new());
+        assert!(leaving(&read).is_empty() && leaving(&Routes::decode(&read.encode()).unwrap()).is_empty());
+        let gone = Command::ExpireNode { node: NodeId(1), incarnation: Incarnation(2) };
+        routes.apply(8, gone, &mut Vec::new());
+        routes.apply(9, Command::Forget { node: NodeId(1) }, &mut Vec::new());
+        assert!(leaving(&routes).is_empty());
+    }
+
+    #[test]
     fn a_snapshot_from_before_there_were_doors_is_read_and_one_with_doors_by_who_knows_none() {
         #[derive(Deserialize)]
         struct Before {
@@ -1063,6 +1117,7 @@ mod tests {
             (&[1, 10, 5, b'a', b'@', b'x', b'/', b'r'], Command::Kick { jid: jid("a@x/r") }),
             (&[1, 15, 1, 1], Command::NodeUndrain { node, incarnation }),
             (&[1, 16, 1, 1, 0, 0], Command::NodeDoors { node, incarnation, doors: Doors::default() }),
+            (&[1, 17, 1], Command::NodeLeave { node }),
         ] {
             assert_eq!(Command::decode(bytes), Some(command.clone()), "{command:?}");
             assert_eq!(command.encode(), bytes);

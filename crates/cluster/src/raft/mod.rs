@@ -1,5 +1,6 @@
 //! Agreement: the only place where openraft's types are seen.
 
+pub(crate) mod begin;
 pub mod group;
 pub(crate) mod group_thread;
 pub(crate) mod log;
@@ -7,5 +8,5 @@ pub mod machine;
 mod machine_thread;
 pub(crate) mod network;
 mod state;
-mod types;
+pub(crate) mod types;
 pub(crate) mod wal;

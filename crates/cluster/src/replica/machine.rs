@@ -11,7 +11,7 @@ use prost::Message;
 use proto::store as wire;
 use store::{
     StoreError,
-    engines::sled::{Disk, writing::Writing},
+    engines::sled::{Disk, KEEPER as ALONE, writing::Writing},
 };
 
 use super::wire::{FORMAT, Malformed, check_command, commit_reply, read_batch, read_id};
@@ -46,6 +46,15 @@ impl StoreMachine {
     /// The machine over what is on the disk.
     pub(super) fn open(disk: Arc<Disk>) -> Result<StoreMachine, StoreError> {
         Self::remembering(disk, REMEMBERED_MAX)
+    }
+
+    /// As [`StoreMachine::open`], of a node that founded its cluster alone: what its store was given while it had no
+    /// log becomes the state before the log, with this place behind it.
+    pub(super) fn open_founded(disk: Arc<Disk>, place: &[u8]) -> Result<StoreMachine, StoreError> {
+        if disk.hand_over(ALONE, KEEPER, &[(PLACE, place)])? {
+            tracing::info!("the store of this node alone becomes that of its cluster");
+        }
+        Self::open(disk)
     }
 
     pub(super) fn remembering(disk: Arc<Disk>, remembered_max: usize) -> Result<StoreMachine, StoreError> {

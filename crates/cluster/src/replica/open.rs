@@ -9,7 +9,7 @@ use store::{
 use tonic::service::Routes;
 
 use super::{backend::Backend, engine::Replica, machine::StoreMachine, remote::Remote, service};
-use crate::{cluster::Cluster, error::ClusterError};
+use crate::{cluster::Cluster, error::ClusterError, raft::begin};
 
 /// The name of the Raft group of the store.
 const GROUP: &str = "data";
@@ -44,11 +44,18 @@ pub async fn open(cluster: &Arc<Cluster>, config: Config) -> Result<Opened, Clus
         return Ok(Opened { engine: Arc::new(remote), replica: None });
     }
     let failed = |e: StoreError| ClusterError::Raft { group: GROUP.into(), reason: e.to_string() };
+    let founder = cluster.sole_founder();
     let opening = tokio::task::spawn_blocking(move || {
         let disk = Arc::new(Disk::open(&config)?);
         let readers = Readers::start(&disk, config.readers, config.queue)
             .map_err(|e| StoreError::Engine { reason: format!("failed to start a thread: {e}") })?;
-        let machine = StoreMachine::open(disk.clone())?;
+        let machine = match founder {
+            Some((member, address)) => {
+                let place = begin::after_alone(member, &address).encode();
+                StoreMachine::open_founded(disk.clone(), &place)?
+            }
+            None => StoreMachine::open(disk.clone())?,
+        };
         Ok((disk, readers, machine))
     });
     let (disk, readers, machine) = opening

@@ -385,6 +385,12 @@ pub const KEYS: &[Key] = &[
         Is("15000"),
         "A node that was without its lease for no longer than this brings its sessions back, and their clients go on; after it the streams are closed, and clients log in anew. In milliseconds.",
     ),
+    key(
+        "cluster.times.replace_ms",
+        Whole(1000, 86_400_000),
+        Is("60000"),
+        "A backend that is gone for longer than this gives its vote to another one that has what it had, where there is one, in milliseconds. It gets everything back when it is here again.",
+    ),
     key("cluster.times.heartbeat_ms", Whole(10, 600_000), Is("250"), "Raft's heartbeat, in milliseconds."),
     key(
         "cluster.times.election_min_ms",

@@ -35,7 +35,7 @@ const GROUP_BATCHES: usize = 1024;
 const GROUP_BYTES: usize = 4 * 1024 * 1024;
 
 /// The name under which a server that stands alone keeps its store.
-const KEEPER: &str = "a server that stands alone";
+pub const KEEPER: &str = "a server that stands alone";
 
 /// A sled store with its threads.
 pub struct Sled {

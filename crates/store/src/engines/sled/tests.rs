@@ -86,6 +86,22 @@ fn a_store_of_another_keeper_is_refused() {
 }
 
 #[tokio::test]
+async fn a_store_changes_its_keeper_with_all_that_is_in_it_and_only_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let sled = open(folder.path());
+    let p = account("a@h");
+    commit(&sled, put(&p, "key", b"value".to_vec())).await;
+    sled.close();
+    let disk = Disk::open(&Config::new(folder.path())).unwrap();
+    assert!(!disk.hand_over("nobody", "a cluster", &[]).unwrap());
+    assert!(disk.hand_over(KEEPER, "a cluster", &[(b"place", b"7")]).unwrap());
+    assert!(!disk.hand_over(KEEPER, "a cluster", &[(b"place", b"8")]).unwrap());
+    assert_eq!(disk.claim("a cluster"), Ok(()));
+    assert_eq!(disk.mark(b"place").unwrap().as_deref(), Some(&b"7"[..]));
+    assert_eq!(disk.get(&p, T, b"key").unwrap().unwrap().value[..], b"value"[..]);
+}
+
+#[tokio::test]
 async fn a_torn_snapshot_is_moved_aside_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     let p = account("a@h");

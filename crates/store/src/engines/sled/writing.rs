@@ -51,13 +51,28 @@ impl Disk {
                     format!("store in `{}` belongs to {found}, not to {keeper}", self.path().display());
                 Err(StoreError::Engine { reason })
             }
-            None => {
-                let mut writing = self.write()?;
-                writing.mark(KEEPER, Some(keeper.as_bytes()));
-                writing.finish()?;
-                self.sync()
-            }
+            None => self.keep_for(keeper, &[]),
         }
+    }
+
+    /// Gives the store of one kind of keeper to another one, with all of its records, and with marks of the new one
+    /// in the same write; whether it was the former's.
+    pub fn hand_over(&self, from: &str, to: &str, marks: &[(&[u8], &[u8])]) -> Result<bool, StoreError> {
+        if self.mark(KEEPER)?.is_none_or(|found| found != from.as_bytes()) {
+            return Ok(false);
+        }
+        self.keep_for(to, marks)?;
+        Ok(true)
+    }
+
+    fn keep_for(&self, keeper: &str, marks: &[(&[u8], &[u8])]) -> Result<(), StoreError> {
+        let mut writing = self.write()?;
+        writing.mark(KEEPER, Some(keeper.as_bytes()));
+        for (name, bytes) in marks {
+            writing.mark(name, Some(bytes));
+        }
+        writing.finish()?;
+        self.sync()
     }
 }
 
