@@ -8,7 +8,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::role::{ClusterId, MemberId, random_bits};
+use crate::{
+    role::{ClusterId, MemberId},
+    seam::random_bits,
+};
 
 /// First line of the file.
 const HEAD: &str = "rookery-node 1";

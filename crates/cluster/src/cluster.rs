@@ -9,7 +9,6 @@ use proto::{
     raft::raft_server::RaftServer,
 };
 use tokio::{
-    net::TcpListener,
     sync::{mpsc, watch},
     task::AbortHandle,
     time::Instant,
@@ -48,6 +47,7 @@ use crate::{
     },
     role::{ClusterId, Incarnation, MemberId, NodeId, Roles, Sid},
     routes::{Command, ConflictPolicy, Doors, Living, NodeRow, NodeState, Outcome},
+    seam::Listener,
     shared::{Known, Phase, RouteSink, Shared, Wish, submit, wait_index},
     table::TableView,
 };
@@ -121,7 +121,7 @@ pub struct Cluster {
     batcher: Arc<Batcher>,
     /// Where route commands are gathered, and agreed on where this node is a backend.
     _routes: Arc<GroupThread>,
-    listener: Mutex<Option<TcpListener>>,
+    listener: Mutex<Option<Listener>>,
     data_dir: PathBuf,
     tasks: Mutex<Vec<AbortHandle>>,
     stopping: watch::Sender<bool>,
@@ -641,10 +641,10 @@ fn group_thread(name: &'static str) -> Result<Arc<GroupThread>, ClusterError> {
 }
 
 /// Binds the listener, so that a port in use is an error at once, and says where others reach it.
-async fn listen(config: &Config) -> Result<(Option<TcpListener>, String), ClusterError> {
+async fn listen(config: &Config) -> Result<(Option<Listener>, String), ClusterError> {
     let Some(listen) = config.listen else { return Ok((None, String::new())) };
     let refused = |e: std::io::Error| ClusterError::Config(format!("failed to listen on `{listen}`: {e}"));
-    let listener = TcpListener::bind(listen).await.map_err(refused)?;
+    let listener = Listener::bind(listen).await.map_err(refused)?;
     let bound: SocketAddr = listener.local_addr().map_err(refused)?;
     let address = config.advertise.clone().unwrap_or_else(|| bound.to_string());
     if config.advertise.is_none() && bound.ip().is_unspecified() {

@@ -8,6 +8,7 @@ use tonic::{Request, Status};
 
 use crate::{
     routes::Routes,
+    seam,
     shared::{PAUSE, Shared},
 };
 
@@ -80,7 +81,7 @@ async fn run(shared: &Arc<Shared>, address: &str) -> Result<(), Status> {
                 }
                 None => Err(Status::data_loss("the snapshot cannot be read")),
             };
-            tokio::task::spawn_blocking(install).await
+            seam::blocking(install).await
         } else if !item.snapshot.is_empty() {
             continue;
         } else {
@@ -90,7 +91,7 @@ async fn run(shared: &Arc<Shared>, address: &str) -> Result<(), Status> {
                 }
                 Ok(())
             };
-            tokio::task::spawn_blocking(apply).await
+            seam::blocking(apply).await
         };
         applied.map_err(|e| Status::internal(e.to_string()))??;
     }

@@ -40,6 +40,9 @@ mod batch;
 #[cfg(test)]
 mod noise;
 mod links;
+mod seam;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod shared;
 
 // Who may come in, and who may say what.

@@ -18,8 +18,9 @@ use crate::{
     identity::{self, audit::Reason},
     links::{cluster_bytes, read_cluster},
     membership::{CLUSTER, founders_in, founders_out},
-    role::{ClusterId, Incarnation, MemberId, NodeId, random_bits},
+    role::{ClusterId, Incarnation, MemberId, NodeId},
     routes::{Command, Outcome},
+    seam::{self, random_bits},
     shared::{PAUSE, Phase, Shared, submit, wait_index},
 };
 
@@ -276,7 +277,7 @@ async fn keep_backends(shared: &Shared, kept: &mut BTreeSet<String>) {
         return;
     }
     let list: Vec<String> = now.iter().cloned().collect();
-    match tokio::task::spawn_blocking(move || here.keep_backends(&list)).await {
+    match seam::blocking(move || here.keep_backends(&list)).await {
         Ok(Ok(())) => *kept = now,
         Ok(Err(error)) => tracing::debug!(%error, "failed to write down where the backends are"),
         Err(error) => tracing::debug!(%error, "failed to write down where the backends are"),

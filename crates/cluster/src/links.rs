@@ -13,7 +13,7 @@ use std::{
 use hyper_util::rt::TokioIo;
 use parking_lot::{Mutex, RwLock};
 use rustls_pki_types::ServerName;
-use tokio::{net::TcpStream, runtime::Handle, sync::oneshot};
+use tokio::{runtime::Handle, sync::oneshot};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     Status,
@@ -24,6 +24,7 @@ use tonic::{
 use crate::{
     identity::{CLUSTER_NAME, credentials::Credentials},
     role::{ClusterId, MemberId},
+    seam::{self, Socket},
 };
 
 /// The largest message between nodes.
@@ -97,6 +98,9 @@ impl Links {
         let channel = {
             let _on = self.runtime.enter();
             match self.tls.clone() {
+                None if seam::is_simulated() => {
+                    endpoint.connect_with_connector_lazy(tower::service_fn(plain))
+                }
                 None => endpoint.connect_lazy(),
                 Some(credentials) => {
                     endpoint.connect_with_connector_lazy(tower::service_fn(move |to: Uri| {
@@ -173,11 +177,17 @@ impl Links {
     }
 }
 
-/// Connects under the certificate that is in service now.
-async fn secured(to: Uri, credentials: Arc<Credentials>) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+/// Connects without a certificate, where the world is not the real one.
+async fn plain(to: Uri) -> io::Result<TokioIo<Socket>> {
     let address = to.authority().map(|authority| authority.as_str()).unwrap_or_default();
-    let socket = TcpStream::connect(address).await?;
-    socket.set_nodelay(true)?;
+    Socket::connect(address).await.map(TokioIo::new)
+}
+
+/// Connects under the certificate that is in service now.
+async fn secured(to: Uri, credentials: Arc<Credentials>) -> io::Result<TokioIo<TlsStream<Socket>>> {
+    let address = to.authority().map(|authority| authority.as_str()).unwrap_or_default();
+    let socket = Socket::connect(address).await?;
+    socket.set_nodelay()?;
     let name = ServerName::try_from(CLUSTER_NAME).map_err(io::Error::other)?;
     let tls = TlsConnector::from(credentials.client()).connect(name, socket).await?;
     Ok(TokioIo::new(tls))

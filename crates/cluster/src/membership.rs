@@ -22,6 +22,7 @@ use crate::{
     raft::group::Group,
     role::{Incarnation, MemberId, NodeId, Roles},
     routes::Command,
+    seam,
     shared::Shared,
 };
 
@@ -219,7 +220,7 @@ async fn feed(shared: Arc<Shared>, mut from: u64, items: mpsc::Sender<Result<Fol
 
 async fn snapshot(shared: &Arc<Shared>) -> Vec<FollowItem> {
     let hub = shared.hub.clone();
-    let made = tokio::task::spawn_blocking(move || hub.snapshot()).await;
+    let made = seam::blocking(move || hub.snapshot()).await;
     let Ok((index, bytes)) = made else { return Vec::new() };
     let parts = bytes.len().div_ceil(PART).max(1);
     let part = |n: usize| -> Bytes { bytes.slice(n * PART..((n + 1) * PART).min(bytes.len())) };

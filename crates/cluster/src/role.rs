@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::seam::random_bits;
+
 /// A node, named by the log index of the entry that admitted it; never reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodeId(pub u64);
@@ -45,14 +47,6 @@ impl Sid {
     pub fn random() -> Sid {
         Sid(random_bits())
     }
-}
-
-/// 128 random bits of the TLS library's generator.
-pub(crate) fn random_bits() -> u128 {
-    let mut bytes = [0; 16];
-    // The operating system's generator does not fail once it is seeded.
-    assert!(aws_lc_rs::rand::fill(&mut bytes).is_ok(), "the random generator works");
-    u128::from_le_bytes(bytes)
 }
 
 macro_rules! shown {

@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cluster::placement::{able, elect};
 use cluster::{Change, LostSession, NodeId};
@@ -10,6 +10,7 @@ use futures::{FutureExt, StreamExt, stream};
 use hooks::{Services, SessionEvent};
 use jid::BareJid;
 use tokio::sync::mpsc::Receiver;
+use tokio::time::Instant;
 
 use crate::metrics::one;
 use crate::router::Router;

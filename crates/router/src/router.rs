@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use cluster::{Incarnation, NodeId, Row, Sid};
 use hooks::{Accounts, Card, Passage, Registry, Services, SessionView, Store};
@@ -10,6 +10,7 @@ use jid::{BareJid, FullJid, Jid};
 use parking_lot::Mutex;
 use stanza::{Condition, Kind, PresenceType, Stanza, StanzaError};
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use crate::arrival;
 use crate::config::Config;
@@ -406,7 +407,7 @@ impl Router {
                 Some(Obstacle::InFlight(in_flight)) => in_flight.confirmed().await,
                 Some(Obstacle::Held) => self.holds.opened(account).await,
                 Some(Obstacle::Behind(leaving)) => {
-                    let now = tokio::time::Instant::now();
+                    let now = Instant::now();
                     let until = *transit.behind_until.get_or_insert(now + self.config.refused_wait());
                     let from = transit.stanza.head.from.as_ref();
                     let Some(came_back) = self.queues.came_back(account, from) else { continue };
@@ -457,8 +458,7 @@ impl Router {
             return Some(Obstacle::InFlight(in_flight));
         }
         // What came from another node may itself be what is waited for.
-        let may_wait =
-            transit.hops == 0 && transit.behind_until.is_none_or(|until| tokio::time::Instant::now() < until);
+        let may_wait = transit.hops == 0 && transit.behind_until.is_none_or(|until| Instant::now() < until);
         if !may_wait || !matches!(subject, Subject::Message(_)) {
             return None;
         }

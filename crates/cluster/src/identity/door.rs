@@ -11,7 +11,6 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::timeout,
 };
@@ -26,6 +25,7 @@ use super::{
 };
 use crate::{
     links::{Links, Registration},
+    seam::{Listener, Socket},
     table::TableView,
 };
 
@@ -59,8 +59,8 @@ pub(crate) struct Incoming {
 }
 
 enum Io {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 enum Cut {
@@ -71,17 +71,13 @@ enum Cut {
 }
 
 /// Accepts for as long as somebody takes what comes in.
-pub(crate) fn open(listener: TcpListener, door: Door) -> ReceiverStream<Result<Incoming, io::Error>> {
+pub(crate) fn open(listener: Listener, door: Door) -> ReceiverStream<Result<Incoming, io::Error>> {
     let (connections, queue) = mpsc::channel(64);
     tokio::spawn(accept(listener, Arc::new(door), connections));
     ReceiverStream::new(queue)
 }
 
-async fn accept(
-    listener: TcpListener,
-    door: Arc<Door>,
-    connections: mpsc::Sender<Result<Incoming, io::Error>>,
-) {
+async fn accept(listener: Listener, door: Arc<Door>, connections: mpsc::Sender<Result<Incoming, io::Error>>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let strangers = Arc::new(Semaphore::new(STRANGERS));
     loop {
@@ -100,7 +96,7 @@ async fn accept(
             }
         };
         // Small messages that others wait for.
-        drop(socket.set_nodelay(true));
+        drop(socket.set_nodelay());
         let (door, strangers, connections) = (door.clone(), strangers.clone(), connections.clone());
         tokio::spawn(async move {
             if let Some(incoming) = door.let_in(socket, from, &strangers).await {
@@ -113,12 +109,7 @@ async fn accept(
 }
 
 impl Door {
-    async fn let_in(
-        &self,
-        socket: TcpStream,
-        from: SocketAddr,
-        strangers: &Arc<Semaphore>,
-    ) -> Option<Incoming> {
+    async fn let_in(&self, socket: Socket, from: SocketAddr, strangers: &Arc<Semaphore>) -> Option<Incoming> {
         let Some(credentials) = &self.credentials else {
             let caller = Caller::plain(self.view.clone(), self.audit.clone());
             let io = Io::Plain(socket);

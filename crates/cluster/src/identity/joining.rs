@@ -32,7 +32,8 @@ use crate::{
     birth::Certificate,
     error::ClusterError,
     links::read_cluster,
-    role::{ClusterId, Roles, random_bits},
+    role::{ClusterId, Roles},
+    seam::random_bits,
     shared::Shared,
 };
 

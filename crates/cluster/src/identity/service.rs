@@ -22,8 +22,9 @@ use crate::{
     batch::Batcher,
     error::ClusterError,
     links::cluster_bytes,
-    role::{ClusterId, Roles, random_bits},
+    role::{ClusterId, Roles},
     routes::{Command, Outcome},
+    seam::random_bits,
     shared::{Shared, submit, wait_index},
     trust::TokenFault,
 };

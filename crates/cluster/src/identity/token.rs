@@ -5,7 +5,7 @@ use std::fmt;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
-use crate::role::{Roles, random_bits};
+use crate::{role::Roles, seam::random_bits};
 
 /// How a token begins; the number is the version of what follows.
 const HEAD: &str = "rookery-join-1-";

@@ -36,6 +36,7 @@ use crate::{
     error::{ClusterError, ProposeError},
     links::Links,
     role::MemberId,
+    seam,
 };
 
 /// A snapshot is made when the log has grown by this since the last one, and by as much as that one was long: so
@@ -182,7 +183,7 @@ impl Group {
         let failed = |reason: String| ClusterError::Raft { group: name.into(), reason };
         let log_dir = dir.join("log");
         let open = if alone { Log::open_alone } else { Log::open };
-        let log = tokio::task::spawn_blocking(move || open(name, &log_dir)).await;
+        let log = seam::blocking(move || open(name, &log_dir)).await;
         let log = log.map_err(|e| failed(e.to_string()))?.map_err(disk)?;
         let state_dir = dir.join("state");
         let refusal = machine.refusal();
@@ -484,8 +485,8 @@ async fn keep_log_short(core: Arc<Core>) {
         let appended = core.log.appended();
         let mut done = Ok(());
         let due = match core.state.snapshot_bytes() {
-            Some(bytes) => bytes.max(SNAPSHOT_LOG_BYTES),
-            None => DURABLE_LOG_BYTES,
+            Some(bytes) => bytes.max(seam::snapshot_log_bytes(SNAPSHOT_LOG_BYTES)),
+            None => seam::snapshot_log_bytes(DURABLE_LOG_BYTES),
         };
         if appended - at_snapshot > due {
             at_snapshot = appended;

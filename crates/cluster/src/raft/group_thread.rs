@@ -8,6 +8,8 @@ use tokio::{
     sync::oneshot,
 };
 
+use crate::seam;
+
 /// Runs a group's tasks; what still runs when it is dropped is ended.
 pub(crate) struct GroupThread {
     handle: Handle,
@@ -21,6 +23,10 @@ impl GroupThread {
     /// # Errors
     /// Fails where the system gives no thread.
     pub(crate) fn start(name: &str) -> io::Result<GroupThread> {
+        if seam::is_simulated() {
+            let (running, _) = oneshot::channel();
+            return Ok(GroupThread { handle: Handle::current(), _running: running });
+        }
         // No sockets: links live on the runtime that made them, and a thread that only has timers is woken cheaper.
         let runtime = Builder::new_current_thread().enable_time().build()?;
         let handle = runtime.handle().clone();

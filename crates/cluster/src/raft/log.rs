@@ -10,7 +10,6 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc,
     },
     thread,
 };
@@ -25,8 +24,9 @@ use tokio::sync::oneshot;
 
 use super::{
     types::{DiskError, Entry, LogId, TypeConfig, Vote},
-    wal::{self, Done, Job, Kind},
+    wal::{self, Done, Job, Jobs, Kind},
 };
+use crate::seam;
 
 /// A segment is closed when it is this large.
 const SEGMENT_MAX: u64 = 8 << 20;
@@ -56,7 +56,7 @@ struct Shared {
 }
 
 struct State {
-    jobs: Option<mpsc::Sender<Job>>,
+    jobs: Option<Jobs>,
     vote: Option<Vote>,
     committed: Option<LogId>,
     /// The commit index is newer than the one that was given to the thread.
@@ -141,7 +141,7 @@ impl Log {
         state.jobs = Some(jobs);
         let flushed = Arc::new(AtomicU64::new(state.last_index()));
         state.begin_segment()?;
-        let (state, thread) = (Mutex::new(state), Mutex::new(Some(thread)));
+        let (state, thread) = (Mutex::new(state), Mutex::new(thread));
         let shared = Shared { dir: dir.into(), state, flushed, alone, broken, thread };
         Ok(Log { shared: Arc::new(shared) })
     }
@@ -229,8 +229,7 @@ impl Log {
             self.read(from, to, bytes_max)
         } else {
             let log = self.clone();
-            let task = tokio::task::spawn_blocking(move || log.read(from, to, bytes_max));
-            task.await.unwrap_or_else(|_| Err(stopped()))
+            seam::blocking(move || log.read(from, to, bytes_max)).await.unwrap_or_else(|_| Err(stopped()))
         };
         read.map_err(|e| StorageIOError::read_logs(&e).into())
     }
@@ -358,7 +357,7 @@ impl State {
 
     fn job(&mut self, job: Job) -> io::Result<()> {
         let jobs = self.jobs.as_ref().ok_or_else(stopped)?;
-        jobs.send(job).map_err(|_| stopped())
+        jobs.send(job).ok_or_else(stopped)
     }
 
     /// Begins a segment with all that the older ones say beside entries, so that they can go.

@@ -16,6 +16,7 @@ use super::{
     machine::{Committed, Machine, SnapshotWriter},
     types::{Entry, Mark, Membership, SnapshotFile},
 };
+use crate::seam;
 
 /// How many requests may wait: openraft sends one after the other, so this is never reached.
 const QUEUE: usize = 64;
@@ -48,6 +49,9 @@ impl MachineThread {
         let (requests, queue) = mpsc::sync_channel(QUEUE);
         let (applied_tx, applied) = watch::channel(mark.index());
         let worker = Arc::new(Mutex::new(Worker { machine, mark, applied: applied_tx }));
+        if seam::is_simulated() {
+            return Ok(MachineThread { requests, worker, applied });
+        }
         let here = worker.clone();
         thread::Builder::new().name(format!("apply-{name}")).spawn(move || {
             while let Ok(request) = queue.recv() {
@@ -99,7 +103,11 @@ impl MachineThread {
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<io::Result<T>>) -> Request) -> io::Result<T> {
         let (answer, wait) = oneshot::channel();
-        self.requests.try_send(request(answer)).map_err(|e| io::Error::other(e.to_string()))?;
+        if seam::is_simulated() {
+            self.worker.lock().run(request(answer));
+        } else {
+            self.requests.try_send(request(answer)).map_err(|e| io::Error::other(e.to_string()))?;
+        }
         wait.await.unwrap_or_else(|_| Err(io::Error::other("the machine has stopped")))
     }
 }

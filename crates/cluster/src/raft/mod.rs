@@ -7,6 +7,7 @@ pub(crate) mod log;
 pub mod machine;
 mod machine_thread;
 pub(crate) mod network;
+mod runtime;
 mod state;
 pub(crate) mod types;
 pub(crate) mod wal;

@@ -32,6 +32,7 @@ use crate::{
     identity::{self, Caller, audit::Reason},
     links::{Links, MESSAGE_MAX},
     role::MemberId,
+    seam,
 };
 
 /// Entries above this travel in several messages.
@@ -151,22 +152,31 @@ impl Peer {
         let head = SnapshotPart { head: Some(self.message(encode(&(vote, meta))?)), data: Bytes::new() };
         let (parts, queue) = mpsc::channel(4);
         // The receiver of `parts` may go away; then the reading ends.
-        let reading = tokio::task::spawn_blocking(move || -> io::Result<()> {
-            if parts.blocking_send(head).is_err() {
+        let reading = async move {
+            if parts.send(head).await.is_err() {
                 return Ok(());
             }
             loop {
-                let mut data = vec![0; PART];
-                let got = file.read(&mut data)?;
-                data.truncate(got);
+                let read = seam::blocking(move || {
+                    let mut data = vec![0; PART];
+                    let got = file.read(&mut data)?;
+                    data.truncate(got);
+                    Ok::<_, io::Error>((file, data))
+                });
+                let data;
+                (file, data) = read.await??;
+                let is_end = data.is_empty();
                 let part = SnapshotPart { head: None, data: data.into() };
-                if got == 0 || parts.blocking_send(part).is_err() {
+                if is_end || parts.send(part).await.is_err() {
                     return Ok(());
                 }
             }
-        });
-        let answer = self.client()?.snapshot(ReceiverStream::new(queue)).await?;
-        reading.await.map_err(|e| Status::internal(e.to_string()))?.map_err(disk)?;
+        };
+        let mut client = self.client()?;
+        let sending = client.snapshot(ReceiverStream::new(queue));
+        let (answer, read): (_, io::Result<()>) = futures::future::join(sending, reading).await;
+        let answer = answer?;
+        read.map_err(disk)?;
         decode(&answer.into_inner().body)
     }
 }
@@ -268,23 +278,16 @@ impl raft_server::Raft for Service {
         is_for(&core, &head)?;
         let (vote, meta): (Vote, Meta) = decode(&head.body)?;
         spoken_by(&caller, &vote)?;
-        let (blocks, mut queue) = mpsc::channel::<Bytes>(4);
         let dir = core.dir.clone();
-        let writing = tokio::task::spawn_blocking(move || -> io::Result<SnapshotFile> {
-            let mut file = state::unnamed(&dir)?;
-            while let Some(block) = queue.blocking_recv() {
-                io::Write::write_all(&mut file, &block)?;
-            }
-            let end = file.metadata()?.len();
-            Ok(SnapshotFile { file: Arc::new(file), at: 0, end })
-        });
+        let mut file =
+            seam::blocking(move || state::unnamed(&dir)).await.and_then(|file| file).map_err(disk)?;
+        let mut end = 0;
         while let Some(part) = parts.message().await? {
-            if blocks.send(part.data).await.is_err() {
-                break;
-            }
+            end += part.data.len() as u64;
+            let write = seam::blocking(move || io::Write::write_all(&mut file, &part.data).map(|()| file));
+            file = write.await.and_then(|written| written).map_err(disk)?;
         }
-        drop(blocks);
-        let file = writing.await.map_err(|e| Status::internal(e.to_string()))?.map_err(disk)?;
+        let file = SnapshotFile { file: Arc::new(file), at: 0, end };
         let snapshot = Snapshot { meta, snapshot: Box::new(SnapshotBody::File(file)) };
         answer(core.raft.install_full_snapshot(vote, snapshot).await)
     }

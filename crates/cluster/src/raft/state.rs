@@ -19,7 +19,7 @@ use super::{
     machine_thread::MachineThread,
     types::{DiskError, Entry, LogId, Mark, Meta, Replies, SnapshotBody, SnapshotFile, TypeConfig},
 };
-use crate::role::random_bits;
+use crate::seam::{self, random_bits};
 
 /// First bytes of a snapshot file; the digit is the version of the format.
 const MAGIC: &[u8; 8] = b"RKSNAP1\n";
@@ -87,8 +87,7 @@ impl State {
             let (mark, writer) = self.thread.freeze().await?;
             let meta = meta_of(&mark);
             let (dir, kept) = (self.dir.clone(), meta.clone());
-            let write = tokio::task::spawn_blocking(move || keep(&dir, &kept, writer));
-            (meta, SnapshotBody::File(write.await.map_err(io::Error::other)??))
+            (meta, SnapshotBody::File(seam::blocking(move || keep(&dir, &kept, writer)).await??))
         };
         *self.current.lock() = Some((meta.clone(), body.clone()));
         Ok(Snapshot { meta, snapshot: Box::new(body) })
@@ -109,8 +108,7 @@ impl State {
         } else {
             let (dir, kept) = (self.dir.clone(), meta.clone());
             let copy: SnapshotWriter = Box::new(move |out| io::copy(&mut file.clone(), out).map(drop));
-            let write = tokio::task::spawn_blocking(move || keep(&dir, &kept, copy));
-            SnapshotBody::File(write.await.map_err(io::Error::other)??)
+            SnapshotBody::File(seam::blocking(move || keep(&dir, &kept, copy)).await??)
         };
         *self.current.lock() = Some((meta.clone(), body));
         *self.restored.lock() = mark;
@@ -122,14 +120,14 @@ impl State {
 pub(crate) async fn written_out(thread: &MachineThread, dir: &Path) -> io::Result<(Meta, SnapshotFile)> {
     let (mark, writer) = thread.freeze().await?;
     let dir = dir.to_path_buf();
-    let write = tokio::task::spawn_blocking(move || {
+    let write = seam::blocking(move || {
         let mut out = BufWriter::new(unnamed(&dir)?);
         writer(&mut out)?;
         let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
         let end = file.metadata()?.len();
         Ok::<_, io::Error>(SnapshotFile { file: Arc::new(file), at: 0, end })
     });
-    Ok((meta_of(&mark), write.await.map_err(io::Error::other)??))
+    Ok((meta_of(&mark), write.await??))
 }
 
 /// A file that is gone once it is closed.

@@ -22,6 +22,7 @@ openraft::declare_raft_types!(
         Node = BasicNode,
         Entry = openraft::Entry<TypeConfig>,
         SnapshotData = SnapshotBody,
+        AsyncRuntime = super::runtime::Tokio,
 );
 
 /// The proposals that share one log entry.

@@ -15,6 +15,8 @@ use std::{
 
 use tokio::sync::oneshot;
 
+use crate::seam;
+
 /// First bytes of each segment; the digit is the version of the format. In the first version a record did not
 /// say whether it began a group.
 const MAGIC: &[u8; 8] = b"RKWAL-2\n";
@@ -202,15 +204,39 @@ pub(crate) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8
 /// Size of an empty segment.
 pub(crate) const SEGMENT_HEAD: u64 = MAGIC.len() as u64;
 
+/// Where jobs for the writing thread go.
+pub(crate) enum Jobs {
+    Thread(mpsc::Sender<Job>),
+    #[cfg(feature = "simulation")]
+    Task(tokio::sync::mpsc::UnboundedSender<Job>),
+}
+
+impl Jobs {
+    /// `None` if nobody writes any more.
+    pub(crate) fn send(&self, job: Job) -> Option<()> {
+        match self {
+            Jobs::Thread(jobs) => jobs.send(job).ok(),
+            #[cfg(feature = "simulation")]
+            Jobs::Task(jobs) => jobs.send(job).ok(),
+        }
+    }
+}
+
 /// Starts the thread that writes; it ends when the sender is dropped. `broken` tells at once when a write failed.
 pub(crate) fn writer(
     name: &str,
     dir: PathBuf,
     broken: Arc<AtomicBool>,
-) -> io::Result<(mpsc::Sender<Job>, thread::JoinHandle<()>)> {
+) -> io::Result<(Jobs, Option<thread::JoinHandle<()>>)> {
+    let mut writer = Writer { dir, open: None, failed: None, broken };
+    #[cfg(feature = "simulation")]
+    if seam::is_simulated() {
+        let (jobs, queue) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(write_slowly(writer, queue));
+        return Ok((Jobs::Task(jobs), None));
+    }
     let (jobs, queue) = mpsc::channel::<Job>();
     let thread = thread::Builder::new().name(format!("log-{name}")).spawn(move || {
-        let mut writer = Writer { dir, open: None, failed: None, broken };
         while let Ok(first) = queue.recv() {
             let mut group = vec![first];
             group.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(GROUP_MAX));
@@ -219,7 +245,21 @@ pub(crate) fn writer(
         let ended = writer.end();
         writer.note(ended);
     })?;
-    Ok((jobs, thread))
+    Ok((Jobs::Thread(jobs), Some(thread)))
+}
+
+/// What the thread does, as a task of a simulation: there is a time between the writing and its being safe.
+#[cfg(feature = "simulation")]
+async fn write_slowly(mut writer: Writer, mut queue: tokio::sync::mpsc::UnboundedReceiver<Job>) {
+    while let Some(first) = queue.recv().await {
+        let mut group = vec![first];
+        group.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(GROUP_MAX));
+        let waiting = writer.write_all(group);
+        tokio::time::sleep(seam::sync_takes()).await;
+        writer.settle(waiting);
+    }
+    let ended = writer.end();
+    writer.note(ended);
 }
 
 struct Writer {
@@ -233,6 +273,7 @@ struct Writer {
 /// The segment that is written.
 struct Open {
     file: File,
+    path: PathBuf,
     /// Where the next record goes.
     at: u64,
     /// The file's length; from `at` on it holds zeros.
@@ -249,19 +290,19 @@ impl Open {
         if self.synced && bytes.len() > KIND_AT {
             bytes[KIND_AT] |= FIRST;
         }
-        self.file.write_all_at(bytes, self.at)?;
+        seam::write_file(&self.path, &self.file, bytes, self.at)?;
         self.synced = false;
         self.at += bytes.len() as u64;
         if self.at > self.filled {
             let end = self.at.next_multiple_of(FILL);
-            self.file.write_all_at(&vec![0; (end - self.at) as usize], self.at)?;
+            seam::write_file(&self.path, &self.file, &vec![0; (end - self.at) as usize], self.at)?;
             self.filled = end;
         }
         Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_data()?;
+        seam::sync_file(&self.path, &self.file)?;
         self.synced = true;
         Ok(())
     }
@@ -269,6 +310,12 @@ impl Open {
 
 impl Writer {
     fn run(&mut self, group: Vec<Job>) {
+        let waiting = self.write_all(group);
+        self.settle(waiting);
+    }
+
+    /// Does jobs, and says who waits for what they wrote.
+    fn write_all(&mut self, group: Vec<Job>) -> Vec<Done> {
         let mut waiting = Vec::new();
         for mut job in group {
             let result = match &self.failed {
@@ -280,6 +327,11 @@ impl Writer {
                 waiting.push(done);
             }
         }
+        waiting
+    }
+
+    /// Makes what was written safe, if somebody waits for that, and tells them.
+    fn settle(&mut self, waiting: Vec<Done>) {
         if self.failed.is_none() && waiting.iter().any(|done| matches!(done, Done::Ack(_) | Done::Call(_))) {
             let result = self.sync();
             self.note(result);
@@ -312,11 +364,11 @@ impl Writer {
                 // Before the next segment exists: a torn tail is only looked for in the newest one.
                 self.end()?;
                 let path = segment_path(&self.dir, *segment);
-                let file = OpenOptions::new().create_new(true).write(true).open(path)?;
-                file.write_all_at(MAGIC, 0)?;
-                file.sync_data()?;
+                let file = OpenOptions::new().create_new(true).write(true).open(&path)?;
+                seam::write_file(&path, &file, MAGIC, 0)?;
+                seam::sync_file(&path, &file)?;
                 File::open(&self.dir)?.sync_all()?;
-                self.open = Some(Open { file, at: SEGMENT_HEAD, filled: SEGMENT_HEAD, synced: true });
+                self.open = Some(Open { file, path, at: SEGMENT_HEAD, filled: SEGMENT_HEAD, synced: true });
                 Ok(())
             }
             Job::Write { bytes, .. } => match &mut self.open {
@@ -341,6 +393,6 @@ impl Writer {
     fn end(&mut self) -> io::Result<()> {
         let Some(open) = self.open.take() else { return Ok(()) };
         open.file.set_len(open.at)?;
-        open.file.sync_data()
+        seam::sync_file(&open.path, &open.file)
     }
 }

@@ -9,7 +9,7 @@ use super::{
     remote::Remote,
     wire::{command, read_commit_reply},
 };
-use crate::role::random_bits;
+use crate::seam::random_bits;
 
 /// A replica whose disk may fail without taking the sessions of its node along.
 pub(super) struct Backend {

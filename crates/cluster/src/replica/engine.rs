@@ -21,7 +21,7 @@ use super::wire::{command, read_commit_reply, read_id};
 use crate::{
     error::ProposeError,
     raft::group::{Group, Proposed},
-    role::random_bits,
+    seam::{self, random_bits},
 };
 
 /// The largest command, in bytes; a commit of several batches is cut between them.
@@ -108,7 +108,7 @@ async fn watch_space(disk: Arc<Disk>, space: Arc<AtomicU8>) {
         ticks.tick().await;
         let disk = disk.clone();
         // It asks the file system, which may be one that hangs.
-        if let Ok(Ok(now)) = tokio::task::spawn_blocking(move || disk.space()).await {
+        if let Ok(Ok(now)) = seam::blocking(move || disk.space()).await {
             space.store(now as u8, Relaxed);
         }
     }

@@ -9,7 +9,7 @@ use store::{
 use tonic::service::Routes;
 
 use super::{backend::Backend, engine::Replica, machine::StoreMachine, remote::Remote, service};
-use crate::{cluster::Cluster, error::ClusterError, raft::begin};
+use crate::{cluster::Cluster, error::ClusterError, raft::begin, seam};
 
 /// The name of the Raft group of the store.
 const GROUP: &str = "data";
@@ -45,7 +45,7 @@ pub async fn open(cluster: &Arc<Cluster>, config: Config) -> Result<Opened, Clus
     }
     let failed = |e: StoreError| ClusterError::Raft { group: GROUP.into(), reason: e.to_string() };
     let founder = cluster.sole_founder();
-    let opening = tokio::task::spawn_blocking(move || {
+    let opening = seam::blocking(move || {
         let disk = Arc::new(Disk::open(&config)?);
         let readers = Readers::start(&disk, config.readers, config.queue)
             .map_err(|e| StoreError::Engine { reason: format!("failed to start a thread: {e}") })?;

@@ -22,7 +22,7 @@ use super::{
         timeout_ms,
     },
 };
-use crate::role::{NodeId, random_bits};
+use crate::{role::NodeId, seam::random_bits};
 
 /// How long one backend may take before the next is asked; a whole election fits.
 const ATTEMPT: Duration = Duration::from_millis(2500);

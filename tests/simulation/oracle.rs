@@ -1,0 +1,411 @@
+//! What must hold of every history, whatever broke: the nine rules of issue 4, as far as a history can show them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::history::{Dated, Event, Life, Process, Route, Sid};
+
+/// A session that lost its full JID learns it from its own node's table: for no longer than this both may serve. A
+/// node that hears nothing for longer has no lease any more.
+const OVERLAP_MAX_MS: u64 = 5_000;
+
+/// A rule that a history breaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Breach {
+    pub rule: u8,
+    pub text: String,
+}
+
+/// Every breach of a history.
+pub fn judge(events: &[Dated]) -> Vec<Breach> {
+    let known = Known::of(events);
+    let rules: [fn(&Known, &[Dated]) -> Vec<String>; 10] = [
+        came_to_its_end,
+        one_owner,
+        binds_stay,
+        nothing_vanishes,
+        once_and_in_order,
+        replicas_are_equal,
+        table_is_the_union,
+        nothing_after_the_lease,
+        told_once,
+        commits_stay,
+    ];
+    let numbered = rules.iter().zip(0_u8..);
+    let breaches = numbered.flat_map(|(rule, number)| {
+        rule(&known, events).into_iter().map(move |text| Breach { rule: number, text })
+    });
+    breaches.collect()
+}
+
+/// What a history says of each session and process.
+#[derive(Default)]
+struct Known {
+    sessions: BTreeMap<Sid, Session>,
+    by_jid: BTreeMap<String, Vec<Sid>>,
+    /// When a process ended without a word, or by itself.
+    ends: BTreeMap<Process, u64>,
+    killed: BTreeSet<Process>,
+    /// When anybody first heard that a life of a node is over.
+    gone: BTreeMap<Life, u64>,
+    fenced: BTreeMap<Process, Vec<u64>>,
+}
+
+struct Session {
+    jid: String,
+    process: Process,
+    asked: u64,
+    bound: Option<(u64, u64, Life)>,
+    failed: bool,
+    unbound: Option<u64>,
+    ended: Option<u64>,
+    lives: Vec<(u64, Life)>,
+}
+
+impl Known {
+    fn of(events: &[Dated]) -> Known {
+        let mut known = Known::default();
+        for Dated { at, event } in events {
+            let at = *at;
+            match event {
+                Event::Killed { process, .. } => {
+                    known.ends.insert(*process, at);
+                    known.killed.insert(*process);
+                }
+                Event::Stopped { process, .. } => {
+                    known.ends.insert(*process, at);
+                }
+                Event::Gone { life, .. } => {
+                    known.gone.entry(*life).or_insert(at);
+                }
+                Event::Fenced { process } => known.fenced.entry(*process).or_default().push(at),
+                Event::BindAsked { sid, jid, process } => {
+                    known.by_jid.entry(jid.clone()).or_default().push(*sid);
+                    let session = Session {
+                        jid: jid.clone(),
+                        process: *process,
+                        asked: at,
+                        bound: None,
+                        failed: false,
+                        unbound: None,
+                        ended: None,
+                        lives: Vec::new(),
+                    };
+                    known.sessions.insert(*sid, session);
+                }
+                _ => known.note(at, event),
+            }
+        }
+        known
+    }
+
+    fn note(&mut self, at: u64, event: &Event) {
+        let sid = match event {
+            Event::Bound { sid, .. }
+            | Event::BindFailed { sid }
+            | Event::BroughtBack { sid, .. }
+            | Event::UnbindAsked { sid }
+            | Event::Ended { sid, .. } => sid,
+            _ => return,
+        };
+        let Some(session) = self.sessions.get_mut(sid) else { return };
+        match event {
+            Event::Bound { index, life, .. } => {
+                session.bound = Some((at, *index, *life));
+                session.lives.push((at, *life));
+            }
+            Event::BindFailed { .. } => session.failed = true,
+            Event::BroughtBack { life, .. } => session.lives.push((at, *life)),
+            Event::UnbindAsked { .. } => session.unbound = session.unbound.or(Some(at)),
+            Event::Ended { .. } => session.ended = session.ended.or(Some(at)),
+            _ => {}
+        }
+    }
+}
+
+fn came_to_its_end(_: &Known, events: &[Dated]) -> Vec<String> {
+    match events.last().map(|dated| &dated.event) {
+        Some(Event::End { failure: None }) => Vec::new(),
+        Some(Event::End { failure: Some(failure) }) => vec![failure.clone()],
+        _ => vec!["the run has no end".into()],
+    }
+}
+
+/// Rule 1: never two serving sessions with one full JID.
+fn one_owner(known: &Known, events: &[Dated]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut serving: BTreeMap<&str, BTreeMap<Sid, u64>> = BTreeMap::new();
+    // A session overlaps with another from when the later one began to serve.
+    let mut overlap = |jid: &str, first: Sid, second: Sid, from: u64, to: u64| {
+        if to.saturating_sub(from) > OVERLAP_MAX_MS {
+            found.push(format!(
+                "`{jid}`: the sessions {first:x} and {second:x} both served from {from} to {to} ms"
+            ));
+        }
+    };
+    let end = events.last().map_or(0, |dated| dated.at);
+    for Dated { at, event } in events {
+        let Event::Serves { sid, serves } = event else { continue };
+        let Some(session) = known.sessions.get(sid) else { continue };
+        let here = serving.entry(&session.jid).or_default();
+        if *serves {
+            here.insert(*sid, *at);
+        } else if let Some(since) = here.remove(sid) {
+            for (other, from) in here.iter() {
+                overlap(&session.jid, *other, *sid, since.max(*from), *at);
+            }
+        }
+    }
+    for (jid, here) in &serving {
+        let all: Vec<_> = here.iter().collect();
+        for (nth, (first, from)) in all.iter().enumerate() {
+            for (second, since) in &all[nth + 1..] {
+                overlap(jid, **first, **second, **from.max(since), end);
+            }
+        }
+    }
+    for (process, index, routes) in tables(events) {
+        for pair in routes.windows(2).filter(|pair| pair[0].jid == pair[1].jid) {
+            found.push(format!("process {process} at {index}: `{}` has two rows", pair[0].jid));
+        }
+    }
+    found
+}
+
+fn tables(events: &[Dated]) -> impl Iterator<Item = (Process, u64, &[Route])> {
+    events.iter().filter_map(|dated| match &dated.event {
+        Event::Table { process, index, routes } => Some((*process, *index, routes.as_slice())),
+        _ => None,
+    })
+}
+
+/// Rule 2: an acknowledged bind stays until it is undone.
+fn binds_stay(known: &Known, events: &[Dated]) -> Vec<String> {
+    let mut found = BTreeMap::new();
+    for Dated { at, event } in events {
+        let Event::Table { process, index, routes } = event else { continue };
+        let shown: BTreeSet<Sid> = routes.iter().map(|route| route.sid).collect();
+        for (sid, session) in &known.sessions {
+            let Some((bound_at, bound_index, _)) = session.bound else { continue };
+            if bound_at > *at || bound_index > *index || shown.contains(sid) || found.contains_key(sid) {
+                continue;
+            }
+            if !is_undone(known, *sid, session, bound_at, *at) {
+                let text = format!(
+                    "`{}` ({sid:x}), bound at index {bound_index}, is not in the table of process {process} at index {index} ({at} ms)",
+                    session.jid
+                );
+                found.insert(*sid, text);
+            }
+        }
+    }
+    found.into_values().collect()
+}
+
+fn is_undone(known: &Known, sid: Sid, session: &Session, bound_at: u64, now: u64) -> bool {
+    let by_itself = session.unbound.is_some_and(|at| at <= now);
+    let with_its_node = known.ends.get(&session.process).is_some_and(|at| *at <= now);
+    // From the loss of a lease on, the row hangs on the next life of its node, which brings it back.
+    let fenced = known.fenced.get(&session.process);
+    let with_its_lease = fenced
+        .is_some_and(|times| times.iter().any(|at| *at + 1_000 >= bound_at && *at <= now))
+        || session.lives.iter().any(|(_, life)| known.gone.get(life).is_some_and(|at| *at <= now));
+    let successor = known.by_jid.get(&session.jid).into_iter().flatten().any(|other| {
+        let Some(rival) = known.sessions.get(other) else { return false };
+        // One that was acknowledged before this one was asked for is older in the log.
+        let is_older = rival.bound.is_some_and(|(at, ..)| at < session.asked);
+        *other != sid && rival.asked <= now && !is_older
+    });
+    by_itself || with_its_node || with_its_lease || successor
+}
+
+/// What became of one message.
+#[derive(Default)]
+struct Fate {
+    accepted: Option<(u64, Sid, String, Process)>,
+    delivered: Vec<(u64, Sid, Life, Process)>,
+    bounced: bool,
+}
+
+fn fates(events: &[Dated]) -> BTreeMap<u64, Fate> {
+    let mut fates: BTreeMap<u64, Fate> = BTreeMap::new();
+    for Dated { at, event } in events {
+        match event {
+            Event::Accepted { id, from, to, process } => {
+                fates.entry(*id).or_default().accepted = Some((*at, *from, to.clone(), *process));
+            }
+            Event::Delivered { id, to, life, process } => {
+                fates.entry(*id).or_default().delivered.push((*at, *to, *life, *process));
+            }
+            Event::Bounced { id, .. } => fates.entry(*id).or_default().bounced = true,
+            _ => {}
+        }
+    }
+    fates
+}
+
+/// Rule 3: an accepted stanza is delivered, stored or bounced. What is stored is delivered before a run ends.
+fn nothing_vanishes(known: &Known, events: &[Dated]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (id, fate) in fates(events) {
+        let Some((at, from, to, process)) = &fate.accepted else {
+            found.push(format!("message {id} was delivered and never accepted"));
+            continue;
+        };
+        // Read by a node that died, from a client that asked for no acknowledgement: XEP-0198 is there for that.
+        let died_with_it = known.killed.contains(process);
+        if fate.delivered.is_empty() && !fate.bounced && !died_with_it {
+            found.push(format!("message {id} to `{to}`, accepted at {at} ms from {from:x}, vanished"));
+        }
+    }
+    found
+}
+
+/// Rule 4: once, and in order per pair.
+fn once_and_in_order(known: &Known, events: &[Dated]) -> Vec<String> {
+    let mut found = Vec::new();
+    let fates = fates(events);
+    for (id, fate) in &fates {
+        for pair in fate.delivered.windows(2) {
+            let ((at, first, life, process), (again, second, ..)) = (&pair[0], &pair[1]);
+            // A node whose life ended cannot say what it had written: its senders send it again.
+            let could_not_say = known.gone.get(life).is_some_and(|gone| gone <= again)
+                || known.ends.get(process).is_some_and(|end| end <= again);
+            if !could_not_say {
+                found.push(format!(
+                    "message {id} was delivered to {first:x} at {at} and to {second:x} at {again} ms"
+                ));
+            }
+        }
+    }
+    let mut newest: BTreeMap<(Sid, String), (u64, u64)> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for Dated { at, event } in events {
+        let Event::Delivered { id, .. } = event else { continue };
+        let Some((_, from, to, _)) = fates.get(id).and_then(|fate| fate.accepted.as_ref()) else { continue };
+        if !seen.insert(*id) {
+            continue;
+        }
+        let account = to.split('/').next().unwrap_or_default().to_owned();
+        let last = newest.entry((*from, account)).or_insert((*id, *at));
+        if *id < last.0 {
+            found.push(format!(
+                "message {id} from {from:x} to `{to}` came at {at} ms, behind {} of {} ms",
+                last.0, last.1
+            ));
+        }
+        *last = (*id).max(last.0).eq(id).then_some((*id, *at)).unwrap_or(*last);
+    }
+    found
+}
+
+/// Rule 5: replicas are equal at equal index.
+fn replicas_are_equal(_: &Known, events: &[Dated]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut at_index: BTreeMap<u64, (Process, &[Route])> = BTreeMap::new();
+    for (process, index, routes) in tables(events) {
+        let (first, known) = at_index.entry(index).or_insert((process, routes));
+        if *known != routes {
+            let differ = routes.iter().find(|route| !known.contains(route));
+            let differ = differ.or_else(|| known.iter().find(|route| !routes.contains(route)));
+            found.push(format!(
+                "the tables of processes {first} and {process} differ at index {index}: {differ:?}"
+            ));
+        }
+    }
+    let mut longest: Option<&[u64]> = None;
+    for dated in events {
+        let Event::Ledger { process, values } = &dated.event else { continue };
+        let known = longest.get_or_insert(values);
+        let both = known.len().min(values.len());
+        if known[..both] != values[..both] {
+            found.push(format!("the list of process {process} is another one"));
+        }
+        if values.len() > known.len() {
+            *known = values;
+        }
+    }
+    found
+}
+
+/// Rule 6: some seconds after healing the table is the union of the living sessions.
+fn table_is_the_union(_: &Known, events: &[Dated]) -> Vec<String> {
+    let Some(living) = events.iter().rev().find_map(|dated| match &dated.event {
+        Event::Living { routes } => Some(routes),
+        _ => None,
+    }) else {
+        return Vec::new();
+    };
+    let mut last: BTreeMap<Process, (u64, &[Route])> = BTreeMap::new();
+    for (process, index, routes) in tables(events) {
+        last.insert(process, (index, routes));
+    }
+    for dated in events {
+        match &dated.event {
+            Event::Killed { process, .. } | Event::Stopped { process, .. } => {
+                last.remove(process);
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    for (process, (index, routes)) in last {
+        for route in routes.iter().filter(|route| !living.contains(route)) {
+            found.push(format!("process {process} shows at index {index} what does not live: {route:?}"));
+        }
+        for route in living.iter().filter(|route| !routes.contains(route)) {
+            found.push(format!("process {process} does not show at index {index} what lives: {route:?}"));
+        }
+    }
+    found
+}
+
+/// Rule 7: a node delivers nothing after its lease; at the latest when others hold its life for over.
+fn nothing_after_the_lease(known: &Known, events: &[Dated]) -> Vec<String> {
+    let late = events.iter().filter_map(|dated| match &dated.event {
+        Event::Delivered { id, life, process, .. } => {
+            let gone = known.gone.get(life).filter(|gone| **gone < dated.at)?;
+            Some(format!(
+                "process {process} delivered message {id} at {} ms; its life ended at {gone}",
+                dated.at
+            ))
+        }
+        _ => None,
+    });
+    late.collect()
+}
+
+/// Rule 8: one `unavailable` per lost session and contact.
+fn told_once(known: &Known, events: &[Dated]) -> Vec<String> {
+    let mut found = Vec::new();
+    // What each contact last heard of each full JID.
+    let mut heard: BTreeMap<(Sid, &str), (u64, bool)> = BTreeMap::new();
+    for Dated { at, event } in events {
+        let Event::Told { to, of, available } = event else { continue };
+        let own = known.sessions.get(to).is_some_and(|session| session.jid == *of);
+        if !own && let Some((before, was)) = heard.insert((*to, of), (*at, *available)) {
+            if !was && !available {
+                found.push(format!("{to:x} was told at {before} and at {at} ms that `{of}` is gone"));
+            }
+        }
+    }
+    found
+}
+
+/// Rule 9: an acknowledged commit of the store is never lost.
+fn commits_stay(_: &Known, events: &[Dated]) -> Vec<String> {
+    let kept: Vec<(u64, u64)> = events
+        .iter()
+        .filter_map(|dated| match &dated.event {
+            Event::Kept { value, .. } => Some((dated.at, *value)),
+            _ => None,
+        })
+        .collect();
+    let mut found = Vec::new();
+    for dated in events {
+        let Event::Ledger { process, values } = &dated.event else { continue };
+        for (at, value) in kept.iter().filter(|(_, value)| !values.contains(value)) {
+            found.push(format!("process {process} has not {value}, which was acknowledged at {at} ms"));
+        }
+    }
+    found
+}
