@@ -1,7 +1,7 @@
 //! Chance that a seed decides: dice for whoever asks, and the system's own source of random bits on this thread.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     ffi::{c_uint, c_void},
 };
 
@@ -43,18 +43,12 @@ impl Dice {
 
 thread_local! {
     static SYSTEM: RefCell<Option<Dice>> = const { RefCell::new(None) };
-    static ASKED: Cell<u64> = const { Cell::new(0) };
 }
 
 /// From now on the system's random bits on this thread come from a seed: hash maps of the standard library and the
 /// runtimes of tokio draw theirs there.
 pub fn decide_all_by(seed: u64) {
     SYSTEM.with(|dice| *dice.borrow_mut() = Some(Dice::new(seed)));
-}
-
-/// How often the system was asked on this thread: a seed only decides what asks.
-pub fn asked() -> u64 {
-    ASKED.get()
 }
 
 /// In place of the C library's function of this name.
@@ -74,10 +68,7 @@ pub unsafe extern "C" fn getrandom(out: *mut c_void, len: usize, flags: c_uint) 
         Some(len as isize)
     });
     match simulated {
-        Ok(Some(got)) => {
-            let _ = ASKED.try_with(|asked| asked.set(asked.get() + 1));
-            got
-        }
+        Ok(Some(got)) => got,
         // SAFETY: the same arguments for the same call of the kernel.
         _ => unsafe { libc::syscall(libc::SYS_getrandom, out, len, flags) as isize },
     }

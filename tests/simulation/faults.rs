@@ -66,6 +66,10 @@ impl Faults {
                 Undo::Usual(from, to) => world.network.delay(from, to, None),
                 Undo::Free(host) => {
                     world.set_full(host, false);
+                    // Whoever made room starts a process anew that says that it has failed.
+                    if world.has_failed(host) {
+                        world.kill(host, false);
+                    }
                     world.start(host);
                 }
                 Undo::Fast(host) => world.set_slow(host, false),

@@ -44,6 +44,8 @@ pub enum Event {
     BindFailed { sid: Sid },
     /// It was brought back under a new life of its node.
     BroughtBack { sid: Sid, life: Life },
+    /// A session is about to say that it is available.
+    Announced { sid: Sid },
     /// A session is about to be taken back.
     UnbindAsked { sid: Sid },
     /// A session ended at its node.
@@ -100,10 +102,6 @@ impl History {
 
     pub fn set_now(&self, now: u64) {
         self.0.lock().now = now;
-    }
-
-    pub fn now(&self) -> u64 {
-        self.0.lock().now
     }
 
     pub fn events(&self) -> Vec<Dated> {

@@ -10,6 +10,7 @@ mod house;
 mod ledger;
 mod network;
 mod oracle;
+mod oracle_tests;
 mod run;
 mod seeds;
 mod world;

@@ -8,6 +8,9 @@ use crate::history::{Dated, Event, Life, Process, Route, Sid};
 /// node that hears nothing for longer has no lease any more.
 const OVERLAP_MAX_MS: u64 = 5_000;
 
+/// Why a process ended that was told to.
+pub const LEFT: &str = "left";
+
 /// A rule that a history breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Breach {
@@ -71,8 +74,11 @@ impl Known {
                     known.ends.insert(*process, at);
                     known.killed.insert(*process);
                 }
-                Event::Stopped { process, .. } => {
+                Event::Stopped { process, why, .. } => {
                     known.ends.insert(*process, at);
+                    if why != LEFT {
+                        known.killed.insert(*process);
+                    }
                 }
                 Event::Gone { life, .. } => {
                     known.gone.entry(*life).or_insert(at);
@@ -178,6 +184,14 @@ fn tables(events: &[Dated]) -> impl Iterator<Item = (Process, u64, &[Route])> {
     })
 }
 
+fn living(events: &[Dated]) -> &[Route] {
+    let living = events.iter().rev().find_map(|dated| match &dated.event {
+        Event::Living { routes } => Some(routes.as_slice()),
+        _ => None,
+    });
+    living.unwrap_or_default()
+}
+
 /// Rule 2: an acknowledged bind stays until it is undone.
 fn binds_stay(known: &Known, events: &[Dated]) -> Vec<String> {
     let mut found = BTreeMap::new();
@@ -277,23 +291,33 @@ fn once_and_in_order(known: &Known, events: &[Dated]) -> Vec<String> {
             }
         }
     }
-    let mut newest: BTreeMap<(Sid, String), (u64, u64)> = BTreeMap::new();
-    let mut seen = BTreeSet::new();
+    let mut newest: BTreeMap<(Sid, &str), (u64, u64)> = BTreeMap::new();
+    let (mut seen, mut announced) = (BTreeSet::new(), BTreeSet::new());
     for Dated { at, event } in events {
-        let Event::Delivered { id, .. } = event else { continue };
-        let Some((_, from, to, _)) = fates.get(id).and_then(|fate| fate.accepted.as_ref()) else { continue };
-        if !seen.insert(*id) {
+        let (id, to) = match event {
+            Event::Delivered { id, to, .. } => (*id, to),
+            Event::Announced { sid } => {
+                announced.insert(*sid);
+                continue;
+            }
+            _ => continue,
+        };
+        let Some((_, from, address, _)) = fates.get(&id).and_then(|fate| fate.accepted.as_ref()) else { continue };
+        // RFC 6121, 8.5.3.1: a message to a full JID reaches a session that has not said that it is available, and
+        // what is kept for its account comes when it does.
+        if !seen.insert(id) || !announced.contains(to) {
             continue;
         }
-        let account = to.split('/').next().unwrap_or_default().to_owned();
-        let last = newest.entry((*from, account)).or_insert((*id, *at));
-        if *id < last.0 {
+        let account = address.split('/').next().unwrap_or_default();
+        let last = newest.entry((*from, account)).or_insert((id, *at));
+        if id < last.0 {
+            let (newer, then) = last;
             found.push(format!(
-                "message {id} from {from:x} to `{to}` came at {at} ms, behind {} of {} ms",
-                last.0, last.1
+                "message {id} from {from:x} to `{address}` came at {at} ms, behind {newer} of {then} ms"
             ));
+        } else {
+            *last = (id, *at);
         }
-        *last = (*id).max(last.0).eq(id).then_some((*id, *at)).unwrap_or(*last);
     }
     found
 }
@@ -329,12 +353,10 @@ fn replicas_are_equal(_: &Known, events: &[Dated]) -> Vec<String> {
 
 /// Rule 6: some seconds after healing the table is the union of the living sessions.
 fn table_is_the_union(_: &Known, events: &[Dated]) -> Vec<String> {
-    let Some(living) = events.iter().rev().find_map(|dated| match &dated.event {
-        Event::Living { routes } => Some(routes),
-        _ => None,
-    }) else {
+    if !events.iter().any(|dated| matches!(dated.event, Event::Living { .. })) {
         return Vec::new();
-    };
+    }
+    let living = living(events);
     let mut last: BTreeMap<Process, (u64, &[Route])> = BTreeMap::new();
     for (process, index, routes) in tables(events) {
         last.insert(process, (index, routes));
@@ -374,18 +396,29 @@ fn nothing_after_the_lease(known: &Known, events: &[Dated]) -> Vec<String> {
     late.collect()
 }
 
-/// Rule 8: one `unavailable` per lost session and contact.
+/// Nodes that are lost within this time of one another: what one was to tell another tells again.
+const TOGETHER_MS: u64 = 60_000;
+
+/// Rule 8: one `unavailable` per lost session and contact, and in the end nobody holds for gone who lives.
 fn told_once(known: &Known, events: &[Dated]) -> Vec<String> {
     let mut found = Vec::new();
     // What each contact last heard of each full JID.
     let mut heard: BTreeMap<(Sid, &str), (u64, bool)> = BTreeMap::new();
     for Dated { at, event } in events {
         let Event::Told { to, of, available } = event else { continue };
-        let own = known.sessions.get(to).is_some_and(|session| session.jid == *of);
-        if !own && let Some((before, was)) = heard.insert((*to, of), (*at, *available)) {
-            if !was && !available {
-                found.push(format!("{to:x} was told at {before} and at {at} ms that `{of}` is gone"));
-            }
+        let Some(before) = heard.insert((*to, of), (*at, *available)) else { continue };
+        let lost = known.gone.values().filter(|gone| **gone <= *at && **gone + TOGETHER_MS > *at).count();
+        // With a second node those may be lost that were to tell, or had told: told twice is better than never.
+        if !before.1 && !available && lost < 2 {
+            found.push(format!("{to:x} was told at {} and at {at} ms that `{of}` is gone", before.0));
+        }
+    }
+    let living = living(events);
+    let is_living = |jid: &str| living.iter().any(|route| route.jid == jid);
+    for ((to, of), (at, available)) in heard {
+        let is_there = living.iter().any(|route| route.sid == to);
+        if is_there && !available && is_living(of) {
+            found.push(format!("{to:x} was told at {at} ms that `{of}` is gone, who lives, and never the truth"));
         }
     }
     found

@@ -4,7 +4,9 @@ use std::{path::Path, time::Duration};
 
 use cluster::Roles;
 use hooks::{Accounts, Credentials, ScramKeys, Store};
+use jid::BareJid;
 use tokio::time::Instant;
+use xeps::rosters::{Item, Roster, Standing, partition};
 
 use crate::{
     chance::{self, Dice},
@@ -16,8 +18,9 @@ use crate::{
 
 /// Founding a cluster takes no longer.
 const FORMED_MS: u64 = 60_000;
-/// How long things break.
-const CHAOS_MS: u64 = 35_000;
+/// How long things break, in one run or another: long enough for a lease and its grace to end, or short, so that
+/// more runs begin and end.
+const CHAOS_MS: [u64; 4] = [5_000, 10_000, 18_000, 35_000];
 /// How long clients chat on after that.
 const CHAT_MS: u64 = 3_000;
 /// From then on all is well within this.
@@ -26,6 +29,8 @@ const SETTLED_MS: u64 = 60_000;
 const STILL_MS: u64 = 3_000;
 /// How often tables are looked at.
 const LOOK_MS: u64 = 250;
+/// Each account has so many contacts before it in the list, and behind it.
+const CONTACTS: usize = 2;
 /// Between two values for the store, at most.
 const KEEP_MS: u64 = 400;
 
@@ -82,7 +87,7 @@ impl Play {
             return Some("no cluster was formed".into());
         }
         let mut faults = Faults::new(dice.split(), self.world.now + 1_500);
-        let until = self.world.now + CHAOS_MS;
+        let until = self.world.now + dice.pick(&CHAOS_MS).unwrap_or(CHAOS_MS[0]);
         while self.world.now < until {
             faults.act(&mut self.world);
             self.turn();
@@ -96,6 +101,8 @@ impl Play {
         self.clients.calm_down(self.world.now);
         let mut still_since = self.world.now;
         let settled = self.until(SETTLED_MS, |play| {
+            // One that was told to stop before, and has only now come to it.
+            (0..play.world.nodes.len()).for_each(|host| play.world.start(host));
             if !play.is_still() {
                 still_since = play.world.now;
             }
@@ -199,7 +206,7 @@ impl Play {
     }
 }
 
-/// Makes the accounts.
+/// Makes the accounts, with contacts who see each other.
 fn people(store: &Store, accounts: &[String]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime without sockets can be made");
@@ -210,6 +217,18 @@ fn people(store: &Store, accounts: &[String]) {
         for account in accounts {
             let made = Accounts::new(store.clone()).create(account, &credentials).await;
             made.expect("an account is made in an empty store");
+        }
+        for (nth, account) in accounts.iter().enumerate() {
+            let mut roster = Roster::default();
+            for step in (1..=CONTACTS).flat_map(|step| [step, accounts.len() - step % accounts.len()]) {
+                let contact = &accounts[(nth + step) % accounts.len()];
+                let standing = Standing { to: true, from: true, ..Standing::default() };
+                roster.items.insert(contact.clone(), Item { standing, ..Item::default() });
+            }
+            roster.items.remove(account);
+            let account = BareJid::new(account).expect("a bare JID");
+            let kept = store.put(&partition(&account), b"", &roster).await;
+            kept.expect("a roster is kept in an empty store");
         }
     });
 }

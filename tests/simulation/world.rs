@@ -170,7 +170,6 @@ impl World {
         let deps =
             cluster::Deps { name: format!("host{host}"), roles: node.roles, data_dir: node.dir.clone() };
         let start = Start {
-            host,
             process,
             config,
             deps,
@@ -216,6 +215,11 @@ impl World {
 
     pub fn process(&self, host: Host) -> Option<Process> {
         self.nodes[host].running.as_ref().map(|running| running.process)
+    }
+
+    /// Whether the process of a host says that it cannot go on.
+    pub fn has_failed(&self, host: Host) -> bool {
+        self.house(host).is_some_and(|house| house.cluster.failure().is_some())
     }
 
     pub fn is_paused(&self, host: Host) -> bool {
@@ -294,11 +298,7 @@ impl World {
             tokio::time::sleep(turn).await;
         });
         let ended = running.place.ended.lock().clone();
-        // Which is not for free.
-        let looks = self.now % 100 == 0;
-        let house = || running.place.house.lock().clone().filter(|_| looks);
-        let failed = house().and_then(|house| house.cluster.failure());
-        if let Some(why) = ended.or(failed)
+        if let Some(why) = ended
             && let Some(running) = self.nodes[host].running.take()
         {
             self.history.push(Event::Stopped { host, process: running.process, why });

@@ -170,6 +170,13 @@ impl Queues {
         }
     }
 
+    /// Whether something came back that is older than all that waits.
+    pub(crate) fn has_returned(&self, account: &BareJid, from: Option<&Jid>) -> bool {
+        let mut shard = self.shard(account).lock();
+        let queue = shard.get_mut(account).and_then(|lines| lines.line(Line::of(account, from)).as_ref());
+        queue.is_some_and(|queue| !queue.returned.is_empty())
+    }
+
     /// What tells the worker of a queue that something came back.
     pub(crate) fn came_back(&self, account: &BareJid, from: Option<&Jid>) -> Option<Arc<Notify>> {
         let mut shard = self.shard(account).lock();
@@ -203,8 +210,11 @@ impl Queues {
         {
             let mut shard = self.shard(account).lock();
             let lines = shard.entry(account.clone()).or_default();
-            for work in work {
+            for mut work in work {
                 let line = work.line(account);
+                if let (true, Work::Stanza(transit)) = (returned, &mut work) {
+                    transit.came_back = true;
+                }
                 let queue = lines.line(line).get_or_insert_with(|| {
                     begun.push(line);
                     Queue::default()

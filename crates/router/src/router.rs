@@ -397,6 +397,11 @@ impl Router {
             };
             let obstacle = self.obstacle(account, &transit, &looked);
             if obstacle.is_none() && turn.is_some() {
+                let from = transit.stanza.head.from.as_ref();
+                if !transit.came_back && self.queues.has_returned(account, from) {
+                    // Older ones came back while this one waited, whatever for.
+                    return self.queues.yield_to_returned(self, account, transit);
+                }
                 break looked;
             }
             // No turn is held while something else is waited for.

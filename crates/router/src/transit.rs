@@ -48,6 +48,8 @@ pub(crate) struct Transit {
     pub one_of_several: bool,
     /// Until when it waits for what is older and comes back from another node.
     pub behind_until: Option<Instant>,
+    /// It was on its way already and came back: it waits among those, in their order.
+    pub came_back: bool,
 }
 
 impl Transit {
@@ -65,6 +67,7 @@ impl Transit {
             looked: false,
             one_of_several: false,
             behind_until: None,
+            came_back: false,
         }
     }
 
