@@ -10,5 +10,6 @@ mod growing;
 mod killed;
 mod meeting;
 mod paused;
+mod recovering;
 mod scene;
 mod voters;

@@ -27,6 +27,12 @@ pub(crate) struct Born {
     pub(crate) cluster: Option<ClusterId>,
     /// The founders, if this node is one of them.
     pub(crate) founders: Vec<(MemberId, String)>,
+    /// How often the cluster was recovered.
+    pub(crate) epoch: u64,
+    /// The recovery that wrote the logs of this node, 0 if none did.
+    pub(crate) logs: u64,
+    /// A recovery was begun here and is not complete.
+    pub(crate) recovering: bool,
 }
 
 /// The file, and what it says.
@@ -47,7 +53,9 @@ impl Certificate {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 // Zero stands for "no member" in messages.
                 let member = MemberId((random_bits() as u64).max(1));
-                let born = Born { key: random_bits(), member, cluster: None, founders: Vec::new() };
+                let key = random_bits();
+                let (cluster, founders, recovering) = (None, Vec::new(), false);
+                let born = Born { key, member, cluster, founders, epoch: 0, logs: 0, recovering };
                 write(&path, &born)?;
                 born
             }
@@ -62,26 +70,58 @@ impl Certificate {
 
     /// Takes the key that the cluster gave to this node, and keeps the cluster for good; an error if the node
     /// belongs to another one.
-    pub(crate) fn become_known_as(&self, key: u128, cluster: ClusterId) -> io::Result<()> {
+    pub(crate) fn become_known_as(&self, key: u128, cluster: ClusterId, epoch: u64) -> io::Result<()> {
         let mut born = self.born.lock();
         if born.cluster.is_some_and(|ours| ours != cluster) {
             return Err(io::Error::other("this node belongs to another cluster"));
         }
-        let next = Born { key, cluster: Some(cluster), ..born.clone() };
+        let next = Born { key, cluster: Some(cluster), epoch, ..born.clone() };
+        write(&self.path, &next)?;
+        *born = next;
+        Ok(())
+    }
+
+    /// Notes that a recovery has begun, which must be completed before the node starts again.
+    pub(crate) fn begin_recovery(&self) -> io::Result<()> {
+        self.change(|born| born.recovering = true)
+    }
+
+    /// Enters an epoch of its cluster as the one that recovered it, alone.
+    pub(crate) fn recovered(&self, epoch: u64, address: &str) -> io::Result<()> {
+        self.change(|born| {
+            (born.epoch, born.logs, born.recovering) = (epoch, epoch, false);
+            born.founders = vec![(born.member, address.to_owned())];
+        })
+    }
+
+    /// Enters an epoch of its cluster as one that kept nothing of the former.
+    pub(crate) fn enter(&self, epoch: u64) -> io::Result<()> {
+        self.change(|born| born.epoch = epoch)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Born)) -> io::Result<()> {
+        let mut born = self.born.lock();
+        let mut next = born.clone();
+        change(&mut next);
         write(&self.path, &next)?;
         *born = next;
         Ok(())
     }
 
     /// Keeps the cluster for good; an error if the node belongs to another one.
-    pub(crate) fn belong(&self, cluster: ClusterId, founders: &[(MemberId, String)]) -> io::Result<()> {
+    pub(crate) fn belong(
+        &self,
+        cluster: ClusterId,
+        epoch: u64,
+        founders: &[(MemberId, String)],
+    ) -> io::Result<()> {
         let mut born = self.born.lock();
         if born.cluster.is_some_and(|ours| ours != cluster) {
             return Err(io::Error::other("this node belongs to another cluster"));
         }
         let founds = founders.iter().any(|(member, _)| *member == born.member);
         let founders = if founds { founders.to_vec() } else { Vec::new() };
-        let next = Born { cluster: Some(cluster), founders, ..born.clone() };
+        let next = Born { cluster: Some(cluster), founders, epoch, ..born.clone() };
         if *born != next {
             write(&self.path, &next)?;
             *born = next;
@@ -94,6 +134,15 @@ fn write(path: &Path, born: &Born) -> io::Result<()> {
     let mut text = format!("{HEAD}\nkey {:032x}\nmember {}\n", born.key, born.member);
     if let Some(cluster) = born.cluster {
         text += &format!("cluster {cluster}\n");
+    }
+    if born.epoch > 0 {
+        text += &format!("epoch {}\n", born.epoch);
+    }
+    if born.logs > 0 {
+        text += &format!("logs {}\n", born.logs);
+    }
+    if born.recovering {
+        text += "recovering\n";
     }
     for (member, address) in &born.founders {
         text += &format!("founder {member} {address}\n");
@@ -113,6 +162,7 @@ fn parse(text: &str) -> Option<Born> {
         return None;
     }
     let (mut key, mut member, mut cluster, mut founders) = (None, None, None, Vec::new());
+    let (mut epoch, mut logs, mut recovering) = (0, 0, false);
     for line in lines {
         let mut words = line.split(' ');
         match (words.next()?, words.next(), words.next()) {
@@ -122,7 +172,13 @@ fn parse(text: &str) -> Option<Born> {
             ("founder", Some(hex), Some(address)) => {
                 founders.push((MemberId(u64::from_str_radix(hex, 16).ok()?), address.to_string()));
             }
-            ("end", None, None) => return Some(Born { key: key?, member: member?, cluster, founders }),
+            ("epoch", Some(number), None) => epoch = number.parse().ok()?,
+            ("logs", Some(number), None) => logs = number.parse().ok()?,
+            ("recovering", None, None) => recovering = true,
+            ("end", None, None) => {
+                let (key, member) = (key?, member?);
+                return Some(Born { key, member, cluster, founders, epoch, logs, recovering });
+            }
             _ => return None,
         }
     }
@@ -139,7 +195,7 @@ mod tests {
         let first = Certificate::open(dir.path()).unwrap();
         let founders =
             vec![(first.born().member, "127.0.0.1:1".to_string()), (MemberId(9), "b:2".to_string())];
-        first.belong(ClusterId(5), &founders).unwrap();
+        first.belong(ClusterId(5), 0, &founders).unwrap();
         let again = Certificate::open(dir.path()).unwrap();
         assert_eq!(again.born(), first.born());
         assert_eq!((again.born().cluster, again.born().founders), (Some(ClusterId(5)), founders));
@@ -149,19 +205,37 @@ mod tests {
     fn a_node_that_joins_is_known_by_the_key_that_it_was_given() {
         let dir = tempfile::tempdir().unwrap();
         let node = Certificate::open(dir.path()).unwrap();
-        node.become_known_as(77, ClusterId(5)).unwrap();
-        assert!(node.become_known_as(78, ClusterId(6)).is_err());
+        node.become_known_as(77, ClusterId(5), 2).unwrap();
+        assert!(node.become_known_as(78, ClusterId(6), 2).is_err());
         let born = Certificate::open(dir.path()).unwrap().born();
         assert_eq!((born.key, born.cluster, born.member), (77, Some(ClusterId(5)), node.born().member));
+        assert_eq!(born.epoch, 2);
+    }
+
+    #[test]
+    fn a_recovery_is_known_from_its_beginning_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Certificate::open(dir.path()).unwrap();
+        let others = [(node.born().member, "a:1".to_owned()), (MemberId(9), "b:2".to_owned())];
+        node.belong(ClusterId(5), 0, &others).unwrap();
+        let again = || Certificate::open(dir.path()).unwrap().born();
+        assert!(!again().recovering);
+        node.begin_recovery().unwrap();
+        assert_eq!((again().recovering, again().epoch), (true, 0));
+        node.recovered(1, "a:1").unwrap();
+        assert_eq!((again().recovering, again().epoch, again().founders), (false, 1, others[..1].to_vec()));
+        node.enter(2).unwrap();
+        assert_eq!((again().epoch, again().logs), (2, 1));
+        assert_eq!((again().key, again().cluster), (node.born().key, Some(ClusterId(5))));
     }
 
     #[test]
     fn a_persisted_cluster_id_forbids_another() {
         let dir = tempfile::tempdir().unwrap();
         let node = Certificate::open(dir.path()).unwrap();
-        node.belong(ClusterId(5), &[]).unwrap();
-        node.belong(ClusterId(5), &[]).unwrap();
-        assert!(node.belong(ClusterId(6), &[]).is_err());
+        node.belong(ClusterId(5), 0, &[]).unwrap();
+        node.belong(ClusterId(5), 0, &[]).unwrap();
+        assert!(node.belong(ClusterId(6), 0, &[]).is_err());
         assert_eq!(node.born().cluster, Some(ClusterId(5)));
     }
 

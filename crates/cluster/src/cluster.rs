@@ -45,6 +45,7 @@ use crate::{
         machine::Machine,
         network::{self, Groups},
     },
+    recovery,
     role::{ClusterId, Incarnation, MemberId, NodeId, Roles, Sid},
     routes::{Command, ConflictPolicy, Doors, Living, NodeRow, NodeState, Outcome},
     seam::Listener,
@@ -156,8 +157,12 @@ impl Cluster {
             }
         }
         let links = Arc::new(Links::new(credentials.clone()));
-        if let Some(cluster) = certificate.born().cluster {
-            links.set_cluster(cluster);
+        let born = certificate.born();
+        if born.recovering {
+            return Err(ClusterError::Recovering);
+        }
+        if let Some(cluster) = born.cluster {
+            links.set_cluster(cluster, born.epoch);
         }
         let view = Arc::new(TableView::default());
         let hub = Arc::new(Hub::new(view.clone(), links.clone(), certificate.born().key));
@@ -254,7 +259,7 @@ impl Cluster {
         let Some(member) = shared.member() else {
             return Err(ClusterError::Config(format!("a frontend takes no part in the group `{name}`")));
         };
-        let dir = self.data_dir.join(name);
+        let dir = recovery::group_dir(&self.data_dir, name, shared.certificate.born().logs);
         let (links, times) = (shared.links.clone(), shared.config.times.clone());
         let opening = Opening { name, dir, member, links, times, thread, alone };
         let group = Group::open(opening, machine).await?;

@@ -54,9 +54,25 @@ pub enum ClusterError {
     Unreachable(String),
     /// An operator removed this node from its cluster.
     #[error(
-        "this node was removed from its cluster: to bring the machine back, give it an empty data directory (`node.data_dir`) and a new token of `rookery cluster token`"
+        "this node was removed from its cluster, or its cluster was recovered without it: to bring the machine back, give it an empty data directory (`node.data_dir`) and a new token of `rookery cluster token`"
     )]
     Removed,
+    /// The cluster was rebuilt from another node.
+    #[error(
+        "the cluster of this node was recovered without it (`rookery cluster recover`; it is in epoch {epoch} now), so what this node has is not part of it any more: to bring the machine back, keep its data directory (`node.data_dir`) aside, and give it an empty one and, where the cluster makes its own certificates, a new token of `rookery cluster token`"
+    )]
+    Recovered {
+        /// The epoch that the cluster is in now.
+        epoch: u64,
+    },
+    /// A recovery was interrupted.
+    #[error(
+        "a recovery of the cluster was begun at this node and is not complete: run `rookery cluster recover` again"
+    )]
+    Recovering,
+    /// Nothing can be recovered here.
+    #[error("{0}")]
+    Recovery(String),
     /// Another process runs as this node.
     #[error(
         "another process came up as this node, with a copy of its data directory (`node.data_dir`), so this one ends: a node has one data directory, and each data directory has one node; give this machine an empty one and a new token"

@@ -69,6 +69,8 @@ pub(crate) enum Ended {
     Removed,
     /// Another process came up as this node.
     Superseded,
+    /// The cluster was rebuilt from another node, and is in this epoch now.
+    Recovered(u64),
 }
 
 impl From<Ended> for ClusterError {
@@ -76,6 +78,7 @@ impl From<Ended> for ClusterError {
         match ended {
             Ended::Removed => ClusterError::Removed,
             Ended::Superseded => ClusterError::Superseded,
+            Ended::Recovered(epoch) => ClusterError::Recovered { epoch },
         }
     }
 }
@@ -153,6 +156,11 @@ impl Hub {
         if key == self.key {
             self.end(Ended::Removed);
         }
+    }
+
+    /// The cluster was rebuilt from another node.
+    pub(crate) fn note_recovered(&self, epoch: u64) {
+        self.end(Ended::Recovered(epoch));
     }
 
     /// Notes that somebody waits for an index.

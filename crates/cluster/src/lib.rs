@@ -22,6 +22,7 @@ mod formation;
 
 mod birth;
 mod life;
+pub mod recovery;
 
 mod keeper;
 mod lease;

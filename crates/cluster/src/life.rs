@@ -16,7 +16,7 @@ use crate::{
     error::ClusterError,
     formation::{self, Decision, Seen},
     identity::{self, audit::Reason},
-    links::{cluster_bytes, read_cluster},
+    links::{cluster_bytes, read_cluster, read_epoch},
     membership::{CLUSTER, founders_in, founders_out},
     role::{ClusterId, Incarnation, MemberId, NodeId},
     routes::{Command, Outcome},
@@ -77,8 +77,9 @@ async fn belong(shared: &Arc<Shared>) -> Result<(), ClusterError> {
             Decision::Join(cluster) => {
                 let from = round.iter().find(|(_, reply)| peer_cluster(reply) == Some(cluster));
                 let founders = from.map(|(_, reply)| founders_in(&reply.founders)).unwrap_or_default();
-                shared.certificate.belong(cluster, &founders).map_err(kept)?;
-                shared.links.set_cluster(cluster);
+                let epoch = from.map_or(0, |(_, reply)| peer_epoch(reply));
+                shared.certificate.belong(cluster, epoch, &founders).map_err(kept)?;
+                shared.links.set_cluster(cluster, epoch);
                 tracing::info!(%cluster, "joined a cluster");
                 return Ok(());
             }
@@ -102,6 +103,10 @@ async fn belong(shared: &Arc<Shared>) -> Result<(), ClusterError> {
 
 fn peer_cluster(reply: &HelloReply) -> Option<ClusterId> {
     read_cluster(&reply.peer.as_ref()?.cluster)
+}
+
+fn peer_epoch(reply: &HelloReply) -> u64 {
+    reply.peer.as_ref().map_or(0, |peer| read_epoch(&peer.cluster))
 }
 
 fn seen(address: &str, reply: &HelloReply) -> Seen {
@@ -166,8 +171,30 @@ async fn introduce(shared: &Arc<Shared>) -> Vec<(String, HelloReply)> {
         .filter(|(_, reply)| mine.is_none() || reply.peer.as_ref().map(|peer| peer.member) != mine)
         .collect();
     others.dedup_by_key(|(_, reply)| reply.peer.as_ref().map(|peer| (peer.member, peer.address.clone())));
+    follow_epoch(shared, &others);
     learn(shared, &others);
     others
+}
+
+/// The cluster was recovered meanwhile. A frontend goes on with those who are in it; a backend has a part in what was
+/// before, and is none of them any more.
+fn follow_epoch(shared: &Shared, replies: &[(String, HelloReply)]) {
+    let Some(ours) = shared.links.cluster() else { return };
+    let of_ours = replies.iter().filter(|(_, reply)| peer_cluster(reply) == Some(ours));
+    let newest = of_ours.map(|(_, reply)| peer_epoch(reply)).max().unwrap_or(0);
+    if newest <= shared.links.epoch() {
+        return;
+    }
+    if shared.roles.backend {
+        return shared.hub.note_recovered(newest);
+    }
+    match shared.certificate.enter(newest) {
+        Ok(()) => {
+            shared.links.set_cluster(ours, newest);
+            tracing::warn!(epoch = newest, "the cluster was recovered, and this frontend goes on with it");
+        }
+        Err(error) => tracing::error!(%error, "failed to write down that the cluster was recovered"),
+    }
 }
 
 fn learn(shared: &Shared, replies: &[(String, HelloReply)]) {
@@ -177,6 +204,9 @@ fn learn(shared: &Shared, replies: &[(String, HelloReply)]) {
         let Peer { cluster, member, address: own, backend, .. } = reply.peer.clone().unwrap_or_default();
         let theirs = read_cluster(&cluster);
         if ours.is_some() && theirs.is_some() && ours != theirs {
+            continue;
+        }
+        if ours.is_some() && theirs.is_some() && read_epoch(&cluster) != shared.links.epoch() {
             continue;
         }
         let address = if own.is_empty() { address } else { &own };
@@ -208,8 +238,8 @@ async fn found(shared: &Arc<Shared>, founders: &[(MemberId, String)]) -> std::io
     if shared.links.cluster().is_some() {
         return Ok(true);
     }
-    shared.certificate.belong(cluster, founders)?;
-    shared.links.set_cluster(cluster);
+    shared.certificate.belong(cluster, 0, founders)?;
+    shared.links.set_cluster(cluster, 0);
     tracing::info!(%cluster, founders = founders.len(), "founded a cluster");
     Ok(true)
 }
@@ -227,7 +257,7 @@ async fn ask_founders(
         let address = shared.links.address(*member).unwrap_or_else(|| address.clone());
         let mut client: MembershipClient<Channel> = shared.membership(&address).ok()?;
         let founders = founders_out(founders);
-        let request = FoundRequest { cluster: cluster_bytes(Some(cluster)), founders, confirmed };
+        let request = FoundRequest { cluster: cluster_bytes(Some(cluster), 0), founders, confirmed };
         let reply = timeout(HELLO, client.found(request)).await.ok()?.ok()?.into_inner();
         reply.accepted.then_some(())
     });

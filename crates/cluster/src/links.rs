@@ -35,7 +35,8 @@ const CHANNELS_MAX: usize = 1024;
 /// All links of this node.
 pub(crate) struct Links {
     tls: Option<Arc<Credentials>>,
-    cluster: RwLock<Option<ClusterId>>,
+    /// The cluster, and how often it was recovered.
+    cluster: RwLock<(Option<ClusterId>, u64)>,
     members: RwLock<HashMap<MemberId, String>>,
     channels: Mutex<HashMap<String, Channel>>,
     /// Where the sockets live, whoever asks for them.
@@ -69,7 +70,7 @@ impl Links {
         Links {
             living: Arc::default(),
             tls,
-            cluster: RwLock::new(None),
+            cluster: RwLock::default(),
             members: RwLock::new(HashMap::new()),
             channels: Mutex::new(HashMap::new()),
             runtime: Handle::current(),
@@ -153,28 +154,43 @@ impl Links {
 
     /// The cluster, once it is known.
     pub(crate) fn cluster(&self) -> Option<ClusterId> {
-        *self.cluster.read()
+        self.cluster.read().0
     }
 
-    pub(crate) fn set_cluster(&self, cluster: ClusterId) {
-        *self.cluster.write() = Some(cluster);
+    /// How often the cluster was recovered, as far as this node knows.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.cluster.read().1
     }
 
-    /// The cluster's id as messages carry it; empty before it is known.
+    pub(crate) fn set_cluster(&self, cluster: ClusterId, epoch: u64) {
+        *self.cluster.write() = (Some(cluster), epoch);
+    }
+
+    /// The cluster as messages carry it; empty before it is known.
     pub(crate) fn cluster_bytes(&self) -> bytes::Bytes {
-        cluster_bytes(self.cluster())
+        let (cluster, epoch) = *self.cluster.read();
+        cluster_bytes(cluster, epoch)
     }
 
-    /// Refuses a message of another cluster.
+    /// Refuses a message of another cluster, or of another epoch of this one.
     pub(crate) fn check(&self, cluster: &[u8]) -> Result<(), Status> {
-        match (self.cluster(), read_cluster(cluster)) {
-            (Some(ours), Some(theirs)) if ours == theirs => Ok(()),
+        let (ours, epoch) = *self.cluster.read();
+        match (ours, read_cluster(cluster)) {
+            (Some(ours), Some(theirs)) if ours == theirs && read_epoch(cluster) == epoch => Ok(()),
+            (Some(ours), Some(theirs)) if ours == theirs => {
+                Err(Status::permission_denied(of_another_epoch(epoch, read_epoch(cluster))))
+            }
             (None, _) => Err(Status::unavailable("this node belongs to no cluster yet")),
             (Some(ours), _) => {
                 Err(Status::permission_denied(format!("this node belongs to another cluster, `{ours}`")))
             }
         }
     }
+}
+
+/// What a node of one epoch says to one of another.
+pub(crate) fn of_another_epoch(ours: u64, theirs: u64) -> String {
+    format!("this cluster was recovered: this node is of epoch {ours}, and who asks is of epoch {theirs}")
 }
 
 /// Connects without a certificate, where the world is not the real one.
@@ -193,17 +209,53 @@ async fn secured(to: Uri, credentials: Arc<Credentials>) -> io::Result<TokioIo<T
     Ok(TokioIo::new(tls))
 }
 
-pub(crate) fn cluster_bytes(cluster: Option<ClusterId>) -> bytes::Bytes {
-    cluster.map(|id| bytes::Bytes::copy_from_slice(&id.0.to_be_bytes())).unwrap_or_default()
+pub(crate) fn cluster_bytes(cluster: Option<ClusterId>, epoch: u64) -> bytes::Bytes {
+    let Some(cluster) = cluster else { return bytes::Bytes::new() };
+    let mut bytes = cluster.0.to_be_bytes().to_vec();
+    // As before there were epochs, for as long as there is no other one.
+    if epoch > 0 {
+        bytes.extend(epoch.to_be_bytes());
+    }
+    bytes.into()
 }
 
 pub(crate) fn read_cluster(bytes: &[u8]) -> Option<ClusterId> {
-    Some(ClusterId(u128::from_be_bytes(bytes.try_into().ok()?)))
+    let (cluster, epoch) = bytes.split_at_checked(16)?;
+    matches!(epoch.len(), 0 | 8).then_some(())?;
+    Some(ClusterId(u128::from_be_bytes(cluster.try_into().ok()?)))
+}
+
+/// The epoch behind a cluster's id.
+pub(crate) fn read_epoch(bytes: &[u8]) -> u64 {
+    let epoch = bytes.get(16..).and_then(|epoch| epoch.try_into().ok());
+    epoch.map_or(0, u64::from_be_bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_message_of_another_cluster_or_epoch_is_refused() {
+        let (ours, other) = (ClusterId(7), ClusterId(8));
+        let links = Links::new(None);
+        assert_eq!(links.check(&cluster_bytes(Some(ours), 0)).unwrap_err().code(), tonic::Code::Unavailable);
+        // The epoch here, what comes, whether it is taken.
+        for (epoch, cluster, theirs, taken) in [
+            (0, ours, 0, true),
+            (0, ours, 1, false),
+            (1, ours, 0, false),
+            (1, ours, 1, true),
+            (0, other, 0, false),
+        ] {
+            links.set_cluster(ours, epoch);
+            let bytes = cluster_bytes(Some(cluster), theirs);
+            assert_eq!((read_cluster(&bytes), read_epoch(&bytes)), (Some(cluster), theirs));
+            assert_eq!(links.check(&bytes).is_ok(), taken, "{epoch} {cluster} {theirs}");
+        }
+        assert_eq!(cluster_bytes(Some(ours), 0).len(), 16, "as versions without epochs write and read it");
+        assert!(links.check(b"").is_err() && links.check(&[0; 17]).is_err());
+    }
 
     #[tokio::test]
     async fn a_removed_node_loses_its_connections_and_no_other_does() {

@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 use crate::{
     identity::{self, Caller, audit::Reason},
-    links::read_cluster,
+    links::{of_another_epoch, read_cluster, read_epoch},
     raft::group::Group,
     role::{Incarnation, MemberId, NodeId, Roles},
     routes::Command,
@@ -44,6 +44,14 @@ impl Service {
         let caller = identity::is_node(request)?;
         self.of_this_cluster(caller, cluster)?;
         self.0.routes_group().ok_or_else(|| Status::unimplemented("this node is no backend"))
+    }
+
+    /// Refuses a node of another cluster or epoch, and says which ones are this node's.
+    fn refused(&self, caller: &Caller, text: String) -> Status {
+        let mut status = caller.refuse(Reason::Cluster, text);
+        let id = MetadataValue::from_bytes(&self.0.links.cluster_bytes());
+        status.metadata_mut().insert_bin(CLUSTER, id);
+        status
     }
 
     fn of_this_cluster(&self, caller: &Caller, cluster: &[u8]) -> Result<(), Status> {
@@ -77,10 +85,18 @@ impl membership_server::Membership for Service {
             let text = format!(
                 "this node belongs to cluster `{ours}`, and who knocks belongs to cluster `{theirs}`"
             );
-            let mut status = caller.refuse(Reason::Cluster, text);
-            let id = MetadataValue::from_bytes(&ours.0.to_be_bytes());
-            status.metadata_mut().insert_bin(CLUSTER, id);
-            return Err(status);
+            return Err(self.refused(caller, text));
+        }
+        if theirs.is_some() && ours.is_some() {
+            let (ours, theirs) = (self.0.links.epoch(), read_epoch(&peer.cluster));
+            if theirs > ours {
+                // What this node has is no part of that cluster any more; it finds out there.
+                self.0.known.lock().note_other(&peer.address);
+            }
+            // A frontend keeps nothing of its cluster, and goes on in the epoch of whom it meets.
+            if theirs > ours || (theirs < ours && peer.backend) {
+                return Err(self.refused(caller, of_another_epoch(ours, theirs)));
+            }
         }
         if peer.member != 0 {
             caller.claims_member(MemberId(peer.member))?;
@@ -109,9 +125,9 @@ impl membership_server::Membership for Service {
             None if !self.0.promise.lock().give(cluster, Instant::now()) => false,
             None if request.confirmed => {
                 // Kept before it is confirmed: from then on no other birth is possible here.
-                let kept = self.0.certificate.belong(cluster, &founders);
+                let kept = self.0.certificate.belong(cluster, 0, &founders);
                 kept.map_err(|e| Status::internal(e.to_string()))?;
-                self.0.links.set_cluster(cluster);
+                self.0.links.set_cluster(cluster, 0);
                 true
             }
             None => true,

@@ -25,7 +25,7 @@ use crate::{
     hub::Hub,
     identity::{audit::Audit, authority::Authority, credentials::Credentials, kept::Kept},
     lease::{Heard, Holding},
-    links::{Links, MESSAGE_MAX, cluster_bytes},
+    links::{Links, MESSAGE_MAX},
     raft::{
         group::{Group, Proposed, call_timeout},
         network::Groups,
@@ -143,7 +143,7 @@ impl Shared {
     /// How this node introduces itself.
     pub(crate) fn introduction(&self) -> Peer {
         Peer {
-            cluster: cluster_bytes(self.links.cluster()),
+            cluster: self.links.cluster_bytes(),
             member: self.member().map_or(0, |member| member.0),
             name: self.name.clone(),
             address: self.address.clone(),

@@ -31,14 +31,16 @@ impl Cli {
     /// Refuses what clap lets through, since an argument of all commands is one of those that ask nobody, too.
     fn check(&self) -> Result<(), clap::Error> {
         let asks = match &self.command {
-            Command::Cluster { what } => !matches!(what, Cluster::Init(_) | Cluster::Join { .. }),
+            Command::Cluster { what } => {
+                !matches!(what, Cluster::Init(_) | Cluster::Join { .. } | Cluster::Recover { .. })
+            }
             other => matches!(
                 other,
                 Command::User { .. } | Command::Node { .. } | Command::Health(_) | Command::Session { .. }
             ),
         };
         if self.admin.is_some() && !asks {
-            let text = "`--admin` is for the commands that ask a running node: `user`, `node`, `session`, `health`, and those of `cluster` except `init` and `join`";
+            let text = "`--admin` is for the commands that ask a running node: `user`, `node`, `session`, `health`, and those of `cluster` except `init`, `join` and `recover`";
             return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));
         }
         Ok(())
@@ -59,7 +61,7 @@ pub enum Command {
         #[command(subcommand)]
         what: User,
     },
-    /// The cluster: status, init, token, join, remove
+    /// The cluster: status, init, token, join, remove, recover
     Cluster {
         #[command(subcommand)]
         what: Cluster,
@@ -229,6 +231,25 @@ pub enum Cluster {
     Remove {
         /// Its name, or its id, as `rookery cluster status` shows them
         node: String,
+    },
+    /// Begin the cluster anew from this backend, after most of the others were lost for good
+    ///
+    /// For the one case in which a cluster cannot heal itself: more than half of the backends that decide have lost
+    /// their disks, or will never run again. As long as they may come back, start them instead: nothing is lost then.
+    /// If several backends are left, run this at one of them alone, at the one that has the most: without --yes the
+    /// command changes nothing, and shows what this one has.
+    ///
+    /// Stop the node first, and every other backend that is left; keep a copy of `node.data_dir`; then run this as the
+    /// user that the node runs as. Accounts, rosters and messages are as this backend has them: what the others had
+    /// acknowledged without it is lost. The cluster enters a new epoch. The other backends are no part of it, and are
+    /// refused when they come back with what they had; give them empty data directories, and new tokens. Frontends
+    /// come back by themselves. Then start this node: it decides alone until others have joined.
+    Recover {
+        /// Do it; without this the command only shows what it would do
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        config: ConfigArgs,
     },
 }
 

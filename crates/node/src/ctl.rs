@@ -181,7 +181,7 @@ pub async fn cluster(admin: &str, what: Cluster) -> Result<(), CtlError> {
             Ok(())
         }
         // These ask nobody; `main` sends them elsewhere.
-        Cluster::Init(_) | Cluster::Join { .. } => Ok(()),
+        Cluster::Init(_) | Cluster::Join { .. } | Cluster::Recover { .. } => Ok(()),
     }
 }
 

@@ -87,7 +87,8 @@ fn told(what: &str, joined: &Joined, settings: &Settings) {
     println!("kept in {}", settings.node.data_dir.join("cluster/identity").display());
 }
 
-fn serve(args: &ConfigArgs) -> String {
+/// How the node of a config is started.
+pub fn serve(args: &ConfigArgs) -> String {
     match &args.config {
         Some(file) => format!("rookery serve --config {}", file.display()),
         None => "rookery serve".to_owned(),

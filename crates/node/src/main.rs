@@ -13,6 +13,7 @@ mod metrics;
 mod parts;
 mod password;
 mod readiness;
+mod recovering;
 mod table;
 
 use std::process::ExitCode;
@@ -40,6 +41,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::User { what } => ctl::run(ctl::user(&admin, what)),
         Command::Cluster { what: cli::Cluster::Init(config) } => joining::init(&config),
         Command::Cluster { what: cli::Cluster::Join { token, config } } => joining::join(&token, &config),
+        Command::Cluster { what: cli::Cluster::Recover { yes, config } } => recovering::recover(yes, &config),
         Command::Cluster { what } => ctl::run(ctl::cluster(&admin, what)),
         Command::Node { what } => ctl::run(ctl::node(&admin, what)),
         Command::Health(health) => ctl::run(ctl::health(&admin, health.live)),

@@ -7,7 +7,7 @@ pub mod memory;
 mod notify;
 mod parent;
 mod ports;
-mod storage;
+pub mod storage;
 mod told;
 
 use std::{

@@ -40,7 +40,11 @@ const METHODS: &[(&str, &[&str], Who)] = &[
     ("rookery.join.v1.Join", &["Authority"], Who::Backend),
     ("rookery.membership.v1.Membership", &["Hello", "Submit", "Barrier", "Renew", "Follow"], Who::Node),
     ("rookery.membership.v1.Membership", &["Found"], Who::Backend),
-    ("rookery.raft.v1.Raft", &["Append", "Vote", "Snapshot", "Propose", "ReadIndex"], Who::Backend),
+    (
+        "rookery.raft.v1.Raft",
+        &["Append", "Vote", "Snapshot", "Propose", "ReadIndex"],
+        Who::Backend,
+    ),
     ("rookery.relay.v1.Relay", &["Carry"], Who::Node),
     ("rookery.sessions.v1.Sessions", &["Connections"], Who::Node),
     ("rookery.sessions.v1.Sessions", &["Drain", "Undrain"], Who::Backend),
@@ -217,7 +221,7 @@ mod tests {
     #[tokio::test]
     async fn every_method_is_for_those_whom_the_rules_name_and_for_nobody_else() {
         let links = Arc::new(Links::new(None));
-        links.set_cluster(ClusterId(7));
+        links.set_cluster(ClusterId(7), 0);
         let answering =
             tower::service_fn(async |_: http::Request<Body>| Ok(http::Response::new(Body::empty())));
         let mut gated = Gate(links).layer(answering);

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     birth::Certificate,
     error::ClusterError,
-    links::read_cluster,
+    links::{read_cluster, read_epoch},
     role::{ClusterId, Roles},
     seam::random_bits,
     shared::Shared,
@@ -132,7 +132,7 @@ pub fn init(
     let name = NodeName { cluster, key: born.key };
     let certificate = authority.sign(&request(&key)?, name, roles, lifetime)?;
     // The certificate is last: what is there before it is used again when this is interrupted.
-    birth.belong(cluster, &[(born.member, address.to_owned())]).map_err(disk)?;
+    birth.belong(cluster, born.epoch, &[(born.member, address.to_owned())]).map_err(disk)?;
     kept.keep_certificate(&certificate)?;
     Ok(Joined { cluster, name: name.uri(), roles })
 }
@@ -223,7 +223,7 @@ fn keep(
     kept.keep_ca(&ca)?;
     kept.keep_backends(&reply.backends)?;
     let disk = |e: std::io::Error| ClusterError::Disk { path: "cluster/node".into(), source: e.into() };
-    birth.become_known_as(key, cluster).map_err(disk)?;
+    birth.become_known_as(key, cluster, read_epoch(&reply.cluster)).map_err(disk)?;
     // The certificate is last: without it the node knocks again, with the same key, and gets the same answer.
     kept.keep_certificate(&certificate)?;
     Ok(Joined { cluster, name: name.uri(), roles: given.roles })
@@ -501,14 +501,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let birth = Certificate::open(&dir.path().join("cluster")).unwrap();
         let me = birth.born().member;
-        birth.belong(ClusterId(5), &[(me, "a:1".into())]).unwrap();
+        birth.belong(ClusterId(5), 0, &[(me, "a:1".into())]).unwrap();
         assert!(is_first(&birth, false));
         assert_eq!(init(dir.path(), "a:1", BOTH, HOUR).unwrap().cluster, ClusterId(5));
 
         let dir = tempfile::tempdir().unwrap();
         let birth = Certificate::open(&dir.path().join("cluster")).unwrap();
         assert!(is_first(&birth, true) && !is_first(&birth, false));
-        birth.belong(ClusterId(5), &[]).unwrap();
+        birth.belong(ClusterId(5), 0, &[]).unwrap();
         assert!(!is_first(&birth, true));
         assert!(refusal(init(dir.path(), "a:1", BOTH, HOUR)).contains("which has other nodes"));
     }

@@ -21,7 +21,6 @@ use super::{
 use crate::{
     batch::Batcher,
     error::ClusterError,
-    links::cluster_bytes,
     role::{ClusterId, Roles},
     routes::{Command, Outcome},
     seam::random_bits,
@@ -164,7 +163,7 @@ impl join_server::Join for Service {
         Ok(Response::new(RedeemReply {
             certificate: certificate.to_vec().into(),
             authority: authority.certificate().to_vec().into(),
-            cluster: cluster_bytes(Some(cluster)),
+            cluster: self.shared.links.cluster_bytes(),
             key: key.to_be_bytes().to_vec().into(),
             backends,
         }))

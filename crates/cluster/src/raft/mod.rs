@@ -9,5 +9,6 @@ mod machine_thread;
 pub(crate) mod network;
 mod runtime;
 mod state;
+pub(crate) mod survivor;
 pub(crate) mod types;
 pub(crate) mod wal;

@@ -139,7 +139,7 @@ pub(crate) fn unnamed(dir: &Path) -> io::Result<File> {
 }
 
 /// Writes a snapshot so that it is found again after a restart, and removes the older ones.
-fn keep(dir: &Path, meta: &Meta, writer: SnapshotWriter) -> io::Result<SnapshotFile> {
+pub(super) fn keep(dir: &Path, meta: &Meta, writer: SnapshotWriter) -> io::Result<SnapshotFile> {
     let index = meta.last_log_id.map_or(0, |id| id.index);
     let path = dir.join(format!("{index:020}.snap"));
     let part = dir.join(format!("{:032x}.tmp", random_bits()));
@@ -166,7 +166,7 @@ fn keep(dir: &Path, meta: &Meta, writer: SnapshotWriter) -> io::Result<SnapshotF
 }
 
 /// The newest whole snapshot of a folder; leftovers of interrupted writes are removed.
-fn newest(dir: &Path) -> io::Result<Option<(Meta, SnapshotFile)>> {
+pub(super) fn newest(dir: &Path) -> io::Result<Option<(Meta, SnapshotFile)>> {
     for leftover in named(dir, "tmp")? {
         fs::remove_file(leftover)?;
     }
@@ -243,7 +243,7 @@ impl Write for Summed<'_> {
     }
 }
 
-fn meta_of(mark: &Mark) -> Meta {
+pub(super) fn meta_of(mark: &Mark) -> Meta {
     let snapshot_id = format!("{}-{:016x}", mark.index(), random_bits() as u64);
     Meta { last_log_id: mark.log_id, last_membership: mark.membership.clone(), snapshot_id }
 }

@@ -77,7 +77,7 @@ impl Home {
         let disk = opening.await.unwrap();
         let machine = StoreMachine::open(disk.clone()).unwrap();
         let links = Arc::new(Links::new(None));
-        links.set_cluster(ClusterId(7));
+        links.set_cluster(ClusterId(7), 0);
         let group = Group::open(
             Opening {
                 name: "data",

@@ -168,6 +168,32 @@ impl Recent {
     }
 }
 
+/// The state of a backend that does not run.
+pub(crate) struct Offline(StoreMachine);
+
+impl Offline {
+    pub(crate) fn open(disk: Arc<Disk>) -> Result<Offline, StoreError> {
+        StoreMachine::open(disk).map(Offline)
+    }
+
+    /// The place behind what was applied.
+    pub(crate) fn place(&self) -> Option<&[u8]> {
+        self.0.place.as_deref()
+    }
+
+    pub(crate) fn apply(&mut self, entries: &[Committed]) -> io::Result<()> {
+        Machine::apply(&mut self.0, entries).map(drop)
+    }
+
+    /// Puts another place behind what was applied, and syncs all of it.
+    pub(crate) fn begin_at(&mut self, place: &[u8]) -> Result<(), StoreError> {
+        let mut writing = self.0.disk.write()?;
+        writing.mark(PLACE, Some(place));
+        writing.finish()?;
+        self.0.disk.sync()
+    }
+}
+
 fn mark_name(index: u64) -> Vec<u8> {
     [REMEMBERED, &index.to_be_bytes()].concat()
 }

@@ -22,5 +22,6 @@ mod group_tests;
 mod tests;
 
 pub use engine::Replica;
+pub(crate) use machine::Offline;
 pub use open::{Opened, open};
 pub use remote::Remote;

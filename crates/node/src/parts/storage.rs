@@ -22,15 +22,20 @@ enum Below {
     Replicated(cluster::replica::Opened),
 }
 
-/// Opens the store of a node.
-pub async fn open(settings: &Settings, cluster: &Arc<Cluster>) -> Result<Storage, Failure> {
-    let config = disk::Config {
+/// Where a node's store is on the disk, and what it may take.
+pub fn on_disk(settings: &Settings) -> disk::Config {
+    disk::Config {
         path: settings.node.data_dir.join("store"),
         cache_bytes: settings.store.cache_bytes,
         readers: settings.store.readers,
         queue: settings.store.queue,
         reserve_bytes: settings.store.reserve_bytes,
-    };
+    }
+}
+
+/// Opens the store of a node.
+pub async fn open(settings: &Settings, cluster: &Arc<Cluster>) -> Result<Storage, Failure> {
+    let config = on_disk(settings);
     match settings.engine {
         Engine::Memory => Ok(Storage { store: Store::memory(), below: Below::Memory }),
         Engine::Sled => {
