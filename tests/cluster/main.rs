@@ -7,6 +7,7 @@ mod count;
 mod cuts;
 mod earlier;
 mod growing;
+mod handing_over;
 mod killed;
 mod meeting;
 mod paused;

@@ -68,5 +68,12 @@ async fn replace(nodes: &mut Nodes) -> Result<()> {
     nodes.until_ended(3, SOON).await?;
     nodes.until(0, "the new one votes", SOON, |s| vote(s, &first)).await?;
     Person::with_account(nodes, "another").await?;
+
+    // So does the leader, who has another one lead first.
+    done(nodes.ask(1, &["cluster", "remove", "node1"]).await?)?;
+    let log = nodes.until_ended(0, SOON).await?;
+    ensure!(log.contains("handed the lead over"), "{log}");
+    nodes.until(2, "two are left", SOON, |s| s.nodes.len() == 2 && vote(s, &["node2", "node3"])).await?;
+    nodes.cli_at(2, &["user", "add", "third@localhost", "--password", "secret"]).await?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use futures::future::join_all;
 use jid::FullJid;
 use parking_lot::Mutex;
 use proto::{
@@ -592,10 +593,13 @@ impl Cluster {
         }
     }
 
-    /// Leaves: this node is expired at once in place of after its lease, then its groups and listener stop.
-    /// All of it is given up after `grace`.
+    /// Leaves: another node leads what this one led, this node is expired at once in place of after its lease, then its
+    /// groups and listener stop. All of it is given up after `grace`.
     pub async fn stop(&self, grace: Duration) {
         let leave = async {
+            let (groups, heirs) = (self.shared.groups.all(), self.shared.heirs(true));
+            let until = Instant::now() + grace / 4;
+            join_all(groups.iter().map(|group| group.hand_over(&heirs, until))).await;
             let (node, incarnation) = self.me();
             if node.0 != 0 && self.is_serving() {
                 let command = Command::ExpireNode { node, incarnation };

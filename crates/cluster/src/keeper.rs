@@ -24,6 +24,9 @@ const LOOK: Duration = Duration::from_millis(250);
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
 /// How long a proposal of the leader itself may take.
 const PROPOSAL: Duration = Duration::from_secs(3);
+/// How long a leader that drains may take to have another one lead; then it leads on for a while. Nobody loses a lease
+/// in that time.
+const HAND_OVER: Duration = Duration::from_millis(1200);
 /// How long one change of the members may take.
 const CHANGE: Duration = Duration::from_secs(10);
 /// A learner this close to the end of the log has caught up.
@@ -41,7 +44,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
         if nth % 4 == 0 {
             note_gone(&shared, &mut gone_since);
             for group in shared.groups.all() {
-                if group.core().leads_surely() {
+                if group.core().leads_surely() && !yields(&shared, &group).await {
                     keep_members(&shared, &group, &gone_since).await;
                 }
             }
@@ -51,6 +54,17 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
             }
         }
     }
+}
+
+/// Has another backend lead in place of this one, where this one drains or leaves and another one does not.
+async fn yields(shared: &Shared, group: &Group) -> bool {
+    let me = shared.hub.me().0;
+    let leaves = {
+        let routes = shared.view.routes.read();
+        routes.node(me).is_some_and(|row| row.state == NodeState::Draining)
+            || routes.leaving().any(|row| row.node == me)
+    };
+    leaves && group.hand_over(&shared.heirs(false), Instant::now() + HAND_OVER).await
 }
 
 fn expire_silent(shared: &Arc<Shared>, routes: &Group) {

@@ -176,6 +176,17 @@ impl Shared {
         addresses
     }
 
+    /// The members that could lead in place of this node: those that are up, and behind them, if `all`, those that
+    /// drain too.
+    pub(crate) fn heirs(&self, all: bool) -> Vec<MemberId> {
+        let (me, mut rows) = (self.hub.me().0, self.view.nodes());
+        let leaving: Vec<NodeId> = self.view.routes.read().leaving().map(|row| row.node).collect();
+        let stays = |row: &NodeRow| row.state == NodeState::Up && !leaving.contains(&row.node);
+        rows.retain(|row| row.node != me && (stays(row) || (all && row.state != NodeState::Gone)));
+        rows.sort_by_key(|row| !stays(row));
+        rows.iter().filter_map(|row| row.member).collect()
+    }
+
     /// Grants a renewal if this node leads.
     pub(crate) fn grant(&self, node: NodeId, incarnation: Incarnation) -> RenewReply {
         let group = self.routes_group();

@@ -42,7 +42,7 @@ const METHODS: &[(&str, &[&str], Who)] = &[
     ("rookery.membership.v1.Membership", &["Found"], Who::Backend),
     (
         "rookery.raft.v1.Raft",
-        &["Append", "Vote", "Snapshot", "Propose", "ReadIndex"],
+        &["Append", "Vote", "Snapshot", "TakeOver", "Propose", "ReadIndex"],
         Who::Backend,
     ),
     ("rookery.relay.v1.Relay", &["Carry"], Who::Node),

@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,7 @@ use tonic::Request;
 
 use super::{
     group_thread::GroupThread,
+    handover::Elections,
     log::Log,
     machine::{Machine, Refusal},
     network::{self, Network},
@@ -87,10 +91,13 @@ pub(crate) struct Core {
     pub(crate) refusal: Refusal,
     log: Log,
     state: State,
-    links: Arc<Links>,
+    pub(super) links: Arc<Links>,
     quorum_age: Duration,
     applied: watch::Receiver<u64>,
     seen: Mutex<Seen>,
+    /// This node gives its lead away, and neither decides nor grants anything meanwhile.
+    pub(super) yielding: AtomicBool,
+    pub(super) elections: Arc<Elections>,
 }
 
 /// What was last seen of openraft's metrics, with the time of the last quorum kept as a time.
@@ -190,7 +197,9 @@ impl Group {
         let state = State::open(name, &state_dir, machine).await.map_err(disk)?;
         let applied = state.thread().applied();
         let config = raft_config(name, &times).validate().map_err(|e| failed(e.to_string()))?;
-        let network = Network { links: links.clone(), group: name, dir: state_dir.clone() };
+        let elections = Arc::<Elections>::default();
+        let (dir, shared) = (state_dir.clone(), elections.clone());
+        let network = Network { links: links.clone(), group: name, dir, elections: shared };
         let (opened, machine) = (log.clone(), state.clone());
         // openraft starts its tasks where it is made.
         let raft = thread
@@ -200,12 +209,13 @@ impl Group {
             .map_err(|e| failed(e.to_string()))?;
         let raft = raft.map_err(|e| failed(e.to_string()))?;
         let quorum_age = Duration::from_millis(times.quorum_age_ms);
-        let seen = Mutex::default();
+        let (seen, yielding) = (Mutex::default(), AtomicBool::new(false));
+        let dir = state_dir;
         let core = Core {
             name,
             member,
             raft,
-            dir: state_dir,
+            dir,
             refusal,
             log,
             state,
@@ -213,6 +223,8 @@ impl Group {
             quorum_age,
             applied,
             seen,
+            yielding,
+            elections,
         };
         let core = Arc::new(core);
         if !core.log.is_blank() && core.status().voters == [member] {
@@ -306,6 +318,9 @@ impl Core {
         };
         let seen = self.seen.lock();
         let young = seen.quorum_at.is_some_and(|at| at.elapsed() <= self.quorum_age);
+        if self.yielding.load(Ordering::SeqCst) {
+            return None;
+        }
         // A single voter is its own quorum at any time, and openraft has no reason to tell so again and again.
         if leads && (alone || young) { seen.leads_since } else { None }
     }
@@ -314,7 +329,7 @@ impl Core {
         self.raft.metrics().borrow().current_leader.map(MemberId)
     }
 
-    fn address_in_group(&self, member: MemberId) -> String {
+    pub(super) fn address_in_group(&self, member: MemberId) -> String {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
         let node = metrics.membership_config.membership().get_node(&member.0);

@@ -3,6 +3,7 @@
 pub(crate) mod begin;
 pub mod group;
 pub(crate) mod group_thread;
+mod handover;
 pub(crate) mod log;
 pub mod machine;
 mod machine_thread;

@@ -15,7 +15,7 @@ use openraft::{
 use parking_lot::RwLock;
 use proto::raft::{
     Answer, Message, ProposeReply, ProposeRequest, Proposed, ReadIndexReply, ReadIndexRequest, SnapshotPart,
-    raft_client::RaftClient, raft_server,
+    TakeOverReply, TakeOverRequest, raft_client::RaftClient, raft_server,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::mpsc, time::Instant};
@@ -24,6 +24,7 @@ use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
 use super::{
     group::{Core, Group},
+    handover::Elections,
     state,
     types::{Meta, SnapshotBody, SnapshotFile, TypeConfig, Vote},
 };
@@ -45,6 +46,7 @@ pub(crate) struct Network {
     pub(crate) links: Arc<Links>,
     pub(crate) group: &'static str,
     pub(crate) dir: PathBuf,
+    pub(crate) elections: Arc<Elections>,
 }
 
 /// A member as openraft calls it.
@@ -52,6 +54,7 @@ pub(crate) struct Peer {
     links: Arc<Links>,
     group: &'static str,
     dir: PathBuf,
+    elections: Arc<Elections>,
     target: u64,
     address: String,
 }
@@ -62,8 +65,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Peer {
-        let (links, dir) = (self.links.clone(), self.dir.clone());
-        Peer { links, group: self.group, dir, target, address: node.addr.clone() }
+        let (links, dir, elections) = (self.links.clone(), self.dir.clone(), self.elections.clone());
+        Peer { links, group: self.group, dir, elections, target, address: node.addr.clone() }
     }
 }
 
@@ -79,7 +82,8 @@ pub(crate) fn client(links: &Links, member: MemberId, fallback: &str) -> Result<
 
 impl Peer {
     fn message(&self, body: Bytes) -> Message {
-        Message { cluster: self.links.cluster_bytes(), group: self.group.into(), target: self.target, body }
+        let (cluster, group) = (self.links.cluster_bytes(), self.group.into());
+        Message { cluster, group, target: self.target, body }
     }
 
     fn client(&self) -> Result<RaftClient<Channel>, Status> {
@@ -109,6 +113,10 @@ impl RaftNetwork<TypeConfig> for Peer {
         rpc: VoteRequest<u64>,
         option: RPCOption,
     ) -> Result<VoteResponse<u64>, CallError> {
+        if self.elections.is_silent(rpc.vote.leader_id().term) {
+            // Nobody is asked: as if the other one had said no.
+            return Ok(VoteResponse::new(rpc.vote, None, false));
+        }
         let mut request = Request::new(self.message(encode(&rpc).map_err(call_error)?));
         request.set_timeout(option.hard_ttl());
         let answer = self.client().map_err(call_error)?.vote(request).await.map_err(call_error)?;
@@ -290,6 +298,20 @@ impl raft_server::Raft for Service {
         let file = SnapshotFile { file: Arc::new(file), at: 0, end };
         let snapshot = Snapshot { meta, snapshot: Box::new(SnapshotBody::File(file)) };
         answer(core.raft.install_full_snapshot(vote, snapshot).await)
+    }
+
+    async fn take_over(&self, request: Request<TakeOverRequest>) -> Result<Response<TakeOverReply>, Status> {
+        let TakeOverRequest { cluster, group, target, term, last_log, lead } = request.get_ref();
+        let core = self.core(&request, cluster, group)?;
+        if core.member.0 != *target {
+            return Err(Status::permission_denied(format!("this is member `{}`", core.member)));
+        }
+        if let Some(leader) = core.leader() {
+            identity::caller(&request)?.claims_member(leader)?;
+        }
+        let begun =
+            if *lead { core.take_over(*term, *last_log).await } else { core.let_go_of_leader(*term).await };
+        Ok(Response::new(TakeOverReply { begun }))
     }
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
