@@ -173,6 +173,10 @@ impl Router {
             // RFC 6121, 8.5.2.2.2: ignored, and no handler has anything to do with it.
             return self.finish(&transit, Fate::Ignored);
         }
+        let contradicted = match subject {
+            Subject::Presence(PresenceType::Unavailable) => self.contradicted(&transit),
+            _ => None,
+        };
         let there = self.decide(subject, &account, &transit, &rows, true);
         let same = nobody && there == self.decide(subject, &account, &transit, &rows, false);
         if same && (matches!(subject, Subject::Iq(_)) || matches!(there, Decision::Bounce(_))) {
@@ -222,7 +226,10 @@ impl Router {
         }
         // What nobody kept has somebody by now, as whoever keeps messages looked once more.
         if self.whereabouts.index() == index && decision != Decision::Keep {
-            return self.end(&account, transit, rows, decision).await;
+            self.end(&account, transit, rows, decision).await;
+            // Behind the end that was told, so that the answer is what is heard last.
+            contradicted.into_iter().for_each(|jid| self.ask_again(&account, jid));
+            return;
         }
         // The table moved while the handlers looked.
         let mut rows = self.rows(&account, &transit);
@@ -231,7 +238,8 @@ impl Router {
             rows = self.rows(&account, &transit);
         }
         let decision = self.decide(subject, &account, &transit, &rows, true);
-        self.end(&account, transit, rows, decision).await
+        self.end(&account, transit, rows, decision).await;
+        contradicted.into_iter().for_each(|jid| self.ask_again(&account, jid));
     }
 
     /// Whether an account exists, or what its correspondent is told where nobody can say.

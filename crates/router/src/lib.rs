@@ -11,6 +11,7 @@
 //! - [`removal`], [`keysmith`]: the end of an account, and the keys of a new password.
 //! - [`envelope`], [`peer`], [`lane`], [`link`], [`relay`]: acknowledged streams to and from other nodes.
 //! - [`lost`]: what is done for the sessions of a node that is gone.
+//! - [`late`]: what is done about an end that comes behind the presence of a successor.
 //! - [`rest`]: when a node that ends has nothing left to do.
 //! - [`whereabouts`], [`config`], [`metrics`]: what it is told, its bounds and its counters.
 
@@ -32,6 +33,7 @@ mod link;
 pub mod relay;
 mod lost;
 mod rest;
+mod late;
 pub mod whereabouts;
 pub mod config;
 pub mod metrics;

@@ -14,6 +14,9 @@ pub(crate) trait Settle: Send + Sync {
 
     /// The incarnation of this node that the stanza was sent to.
     fn incarnation(&self) -> u64;
+
+    /// The node that sent it.
+    fn node(&self) -> u64;
 }
 
 struct Settling {
@@ -35,6 +38,11 @@ impl Receipt {
     /// here it is void.
     pub(crate) fn is_before(&self, incarnation: u64) -> bool {
         self.0.as_ref().is_some_and(|settling| settling.told.incarnation() < incarnation)
+    }
+
+    /// The node that sent the stanza here; `None`: this one.
+    pub(crate) fn node(&self) -> Option<u64> {
+        self.0.as_ref().map(|settling| settling.told.node())
     }
 
     /// This holder is done with the stanza. The same as dropping it; the name says why.

@@ -37,6 +37,8 @@ pub(crate) struct LanesIn(Mutex<HashMap<(u64, u32), Arc<LaneIn>>>);
 
 /// What this node knows of one lane of one node.
 pub(crate) struct LaneIn {
+    /// Who sends.
+    node: u64,
     /// Incarnations of the sender, under which it numbers, and of this node, to which it does: another of
     /// either begins anew at 1.
     numbering: (u64, u64),
@@ -200,20 +202,22 @@ impl LanesIn {
     fn get(&self, open: &Open) -> Result<Arc<LaneIn>, Status> {
         let mut lanes = self.0.lock();
         let numbering = (open.incarnation, open.to_incarnation);
-        let lane = lanes.entry((open.node, open.lane)).or_insert_with(|| Arc::new(LaneIn::new(numbering)));
+        let lane = lanes
+            .entry((open.node, open.lane))
+            .or_insert_with(|| Arc::new(LaneIn::new(open.node, numbering)));
         if lane.numbering.0 > numbering.0 || lane.numbering.1 > numbering.1 {
             return Err(Status::failed_precondition("fenced: a later incarnation has spoken"));
         }
         if lane.numbering != numbering {
-            *lane = Arc::new(LaneIn::new(numbering));
+            *lane = Arc::new(LaneIn::new(open.node, numbering));
         }
         Ok(lane.clone())
     }
 }
 
 impl LaneIn {
-    fn new(numbering: (u64, u64)) -> LaneIn {
-        LaneIn { numbering, working: Mutex::new(()), state: Mutex::new(InState::default()) }
+    fn new(node: u64, numbering: (u64, u64)) -> LaneIn {
+        LaneIn { node, numbering, working: Mutex::new(()), state: Mutex::new(InState::default()) }
     }
 
     /// A new stream takes over: its number, what was received before it, and what wakes its answers.
@@ -386,6 +390,10 @@ impl Settle for LaneIn {
 
     fn incarnation(&self) -> u64 {
         self.numbering.1
+    }
+
+    fn node(&self) -> u64 {
+        self.node
     }
 }
 

@@ -18,6 +18,7 @@ use crate::decision::{Address, Decision, Receiver, Subject, decide, decide_host,
 use crate::holds::Holds;
 use crate::keysmith::{Keysmith, MakeKeys};
 use crate::lane::{InFlight, Leaving};
+use crate::late::LateEnds;
 use crate::lost;
 use crate::mailboxes::{Delivery, Mailbox, MailboxLimits, Mailboxes, Waiting};
 use crate::metrics::{Counters, Fate, LaneFacts};
@@ -70,6 +71,7 @@ pub struct Router {
     blind_until: Mutex<Option<Instant>>,
     pub(crate) peers: Peers,
     pub(crate) lanes_in: LanesIn,
+    pub(crate) late_ends: LateEnds,
     pub(crate) counters: Counters,
     pub(crate) runtime: Handle,
     pub(crate) since: Instant,
@@ -101,6 +103,7 @@ impl Router {
             blind_until: Mutex::new(None),
             peers: Peers::new(),
             lanes_in: LanesIn::default(),
+            late_ends: LateEnds::default(),
             counters: Counters::default(),
             runtime: Handle::current(),
             since: Instant::now(),

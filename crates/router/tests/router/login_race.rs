@@ -174,6 +174,31 @@ async fn messages_that_are_held_wait_in_order_and_what_is_older_passes_them() {
     until("nobody waits", || nodes[1].router.account_queues() == 0).await;
 }
 
+/// A session ends at one node and its successor is available at another; of what the two say, the end comes last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_comes_behind_its_successor_is_looked_at_again() {
+    let (_world, nodes, _links, keeper) = two(Config::default()).await;
+    let mut bob = nodes[1].login("bob@localhost/b", Some(0));
+    let here = nodes[0].login("alice@localhost/here", Some(0));
+    let _successor = nodes[1].login("alice@localhost/there", Some(0));
+    let end = |resource: &str, id: usize| {
+        format!(
+            "<presence from='alice@localhost/{resource}' to='bob@localhost' type='unavailable' id='{id}'/>"
+        )
+    };
+    // Said by the node that the session is at, and of one that nobody has any more: it is believed.
+    nodes[0].says(&end("here", 1)).await;
+    nodes[0].says(&end("nowhere", 2)).await;
+    assert_eq!(bob.hears_ids(2).await, [1, 2]);
+    assert_eq!(nodes[1].here.barriers.load(Ordering::SeqCst), 0);
+    // Said by another one.
+    nodes[0].says(&end("there", 3)).await;
+    assert_eq!(bob.hears_ids(1).await, [3]);
+    until("the account is asked", || !keeper.probed.lock().is_empty()).await;
+    assert!(keeper.probed.lock().iter().all(|to| to == "alice@localhost"));
+    drop(here);
+}
+
 /// Two contacts become available at the same moment: the one that is agreed on last sees the other, whose own node may
 /// not show that yet, and who asks nobody but those whom it shows when it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
