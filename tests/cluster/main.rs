@@ -8,6 +8,7 @@ mod cuts;
 mod earlier;
 mod growing;
 mod handing_over;
+mod figures;
 mod killed;
 mod meeting;
 mod paused;

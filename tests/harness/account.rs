@@ -46,6 +46,7 @@ struct Said {
     from: usize,
     to: usize,
     stream: usize,
+    at: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -56,6 +57,8 @@ struct Stream {
     /// Messages with a lower number were read, as far as they are of this stream.
     read: usize,
     ended: Option<(Instant, String)>,
+    /// Whether the user has another one that counts.
+    beside: bool,
 }
 
 /// Presence of a contact as it was heard.
@@ -84,8 +87,15 @@ pub struct Book {
 
 impl Book {
     pub fn opened(&mut self, user: usize, node: usize) -> usize {
-        self.streams.push(Stream { user, node, opened: Instant::now(), read: 0, ended: None });
+        self.streams.push(Stream { user, node, opened: Instant::now(), read: 0, ended: None, beside: false });
         self.streams.len() - 1
+    }
+
+    /// A stream that a user has beside the one that counts.
+    pub fn opened_beside(&mut self, user: usize, node: usize) -> usize {
+        let stream = self.opened(user, node);
+        self.streams[stream].beside = true;
+        stream
     }
 
     pub fn ended(&mut self, stream: usize, why: String) {
@@ -94,7 +104,7 @@ impl Book {
 
     /// The number of a message that is being said.
     pub fn say(&mut self, from: usize, to: usize, stream: usize) -> usize {
-        self.said.push(Said { from, to, stream });
+        self.said.push(Said { from, to, stream, at: Instant::now() });
         self.said.len() - 1
     }
 
@@ -160,7 +170,7 @@ impl Book {
 
     /// The stream that a user has now, and its node.
     pub fn current(&self, user: usize) -> Option<(usize, usize)> {
-        let found = self.streams.iter().rposition(|s| s.user == user && s.ended.is_none())?;
+        let found = self.streams.iter().rposition(|s| s.user == user && s.ended.is_none() && !s.beside)?;
         Some((found, self.streams[found].node))
     }
 
@@ -328,8 +338,28 @@ impl Book {
     }
 
     fn named(&self, number: usize) -> String {
-        let Said { from, to, stream } = self.said[number];
-        format!("message {number} from user {from} to user {to}, said on the {}", self.streams[stream])
+        let Said { from, to, stream, at } = self.said[number];
+        let receiver = self.streams.iter().filter(|s| s.user == to).map(|s| {
+            let ended = s.ended.as_ref().map(|e| e.0);
+            format!("{s} from {} to {}", apart(at, Some(s.opened)), apart(at, ended))
+        });
+        let receiver: Vec<String> = receiver.collect();
+        let ended = apart(at, self.streams[stream].ended.as_ref().map(|e| e.0));
+        let sender = &self.streams[stream];
+        format!(
+            "message {number} from user {from} to user {to}, said on the {sender}, which went on to {ended}; the \
+             receiver had the {}",
+            receiver.join(", the ")
+        )
+    }
+}
+
+/// How much later than `at` something was.
+fn apart(at: Instant, then: Option<Instant>) -> String {
+    match then {
+        None => "the end".into(),
+        Some(then) if then >= at => format!("{:.3} s", (then - at).as_secs_f32()),
+        Some(then) => format!("-{:.3} s", (at - then).as_secs_f32()),
     }
 }
 

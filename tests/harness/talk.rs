@@ -54,6 +54,8 @@ struct Shared {
     addresses: Vec<String>,
     /// From when on everybody says something to everybody for the last time.
     last: watch::Sender<bool>,
+    /// How often all were sent home.
+    homeward: watch::Sender<usize>,
     /// Stream and number of what each said last.
     lasts: Mutex<Vec<Option<(usize, usize)>>>,
 }
@@ -80,6 +82,7 @@ impl Talk {
             pace,
             addresses: people.iter().map(Person::bare).collect(),
             last: watch::channel(false).0,
+            homeward: watch::channel(0).0,
             lasts: Mutex::new(vec![None; people.len()]),
         });
         let mut talk = Talk { people, shared, lives: Vec::new() };
@@ -99,6 +102,15 @@ impl Talk {
         }
         talk.shared.talking.store(true, Ordering::Relaxed);
         Ok(talk)
+    }
+
+    /// Whoever is at another node than their own closes the stream and logs in there.
+    pub async fn go_home(&self, homes: &[usize]) -> Result<()> {
+        self.shared.homeward.send_modify(|times| *times += 1);
+        self.until("everybody is at home", HEALED, |book| {
+            homes.iter().enumerate().all(|(me, home)| book.current(me).is_some_and(|(_, node)| node == *home))
+        })
+        .await
     }
 
     /// What happened so far.
@@ -151,8 +163,8 @@ impl Talk {
                 let at = self.book().current(owner).map_or(self.shared.doors[0].0, |(_, node)| node);
                 let door = nodes.nodes[at].door.context("a node without clients")?;
                 let client = self.people[owner].come_online(door, "third").await?;
-                let stream = self.book().opened(owner, at);
-                more.push((stream, tokio::spawn(attend(owner, stream, client, self.shared.clone()))));
+                let stream = self.book().opened_beside(owner, at);
+                more.push((stream, tokio::spawn(attend(owner, stream, client, self.shared.clone(), None))));
             }
         }
         let settled = self.shared.within(HEALED, done).await;
@@ -277,11 +289,13 @@ async fn live(me: usize, home: usize, person: Person, shared: Arc<Shared>) {
     loop {
         pause.tick().await;
         let (node, door) = shared.doors[(first + tried) % shared.doors.len()];
+        // From before the login, so that nobody misses the call.
+        let homeward = Some(shared.homeward.subscribe());
         match timeout(LOGIN, person.come_online(door, RESOURCE)).await {
             Ok(Ok(client)) => {
                 tried = 0;
                 let stream = shared.book().opened(me, node);
-                attend(me, stream, client, shared.clone()).await;
+                attend(me, stream, client, shared.clone(), homeward.filter(|_| node != home)).await;
             }
             Ok(Err(_)) | Err(_) => tried += 1,
         }
@@ -289,10 +303,16 @@ async fn live(me: usize, home: usize, person: Person, shared: Arc<Shared>) {
 }
 
 /// Talks and hears until the stream ends.
-async fn attend(me: usize, stream: usize, mut client: Client, shared: Arc<Shared>) {
+async fn attend(
+    me: usize,
+    stream: usize,
+    mut client: Client,
+    shared: Arc<Shared>,
+    homeward: Option<watch::Receiver<usize>>,
+) {
     let kept = client.take_kept();
     let why = match client.split() {
-        Ok((mouth, ear)) => chat(me, stream, kept, mouth, ear, &shared).await,
+        Ok((mouth, ear)) => chat(me, stream, kept, (mouth, ear), homeward, &shared).await,
         Err(error) => error.to_string(),
     };
     shared.book().ended(stream, why);
@@ -303,8 +323,8 @@ async fn chat(
     me: usize,
     stream: usize,
     kept: Vec<Node>,
-    mouth: Mouth,
-    mut ear: Client,
+    (mouth, mut ear): (Mouth, Client),
+    mut homeward: Option<watch::Receiver<usize>>,
     shared: &Shared,
 ) -> String {
     // What waited for a user may come before their own presence does.
@@ -313,8 +333,7 @@ async fn chat(
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = shared.last.subscribe();
     last.mark_changed();
-    let mut why = None;
-    let mut nth = me;
+    let (mut why, mut leaves, mut nth) = (None, false, me);
     loop {
         let far = Instant::now() + HEALED * 10;
         tokio::select! {
@@ -327,20 +346,35 @@ async fn chat(
                 Ok(Heard::End) => return why.unwrap_or_else(|| "closed".into()),
                 Err(error) => return why.unwrap_or_else(|| format!("{error:#}")),
             },
-            _ = pace.tick() => if shared.talking.load(Ordering::Relaxed) {
+            () = called(&mut homeward) => {
+                homeward = None;
+                leaves = true;
+                mouth.say("</stream:stream>".into());
+            }
+            _ = pace.tick(), if !leaves => if shared.talking.load(Ordering::Relaxed) {
                 nth += 1;
                 let to = nth % shared.addresses.len();
                 if to != me {
                     say(me, to, stream, &mouth, shared);
                 }
             },
-            Ok(()) = last.changed() => if *last.borrow_and_update() {
+            Ok(()) = last.changed(), if !leaves => if *last.borrow_and_update() {
                 let others = (0..shared.addresses.len()).filter(|to| *to != me);
                 let number = others.map(|to| say(me, to, stream, &mouth, shared)).last();
                 shared.lasts()[me] = number.map(|number| (stream, number));
             },
         }
     }
+}
+
+/// Waits until all are sent home; whoever is there waits for ever.
+async fn called(homeward: &mut Option<watch::Receiver<usize>>) {
+    if let Some(homeward) = homeward
+        && homeward.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// Says the next message, and asks whether it was read.

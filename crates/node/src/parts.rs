@@ -26,6 +26,7 @@ use store::Accounts;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
+    time::Instant,
 };
 
 use crate::{
@@ -40,7 +41,7 @@ const CERTIFICATE: Duration = Duration::from_secs(2);
 /// How long the cluster may take to end, and then the store, after the sessions have. Half of it is for telling
 /// the others, who may all be stopping too.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long what is on its way through a node may take to come where it goes, once the sessions have ended.
+/// How long what is on its way through a node may take at least to come where it goes, once the sessions have ended.
 const REST: Duration = Duration::from_millis(700);
 /// How long a node waits for others before it says so, and between saying so again.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -189,11 +190,14 @@ impl Node {
     /// Ends all parts, those that take work first.
     async fn stop(self) {
         notify::tell("STOPPING=1\nSTATUS=sending clients to other nodes");
+        let since = Instant::now();
         self.drainer.leave().await;
         if let Some(listeners) = &self.listeners {
             listeners.stop().await;
         }
-        if !self.router.rest(REST).await {
+        // Nobody has another copy of what the clients of this node said, and what waits here for the store or for a
+        // peer: as long as there are others to take it, it is given time.
+        if !self.router.rest(self.drainer.time_left(since).max(REST)).await {
             tracing::warn!("some stanzas are still on their way through this node: others take them over");
         }
         self.stopping.send_replace(true);

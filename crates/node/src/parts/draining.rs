@@ -166,6 +166,14 @@ impl Drainer {
         }
     }
 
+    /// What is left of the time that a stopping node has, which began then; none where nobody else serves clients.
+    pub fn time_left(&self, since: Instant) -> Duration {
+        match self.cluster.has_other_frontend() {
+            true => Duration::from_secs(self.leaving.shutdown_s).saturating_sub(since.elapsed()),
+            false => Duration::ZERO,
+        }
+    }
+
     fn end_running(&self) {
         if let Some(running) = self.running.lock().take() {
             running.task.abort();
