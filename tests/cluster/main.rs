@@ -2,6 +2,7 @@
 //! another version.
 
 mod cases;
+mod chaos;
 mod chat;
 mod count;
 mod cuts;
@@ -9,6 +10,7 @@ mod earlier;
 mod growing;
 mod handing_over;
 mod figures;
+mod growing;
 mod killed;
 mod meeting;
 mod paused;
