@@ -387,7 +387,7 @@ fn say(me: usize, to: usize, stream: usize, mouth: &Mouth, shared: &Shared) -> u
         "<message to='{address}' type='chat' id='m-{number}'><body>m-{number}</body></message>"
     ));
     // A ping says of all that is in front of it that it was read; a fast talker asks only now and then.
-    if shared.pace >= OFTEN || !shared.talking.load(Ordering::Relaxed) || number % 10 == 0 {
+    if shared.pace >= OFTEN || !shared.talking.load(Ordering::Relaxed) || number.is_multiple_of(10) {
         mouth.say(ping("localhost", &format!("p-{}", book.count())));
     }
     number
