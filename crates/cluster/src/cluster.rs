@@ -459,6 +459,12 @@ impl Cluster {
         }
     }
 
+    /// Digests of the table here from an index on, `most` of them, as far as they are kept: equal to those of every
+    /// other node at the same index, by whatever way its table came.
+    pub fn digests(&self, from: u64, most: usize) -> Vec<(u64, u128)> {
+        self.shared.hub.digests(from, most)
+    }
+
     /// Waits until the table here has applied `index`; whether it did so in time.
     pub async fn wait_index(&self, index: u64, deadline: Instant) -> bool {
         wait_index(&self.shared.hub, index, deadline).await

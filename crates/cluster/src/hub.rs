@@ -37,6 +37,8 @@ const ROOM: usize = 1024;
 const RECENT: RangeInclusive<usize> = 1_000..=20_000;
 /// How many bytes are kept for each of them.
 const RECENT_BYTES: usize = 512;
+/// How many digests of the table are kept: at 4,000 entries in a second, those of the last two.
+const DIGESTS: usize = 8192;
 /// How many hidden rows are swept under one lock.
 const SLICE: usize = 1024;
 
@@ -56,6 +58,8 @@ pub(crate) struct Hub {
     /// The newest index that somebody here waits for.
     wanted: AtomicU64,
     recent: Mutex<Recent>,
+    /// Digests of the table at the newest indexes.
+    digests: Mutex<VecDeque<(u64, u128)>>,
     /// What this node's data directory calls itself.
     key: u128,
     /// Why this process is no part of the cluster any more.
@@ -106,6 +110,7 @@ impl Hub {
             index: watch::Sender::new(0),
             wanted: AtomicU64::new(0),
             recent: Mutex::default(),
+            digests: Mutex::default(),
         }
     }
 
@@ -209,7 +214,7 @@ impl Hub {
         let commands: Vec<Option<Command>> = payloads.iter().map(|p| Command::decode(p)).collect();
         let mut effects = Vec::new();
         let mut outcomes = Vec::with_capacity(commands.len());
-        let accounts = {
+        let (accounts, digest) = {
             let mut routes = self.view.routes.write();
             routes.advance(index);
             for command in commands {
@@ -219,8 +224,9 @@ impl Hub {
                 };
                 outcomes.push(Bytes::from(outcome.encode()));
             }
-            routes.accounts()
+            (routes.accounts(), routes.digest())
         };
+        self.note_digest(index, digest);
         self.recent.lock().push(index, payloads, accounts);
         for effect in &effects {
             self.settle(effect);
@@ -241,6 +247,8 @@ impl Hub {
         let removed: Vec<u128> = self.view.routes.read().trust().removed_keys().collect();
         removed.into_iter().for_each(|key| self.note_removed(key));
         *self.recent.lock() = Recent { base: index, ..Recent::default() };
+        self.digests.lock().clear();
+        self.note_digest(index, self.view.routes.read().digest());
         let rows = self.view.nodes();
         for row in rows {
             self.noticed(row.node);
@@ -249,6 +257,21 @@ impl Hub {
             changes.iter().for_each(|change| self.publish(change));
         }
         self.index.send_replace(index);
+    }
+
+    fn note_digest(&self, index: u64, digest: u128) {
+        let mut digests = self.digests.lock();
+        if digests.len() >= DIGESTS {
+            digests.pop_front();
+        }
+        digests.push_back((index, digest));
+    }
+
+    /// Digests of the table here from an index on, `most` of them, as far as they are kept.
+    pub(crate) fn digests(&self, from: u64, most: usize) -> Vec<(u64, u128)> {
+        let digests = self.digests.lock();
+        let skip = digests.partition_point(|(index, _)| *index < from);
+        digests.iter().skip(skip).take(most).copied().collect()
     }
 
     fn settle(&self, effect: &Effect) {

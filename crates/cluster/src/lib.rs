@@ -11,6 +11,7 @@ pub mod role;
 // The route table.
 pub mod routes;
 pub mod table;
+pub mod tally;
 pub mod trust;
 
 mod hub;
@@ -62,4 +63,5 @@ pub use raft::{
 pub use role::{ClusterId, Incarnation, MemberId, NodeId, Roles, Sid};
 pub use routes::{ConflictPolicy, Doors, Living, Loss, NodeRow, NodeState, Routes, Row};
 pub use table::TableView;
+pub use tally::DIGEST_FORMAT;
 pub use trust::{TokenFault, TokenRow, TokenState};

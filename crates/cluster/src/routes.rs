@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     role::{Incarnation, MemberId, NodeId, Roles, Sid},
+    tally::Tally,
     trust::{TokenFault, TokenRow, Trust},
 };
 
@@ -215,6 +216,9 @@ pub struct Routes {
     /// Behind the doors, where there are any.
     #[serde(skip)]
     leaving: BTreeSet<NodeId>,
+    /// Follows from the rest.
+    #[serde(skip)]
+    tally: Tally,
 }
 
 /// The table as its first version was written: without tokens and removed nodes.
@@ -307,7 +311,7 @@ impl Routes {
             !rows.is_empty()
         });
         let bytes = if visible.trust.is_empty() {
-            let Routes { nodes, users, index, trust: _, doors: _, leaving: _ } = visible;
+            let Routes { nodes, users, index, .. } = visible;
             encode(TABLE_VERSION_1, &RoutesV1 { nodes, users, index })
         } else {
             encode(TABLE_VERSION, &visible)
@@ -339,7 +343,39 @@ impl Routes {
                 routes.leaving = postcard::from_bytes(rest).ok()?;
             }
         }
+        routes.count();
         Some(routes)
+    }
+
+    /// Adds up the table as it is.
+    pub(crate) fn count(&mut self) {
+        self.tally = Tally::default();
+        for row in self.users.values().flatten().filter(|row| visible_in(&self.nodes, row)) {
+            self.tally.add(row);
+        }
+        self.count_rest();
+    }
+
+    /// Adds up what is beside the sessions; nothing for an empty table, which nobody has counted yet.
+    fn count_rest(&mut self) {
+        let Routes { nodes, doors, trust, leaving, .. } = self;
+        let is_empty = nodes.is_empty() && doors.is_empty() && trust.is_empty() && leaving.is_empty();
+        self.tally.beside((!is_empty).then_some(&(nodes, doors, trust, leaving)));
+    }
+
+    /// A digest of all that is visible: equal at the same index on every node, however the table came there.
+    pub fn digest(&self) -> u128 {
+        self.tally.digest()
+    }
+
+    /// How many sessions are visible.
+    pub fn sessions(&self) -> usize {
+        self.tally.sessions()
+    }
+
+    /// How many sessions each node has that has some.
+    pub fn sessions_by_node(&self) -> impl Iterator<Item = (NodeId, usize)> {
+        self.tally.by_node()
     }
 
     /// Tokens and removed nodes.
@@ -418,6 +454,24 @@ impl Routes {
     /// Applies a command of the entry at `index`; total and pure.
     pub fn apply(&mut self, index: u64, command: Command, effects: &mut Vec<Effect>) -> Outcome {
         self.advance(index);
+        let about_sessions = matches!(
+            command,
+            Command::Bind { .. }
+                | Command::Unbind { .. }
+                | Command::SetPriority { .. }
+                | Command::Detach { .. }
+                | Command::Attach { .. }
+                | Command::Resync { .. }
+                | Command::Kick { .. }
+        );
+        let outcome = self.changed(index, command, effects);
+        if !about_sessions {
+            self.count_rest();
+        }
+        outcome
+    }
+
+    fn changed(&mut self, index: u64, command: Command, effects: &mut Vec<Effect>) -> Outcome {
         match command {
             Command::Bind { jid, node, incarnation, sid, policy } => {
                 let row = Row { jid, node, incarnation, sid, priority: None, detached: false };
@@ -489,6 +543,7 @@ impl Routes {
         let Some(row) = self.nodes.remove(&node) else { return Outcome::Stale };
         self.doors.remove(&node);
         self.leaving.remove(&node);
+        self.tally.hide(node);
         if row.state != NodeState::Gone {
             effects.push(Effect::NodeGone { node, incarnation: row.incarnation });
         }
@@ -563,6 +618,7 @@ impl Routes {
         }
         let (node, incarnation) = (row.node, row.incarnation);
         effects.push(Effect::NodeUp { node, incarnation });
+        self.tally.hide(node);
         // They are not open yet in this life.
         self.doors.remove(&node);
         self.nodes.insert(node, row);
@@ -607,6 +663,7 @@ impl Routes {
             Some(row) if row.incarnation == incarnation && row.state != NodeState::Gone => {
                 row.state = NodeState::Gone;
                 self.doors.remove(&node);
+                self.tally.hide(node);
                 effects.push(Effect::NodeGone { node, incarnation });
                 Outcome::Done
             }
@@ -650,7 +707,9 @@ impl Routes {
         let mut visible = rows.iter_mut().filter(|row| visible_in(nodes, row));
         match visible.find(|row| row.sid == sid && row.jid == *jid) {
             Some(row) => {
+                self.tally.take(row);
                 change(row);
+                self.tally.add(row);
                 Outcome::Done
             }
             None => Outcome::Stale,
@@ -660,6 +719,9 @@ impl Routes {
     /// Puts a row in the place of whatever has its full JID.
     fn put(&mut self, row: Row) {
         self.remove(&row.jid, |_| true);
+        if self.is_visible(&row) {
+            self.tally.add(&row);
+        }
         let rows = match self.users.get_mut(bare_of(&row.jid)) {
             Some(rows) => rows,
             None => self.users.entry(bare_of(&row.jid).into()).or_insert_with(|| Vec::with_capacity(1)),
@@ -673,6 +735,9 @@ impl Routes {
         let row = rows.remove(at);
         if rows.is_empty() {
             self.users.remove(bare_of(jid));
+        }
+        if self.is_visible(&row) {
+            self.tally.take(&row);
         }
         Some(row)
     }

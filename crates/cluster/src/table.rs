@@ -1,6 +1,6 @@
 //! This node's copy of the route table: lookups that never wait, applied entries, and what they set off.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use jid::{BareJid, FullJid};
 use parking_lot::RwLock;
@@ -73,12 +73,17 @@ impl TableView {
 
     /// How many sessions are visible.
     pub fn len(&self) -> usize {
-        self.routes.read().each().count()
+        self.routes.read().sessions()
+    }
+
+    /// How many sessions each node has that has some.
+    pub fn sessions_by_node(&self) -> HashMap<NodeId, u64> {
+        self.routes.read().sessions_by_node().map(|(node, sessions)| (node, sessions as u64)).collect()
     }
 
     /// Whether no session is visible.
     pub fn is_empty(&self) -> bool {
-        self.routes.read().each().next().is_none()
+        self.len() == 0
     }
 }
 
