@@ -105,6 +105,9 @@ pub(crate) struct Core {
 struct Seen {
     quorum_at: Option<Instant>,
     leads_since: Option<(u64, Instant)>,
+    /// Who led last, and how often another one did after somebody.
+    leader: Option<u64>,
+    leader_changes: u64,
 }
 
 /// A proposal that was committed and applied by the leader.
@@ -141,6 +144,12 @@ pub struct GroupStatus {
     pub quorum_age_ms: Option<u64>,
     /// On the leader: the last entry that each member is known to have.
     pub matched: Vec<(MemberId, u64)>,
+    /// How often this node has seen another member lead than before, since it started.
+    pub leader_changes: u64,
+    /// Bytes of the entries in the log here.
+    pub log_bytes: u64,
+    /// Bytes of the newest snapshot here, 0 before the first; `None` where the state itself is on disk.
+    pub snapshot_bytes: Option<u64>,
     /// Why the group stopped here, if it did.
     pub failure: Option<String>,
 }
@@ -421,7 +430,10 @@ impl Core {
         let membership = metrics.membership_config.membership();
         let matched = metrics.replication.iter().flatten();
         let is_leader = metrics.state == ServerState::Leader;
-        let quorum_at = self.seen.lock().quorum_at.filter(|_| is_leader);
+        let (quorum_at, leader_changes) = {
+            let seen = self.seen.lock();
+            (seen.quorum_at.filter(|_| is_leader), seen.leader_changes)
+        };
         GroupStatus {
             name: self.name.into(),
             leader: metrics.current_leader.map(MemberId),
@@ -434,6 +446,9 @@ impl Core {
             learners: membership.learner_ids().map(MemberId).collect(),
             quorum_age_ms: quorum_at.map(|at| at.elapsed().as_millis() as u64),
             matched: matched.map(|(id, at)| (MemberId(*id), at.map_or(0, |id| id.index))).collect(),
+            leader_changes,
+            log_bytes: self.log.kept(),
+            snapshot_bytes: self.state.snapshot_bytes(),
             failure: metrics.running_state.as_ref().err().map(ToString::to_string),
         }
     }
@@ -472,6 +487,10 @@ async fn watch_quorum(core: Arc<Core>) {
             let age = metrics.millis_since_quorum_ack.map(Duration::from_millis);
             if let Some(at) = age.and_then(|age| now.checked_sub(age)) {
                 seen.quorum_at = seen.quorum_at.max(Some(at));
+            }
+            if metrics.current_leader.is_some() && metrics.current_leader != seen.leader {
+                seen.leader_changes += u64::from(seen.leader.is_some());
+                seen.leader = metrics.current_leader;
             }
             let leads = metrics.state == ServerState::Leader && metrics.current_leader == Some(core.member.0);
             if !leads {

@@ -75,6 +75,8 @@ struct State {
     files: BTreeMap<u64, Arc<File>>,
     /// Bytes of entries appended since the log was opened.
     appended: u64,
+    /// Bytes of the entries that are kept.
+    kept: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -155,6 +157,11 @@ impl Log {
     /// Bytes of entries appended since the log was opened.
     pub(crate) fn appended(&self) -> u64 {
         self.shared.state.lock().appended
+    }
+
+    /// Bytes of the entries that are kept.
+    pub(crate) fn kept(&self) -> u64 {
+        self.shared.state.lock().kept
     }
 
     /// The newest index up to which the log may be purged so that about `bytes` of it stay.
@@ -259,6 +266,7 @@ impl State {
             older: BTreeMap::new(),
             files: BTreeMap::new(),
             appended: 0,
+            kept: 0,
         }
     }
 
@@ -301,6 +309,7 @@ impl State {
             let text = format!("the log has a hole before entry {index}");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
+        self.kept += u64::from(place.len);
         self.places.push_back(place);
         self.cache.push_back(entry);
         self.cached += weight + ENTRY_COST;
@@ -324,6 +333,7 @@ impl State {
     fn truncate(&mut self, index: u64) {
         while self.places.back().is_some_and(|place| place.id.index >= index) {
             let place = self.places.pop_back();
+            self.kept -= place.map_or(0, |place| u64::from(place.len));
             if self.cache.pop_back().is_some() {
                 self.cached = self.cached.saturating_sub(place.map_or(0, |place| place.cost()));
             }
@@ -337,7 +347,8 @@ impl State {
                 let cost = self.places.front().map_or(0, Place::cost);
                 self.cached = self.cached.saturating_sub(cost);
             }
-            self.places.pop_front();
+            let place = self.places.pop_front();
+            self.kept -= place.map_or(0, |place| u64::from(place.len));
             self.first += 1;
         }
         self.purged = self.purged.max(Some(id));

@@ -74,6 +74,10 @@ impl Sources {
             "Sessions of the whole cluster in the route table.",
             status.sessions as u64,
         )?;
+        let nodes = status.nodes.iter().filter(|node| node.state != NodeState::Gone);
+        let counted = self.cluster.routes().sessions_by_node();
+        let routes = nodes.map(|n| (label("node", n.node), counted.get(&n.node).copied().unwrap_or(0)));
+        page.gauges("cluster_routes", "Sessions of each node in the route table.", routes)?;
         page.gauge("cluster_index", "Index of the route table on this node.", status.index)?;
         if let Some(age) = status.lease_age_ms {
             page.gauge(
@@ -120,6 +124,21 @@ impl Sources {
             "raft_snapshot_index",
             "Last entry in a snapshot.",
             groups().map(|(l, g)| (l, g.snapshot)),
+        )?;
+        page.gauges(
+            "raft_log_bytes",
+            "Bytes of entries in the log.",
+            groups().map(|(l, g)| (l, g.log_bytes)),
+        )?;
+        page.gauges(
+            "raft_snapshot_bytes",
+            "Bytes of the newest snapshot, where the state is not on disk by itself.",
+            groups().filter_map(|(l, g)| Some((l, g.snapshot_bytes?))),
+        )?;
+        page.counters(
+            "raft_leader_changes",
+            "Times that this node saw another member lead than before.",
+            groups().map(|(l, g)| (l, g.leader_changes)),
         )?;
         page.gauges("raft_voters", "Voting members.", groups().map(|(l, g)| (l, g.voters.len() as u64)))?;
         let ages = groups().filter_map(|(l, g)| Some((l, g.quorum_age_ms?)));
