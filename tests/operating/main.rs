@@ -14,6 +14,7 @@ mod logs;
 mod metrics;
 mod reads;
 mod rosters;
+mod seeing;
 mod services;
 mod sessions;
 mod stopping;

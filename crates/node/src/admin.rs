@@ -2,11 +2,16 @@
 
 mod answers;
 mod drains;
+mod invariants;
 mod peers;
 mod service;
+mod sight;
+mod watching;
 
 pub use peers::{LocalSessions, Peers};
 pub use service::Admin;
+pub use sight::Sight;
+pub use watching::Watching;
 
 use std::{future::Future, sync::Arc, time::Duration};
 

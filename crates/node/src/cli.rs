@@ -61,7 +61,7 @@ pub enum Command {
         #[command(subcommand)]
         what: User,
     },
-    /// The cluster: status, init, token, join, remove, recover
+    /// The cluster: status, check, init, token, join, remove, recover
     Cluster {
         #[command(subcommand)]
         what: Cluster,
@@ -175,6 +175,22 @@ impl std::fmt::Debug for Password {
 pub enum Cluster {
     /// Nodes, roles, incarnations, leader and number of sessions
     Status {
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+        /// Go on to show it: leases, indexes, relay, logs and snapshots too. On a terminal the picture is drawn anew each
+        /// second; elsewhere each change is a line, and as JSON each view is one. Ctrl-C ends it. When the node that is
+        /// asked goes away, it is looked for
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Say whether the invariants of the cluster hold
+    ///
+    /// Asks every node: the route table is the same on all of them at the same index (`table-equal`), and it is the
+    /// union of the sessions that live (`sessions-routed`). What does not hold is told with the node and the sessions.
+    /// It changes nothing, and takes some seconds where something is wrong.
+    ///
+    /// Status 0 when all of it holds, 1 when something does not or is not known, as of a node that does not answer.
+    Check {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
@@ -432,6 +448,10 @@ mod tests {
             "rookery cluster status",
             "rookery cluster status --format json",
             "rookery cluster status --format table --admin http://127.0.0.1:1",
+            "rookery cluster status --watch",
+            "rookery cluster status --watch --format json",
+            "rookery cluster check",
+            "rookery cluster check --format json --admin http://127.0.0.1:1",
             "rookery cluster init",
             "rookery cluster init --config a.toml --set a=1",
             "rookery cluster token",

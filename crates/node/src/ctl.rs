@@ -1,5 +1,8 @@
 //! The commands that talk to the admin service of a running node.
 
+mod check;
+mod watch;
+
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -152,7 +155,9 @@ fn ended(sessions: u32) -> String {
 /// `rookery cluster ...`
 pub async fn cluster(admin: &str, what: Cluster) -> Result<(), CtlError> {
     match what {
-        Cluster::Status { format } => {
+        Cluster::Status { format, watch: true } => watch::watch(admin, format).await,
+        Cluster::Check { format } => check::check(admin, format).await,
+        Cluster::Status { format, watch: false } => {
             let state = state(&mut connect(admin).await?).await?;
             match format {
                 Format::Table => print!("{}", status_table(&state)),

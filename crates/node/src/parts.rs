@@ -19,7 +19,7 @@ use std::{
 
 use cluster::{Cluster, Roles};
 use hooks::Registry;
-use proto::sessions::sessions_server::SessionsServer;
+use proto::{sessions::sessions_server::SessionsServer, sight::sight_server::SightServer};
 use router::Router;
 use session::{Listeners, TlsStore};
 use store::Accounts;
@@ -143,7 +143,10 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
     tokio::spawn(memory::watch(listeners.clone()));
     let peers = admin::Peers { cluster: cluster.clone(), local: local.clone(), drainer: drainer.clone() };
     let links = cluster.grpc_services().add_service(router.relay_service());
-    let links = storage.mount(links.add_service(SessionsServer::new(peers)));
+    let sight =
+        admin::Sight { cluster: cluster.clone(), router: router.clone(), listeners: listeners.clone() };
+    let links = links.add_service(SessionsServer::new(peers)).add_service(SightServer::new(sight.clone()));
+    let links = storage.mount(links);
     let serving = cluster.clone();
     part(&failed, "links between nodes", async move { serving.serve(links).await });
 
@@ -155,6 +158,8 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
         local,
         drainer: drainer.clone(),
         readiness: readiness.clone(),
+        watching: admin::Watching::new(sight.clone(), settings.hosts.clone(), stop.clone()),
+        sight,
     };
     // before the cluster is ready: an operator wants to see what it waits for
     let asked = admin::serve(service, readiness.clone(), ports.admin, until(stop.clone()));

@@ -33,6 +33,11 @@ pub mod sessions {
     tonic::include_proto!("rookery.sessions.v1");
 }
 
+/// What nodes ask each other so that an operator sees all of them at any one.
+pub mod sight {
+    tonic::include_proto!("rookery.sight.v1");
+}
+
 /// What backends keep for the other nodes, and the commands of the replicated store.
 pub mod store {
     tonic::include_proto!("rookery.store.v1");

@@ -48,6 +48,7 @@ const METHODS: &[(&str, &[&str], Who)] = &[
     ("rookery.relay.v1.Relay", &["Carry"], Who::Node),
     ("rookery.sessions.v1.Sessions", &["Connections"], Who::Node),
     ("rookery.sessions.v1.Sessions", &["Drain", "Undrain"], Who::Backend),
+    ("rookery.sight.v1.Sight", &["Look", "Check"], Who::Node),
     ("rookery.store.v1.Store", &["Get", "Scan", "Commit"], Who::Node),
 ];
 
@@ -153,9 +154,13 @@ mod tests {
             ("rookery.membership.v1.Membership", _) => Some(Who::Node),
             // Whoever takes over a frontend must not be able to empty the others.
             ("rookery.sessions.v1.Sessions", "Drain" | "Undrain") => Some(Who::Backend),
-            ("rookery.relay.v1.Relay" | "rookery.sessions.v1.Sessions" | "rookery.store.v1.Store", _) => {
-                Some(Who::Node)
-            }
+            (
+                "rookery.relay.v1.Relay"
+                | "rookery.sessions.v1.Sessions"
+                | "rookery.sight.v1.Sight"
+                | "rookery.store.v1.Store",
+                _,
+            ) => Some(Who::Node),
             ("rookery.join.v1.Join", "Redeem") => Some(Who::Anyone),
             ("rookery.join.v1.Join", "Renew") => Some(Who::Node),
             ("rookery.join.v1.Join", "Authority") => Some(Who::Backend),

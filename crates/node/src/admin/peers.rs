@@ -156,12 +156,17 @@ impl sessions_server::Sessions for Peers {
 
 impl Peers {
     fn is_ours(&self, theirs: &[u8]) -> Result<(), Status> {
-        let ours = cluster_id(&self.cluster);
-        if ours.is_empty() || theirs != ours {
-            return Err(Status::permission_denied("this node belongs to another cluster"));
-        }
-        Ok(())
+        is_ours(&self.cluster, theirs)
     }
+}
+
+/// Refuses who asks for another cluster.
+pub(super) fn is_ours(cluster: &Cluster, theirs: &[u8]) -> Result<(), Status> {
+    let ours = cluster_id(cluster);
+    if ours.is_empty() || theirs != ours {
+        return Err(Status::permission_denied("this node belongs to another cluster"));
+    }
+    Ok(())
 }
 
 /// Whoever takes over a frontend must not be able to empty the others with its certificate.

@@ -1,7 +1,6 @@
 //! The calls of the admin service.
 
 use std::{
-    collections::HashMap,
     pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -19,7 +18,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{answers, drains, peers, peers::LocalSessions};
+use super::{
+    Sight, Watching, answers, drains, invariants,
+    peers::{self, LocalSessions},
+    watching,
+};
 use crate::{parts::Drainer, readiness::Readiness};
 
 /// Messages of a streamed answer that wait for a slow reader.
@@ -28,6 +31,9 @@ const WAITING: usize = 64;
 const PAGE: usize = 500;
 /// How long a list waits for the newest route table before it shows what is here.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// How often the nodes are asked until their tables can be compared.
+const ROUNDS: usize = 2;
 
 /// The longest that a join token can be used, in seconds.
 const TTL_MAX_S: u64 = 30 * 24 * 3600;
@@ -48,6 +54,10 @@ pub struct Admin {
     pub drainer: Arc<Drainer>,
     /// Whether it is ready.
     pub readiness: Arc<Readiness>,
+    /// What it sees of itself and the others.
+    pub sight: Sight,
+    /// Whoever watches the cluster here.
+    pub watching: Arc<Watching>,
 }
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -59,9 +69,33 @@ impl admin::admin_server::Admin for Admin {
         _request: Request<admin::GetClusterRequest>,
     ) -> Result<Response<admin::GetClusterResponse>, Status> {
         self.freshen().await;
-        let mut sessions = HashMap::new();
-        self.cluster.routes().each(|row| *sessions.entry(row.node).or_default() += 1);
+        let sessions = self.cluster.routes().sessions_by_node();
         Ok(Response::new(answers::state(&self.cluster.status(), &sessions, &self.hosts)))
+    }
+
+    type WatchClusterStream = watching::ViewStream;
+
+    async fn watch_cluster(
+        &self,
+        _request: Request<admin::WatchClusterRequest>,
+    ) -> Result<Response<Self::WatchClusterStream>, Status> {
+        self.watching.watch().map(Response::new)
+    }
+
+    async fn check_cluster(
+        &self,
+        _request: Request<admin::CheckClusterRequest>,
+    ) -> Result<Response<admin::CheckClusterResponse>, Status> {
+        let mut answers = Vec::new();
+        for _ in 0..ROUNDS {
+            self.freshen().await;
+            let (nodes, index) = (self.cluster.routes().nodes(), self.cluster.routes().index());
+            answers = self.sight.check(&nodes, index).await;
+            if invariants::is_comparable(&answers) {
+                break;
+            }
+        }
+        Ok(Response::new(admin::CheckClusterResponse { invariants: invariants::judge(&answers) }))
     }
 
     type ListSessionsStream = Streamed<admin::Session>;
