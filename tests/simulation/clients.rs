@@ -73,6 +73,16 @@ impl Clients {
         }
     }
 
+    /// Everybody leaves, and comes back at once.
+    pub fn log_in_again(&mut self) {
+        for client in &mut self.clients {
+            if let Some((_, _, line, _)) = &client.line {
+                let _ = line.send(Say::Close);
+            }
+            client.next_at = 0;
+        }
+    }
+
     /// How many are online.
     pub fn online(&self) -> usize {
         self.clients.iter().filter(|client| client.announced).count()

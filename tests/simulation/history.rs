@@ -70,6 +70,8 @@ pub enum Event {
     Healed,
     /// At the end: the sessions that live, as their nodes know.
     Living { routes: Vec<Route> },
+    /// At the end: so many messages were dropped by a process as errors to sessions that are no more.
+    Ignored { process: Process, messages: u64 },
     /// At the end: what a process has kept.
     Ledger { process: Process, values: Arc<Vec<u64>> },
     /// At the end, with a reason where the run did not come to it.

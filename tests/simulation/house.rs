@@ -22,7 +22,7 @@ use hooks::{
 };
 use jid::FullJid;
 use parking_lot::Mutex;
-use router::{Delivery, Deps, End, Mailbox, Router};
+use router::{Delivery, Deps, End, Fate, Mailbox, Router};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, timeout},
@@ -40,9 +40,6 @@ const UNBIND_AGAIN: (u32, Duration) = (60, Duration::from_secs(1));
 const LEAVE: Duration = Duration::from_millis(750);
 const STRAGGLERS: Duration = Duration::from_millis(100);
 const AT_ONCE: usize = 64;
-/// How long a newer stanza waits for older ones, far above the default: after that order gives way by design, which
-/// the oracle could not tell from a mistake.
-const PATIENCE_MS: u64 = 30_000;
 
 /// What a client says.
 #[derive(Clone, Debug)]
@@ -175,7 +172,7 @@ async fn open(start: Start) -> Result<(), cluster::ClusterError> {
             },
             keys: |_| None,
         },
-        router::Config { refused_wait_ms: PATIENCE_MS, ..router::Config::default() },
+        router::Config::default(),
     );
     let routes = cluster.grpc_services().add_service(router.relay_service());
     let changes = cluster.changes();
@@ -235,6 +232,11 @@ impl House {
         let route =
             |(sid, entry): (&u128, &Entry)| Route { jid: entry.view.jid().to_string(), sid: *sid, life };
         self.lines.lock().sessions.iter().map(route).collect()
+    }
+
+    /// How many messages this process dropped as the rules ask: errors for senders that are no more.
+    pub fn ignored(&self) -> u64 {
+        self.router.counters().stanzas(stanza::Kind::Message, Fate::Ignored)
     }
 
     /// Whether sessions are being bound at the moment.

@@ -197,21 +197,17 @@ impl Network {
         wake.into_iter().for_each(Waker::wake);
     }
 
-    fn bind(self: &Arc<Self>, at: SocketAddr) -> io::Result<Box<dyn simulation::Listener>> {
+    /// Listens at an address.
+    ///
+    /// # Errors
+    /// Somebody does so already.
+    pub fn listen(self: &Arc<Self>, at: SocketAddr) -> io::Result<Box<dyn simulation::Listener>> {
         let mut inner = self.0.lock();
         if inner.listeners.contains_key(&at) {
             return Err(io::ErrorKind::AddrInUse.into());
         }
         inner.listeners.insert(at, Listening { queue: VecDeque::new(), waker: None });
         Ok(Box::new(Listener { network: self.clone(), at }))
-    }
-
-    /// Listens at an address.
-    ///
-    /// # Errors
-    /// Somebody does so already.
-    pub fn listen(self: &Arc<Self>, at: SocketAddr) -> io::Result<Box<dyn simulation::Listener>> {
-        self.bind(at)
     }
 
     /// Connects a host with whoever listens at an address.
@@ -322,8 +318,8 @@ impl Inner {
         }
         if is_reset {
             let both = [id, id ^ 1];
-            for pipe in both.iter().filter_map(|id| self.pipes.get(id).map(|_| *id)).collect::<Vec<_>>() {
-                if let Some(pipe) = self.pipes.get_mut(&pipe) {
+            for id in both {
+                if let Some(pipe) = self.pipes.get_mut(&id) {
                     pipe.reset = true;
                     wake.extend(pipe.reader.take());
                     wake.extend(pipe.writer.take());

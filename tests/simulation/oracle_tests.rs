@@ -111,6 +111,11 @@ fn rule_3_an_accepted_message_does_not_vanish() {
     assert_eq!(with(vec![killed(200, 2)]), [3]);
     assert!(with(vec![delivered(200, 1, 1, 1)]).is_empty());
     assert!(with(vec![(200, Event::Bounced { id: 1, to: 7 })]).is_empty());
+    // Bounced to who has left, as its node counted.
+    let left = vec![(5, Event::BindAsked { sid: 7, jid: "bea@localhost/r".into(), process: 1 })];
+    let left = all(vec![left, vec![(250, Event::Ended { sid: 7, why: "Closed".into() })]]);
+    assert_eq!(with(left.clone()), [3]);
+    assert!(with(all(vec![left, vec![(300, Event::Ignored { process: 1, messages: 1 })]])).is_empty());
     // Its node died with it.
     assert!(with(vec![killed(200, 1)]).is_empty());
     // What nobody said.
@@ -131,7 +136,9 @@ fn rule_4_messages_come_once_and_in_order() {
 
 #[test]
 fn rule_5_replicas_are_equal_at_equal_index() {
-    let begin = all(vec![bound(10, 1, 1, 5), bound(20, 2, 2, 6)]);
+    // Both are being taken back: only the tables say where they are.
+    let undone = |sid| vec![(25, Event::UnbindAsked { sid })];
+    let begin = all(vec![bound(10, 1, 1, 5), bound(20, 2, 2, 6), undone(1), undone(2)]);
     let tables = |second: u64| vec![table(30, 1, 6, &[(2, 2)]), table(40, 2, second, &[(1, 1)])];
     assert_eq!(broken(all(vec![begin.clone(), tables(6)])), [5]);
     assert!(broken(all(vec![begin, tables(5)])).is_empty());

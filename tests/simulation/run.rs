@@ -100,10 +100,16 @@ impl Play {
         }
         self.clients.calm_down(self.world.now);
         let mut still_since = self.world.now;
+        let mut asked_again = false;
         let settled = self.until(SETTLED_MS, |play| {
-            // One that was told to stop before, and has only now come to it.
-            (0..play.world.nodes.len()).for_each(|host| play.world.start(host));
+            play.keep_alive();
             if !play.is_still() {
+                still_since = play.world.now;
+            }
+            if !asked_again && play.world.now - still_since >= STILL_MS {
+                // What is stored shows at the next login.
+                asked_again = true;
+                play.clients.log_in_again();
                 still_since = play.world.now;
             }
             play.world.now - still_since >= STILL_MS
@@ -112,6 +118,16 @@ impl Play {
             None
         } else {
             Some(format!("not settled {SETTLED_MS} ms after healing: {}", self.unsettled()))
+        }
+    }
+
+    /// Starts whoever ended, or says of itself that it must be started anew, as those do who run a server.
+    fn keep_alive(&mut self) {
+        for host in 0..self.world.nodes.len() {
+            if self.world.has_failed(host) {
+                self.world.kill(host, false);
+            }
+            self.world.start(host);
         }
     }
 

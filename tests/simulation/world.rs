@@ -154,7 +154,6 @@ impl World {
         self.processes += 1;
         let process = self.processes;
         self.network.start(host);
-        // Every runtime begins with the same random bits for the same seed, whatever was thrown before.
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime = runtime.expect("a runtime without sockets can be made");
         let place = Arc::new(Place::default());
@@ -359,6 +358,8 @@ impl World {
         for host in 0..self.nodes.len() {
             let Some(house) = self.house(host) else { continue };
             living.extend(house.living());
+            let (process, messages) = (house.process, house.ignored());
+            self.history.push(Event::Ignored { process, messages });
             if self.nodes[host].roles.backend {
                 let values = Arc::new(self.nodes[host].ledger.values());
                 self.history.push(Event::Ledger { process: house.process, values });

@@ -366,6 +366,11 @@ pub(crate) async fn stay_as_wished(shared: Arc<Shared>, batcher: Arc<Batcher>) {
 /// Asks to be admitted until it is so, and until the table here shows it.
 async fn admitted(shared: &Arc<Shared>, batcher: &Batcher) -> (NodeId, Incarnation) {
     loop {
+        if shared.stands_still() {
+            // It could hear of no life that it is given. It must be started anew, as `/live` says.
+            sleep(PAUSE).await;
+            continue;
+        }
         let start = random_bits();
         shared.hub.begin_life(start);
         let command = Command::NodeUp {
@@ -458,6 +463,10 @@ async fn hold_lease(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation
 }
 
 async fn renew(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation) -> Verdict {
+    if shared.stands_still() {
+        // So the lease runs out, and others serve whom this node serves now.
+        return Verdict::NotLeader;
+    }
     let core = shared.routes_group().map(|group| group.core());
     let address = match &core {
         Some(core) if core.leader() == shared.member() => {

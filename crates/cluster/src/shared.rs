@@ -187,6 +187,13 @@ impl Shared {
         rows.iter().filter_map(|row| row.member).collect()
     }
 
+    /// Whether the table here stands still for good, as after a disk that was full, while other nodes may go on: it
+    /// would never hear that a session lost its full JID.
+    pub(crate) fn stands_still(&self) -> bool {
+        let others = !self.address.is_empty();
+        others && self.routes_group().is_some_and(|group| group.core().has_stopped())
+    }
+
     /// Grants a renewal if this node leads.
     pub(crate) fn grant(&self, node: NodeId, incarnation: Incarnation) -> RenewReply {
         let group = self.routes_group();

@@ -82,6 +82,8 @@ fn begin_to_tell(router: &Arc<Router>, lost: &[LostSession], mine: impl Fn(&Bare
 
 async fn tell_one(router: &Arc<Router>, session: &LostSession) {
     let account = session.jid.to_bare();
+    // A node that was behind hears late of a loss: by its old table it would tell contacts of one who is back by now.
+    router.renew_table().await;
     // Bound again, here or elsewhere: the new session's presence is the truth.
     if router.whereabouts.users(&account).iter().any(|row| row.jid == session.jid) {
         return;

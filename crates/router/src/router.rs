@@ -475,7 +475,7 @@ impl Router {
 
     /// Waits until the table here is as new as the leader's is now, or it takes too long. Those who ask at the
     /// same time share one question; where it was not answered, nobody asks for a while.
-    async fn renew_table(&self) {
+    pub(crate) async fn renew_table(&self) {
         if self.blind_until.lock().is_some_and(|until| Instant::now() < until) {
             return;
         }

@@ -334,6 +334,11 @@ impl Core {
         if leads && (alone || young) { seen.leads_since } else { None }
     }
 
+    /// Whether the group has stopped here for good: what this node knows of it stands still.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.raft.metrics().borrow().running_state.is_err()
+    }
+
     pub(crate) fn leader(&self) -> Option<MemberId> {
         self.raft.metrics().borrow().current_leader.map(MemberId)
     }
