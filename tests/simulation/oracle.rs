@@ -278,7 +278,7 @@ fn nothing_vanishes(known: &Known, events: &[Dated]) -> Vec<String> {
         Event::Ignored { messages, .. } => *messages,
         _ => 0,
     });
-    if unheard.len() as u64 > ignored.sum() {
+    if unheard.len() as u64 > ignored.sum::<u64>() {
         found.extend(unheard);
     }
     found
