@@ -40,13 +40,13 @@ fn verdicts(report: &Value) -> Vec<(&str, &str)> {
 
 const HOLDS: [(&str, &str); 2] = [("table-equal", "holds"), ("sessions-routed", "holds")];
 
-/// Checks until all is known and holds: a node that has just come up may be on its way to the others' index.
+/// Checks until all is known and holds: a node that has just come up may be on its way to the others' index, or bring
+/// its sessions back. Two tables that differ are never on their way anywhere.
 async fn holds(nodes: &Nodes, at: usize) -> Result<Value> {
     let end = Instant::now() + SOON;
     loop {
         let (well, report) = check(nodes, at).await?;
-        let violated = verdicts(&report).iter().any(|(_, verdict)| *verdict == "violated");
-        ensure!(!violated, "{report:#}");
+        ensure!(verdicts(&report)[0] != ("table-equal", "violated"), "{report:#}");
         if well {
             ensure!(verdicts(&report) == HOLDS, "{report:#}");
             return Ok(report);
@@ -84,9 +84,9 @@ async fn the_invariants_are_judged_over_all_nodes_and_those_who_do_not_answer_ar
     ensure!(!well, "{report:#}");
     ensure!(verdicts(&report) == [("table-equal", "unknown"), ("sessions-routed", "unknown")], "{report:#}");
     for invariant in [&report[0], &report[1]] {
-        let finding = &invariant["findings"][0];
-        ensure!(finding["node_name"] == nodes.nodes[1].name.as_str(), "{report:#}");
-        ensure!(finding["verdict"] == "unknown", "{report:#}");
+        let paused = |finding: &&Value| finding["node_name"] == nodes.nodes[1].name.as_str();
+        let finding = invariant["findings"].as_array().and_then(|all| all.iter().find(paused));
+        ensure!(finding.is_some_and(|finding| finding["verdict"] == "unknown"), "{report:#}");
     }
     // Gone for the others, it is not asked; back, it brings its sessions into the table again.
     let gone = nodes.nodes[1].name.clone();
@@ -131,17 +131,25 @@ async fn a_row_without_a_session_is_told_with_its_node() -> Result<()> {
     let person = Person::with_account(&nodes, "ada").await?;
     let _client = person.come_online(nodes.door(1), "here").await?;
     holds(&nodes, 0).await?;
-    haunt(&nodes, 1, "ghost@localhost/x").await?;
-    let (well, report) = check(&nodes, 0).await?;
-    ensure!(!well, "{report:#}");
-    ensure!(verdicts(&report) == [("table-equal", "holds"), ("sessions-routed", "violated")], "{report:#}");
+    // On a busy machine the node may lose its lease, and the row with its incarnation: then once more.
+    let end = Instant::now() + SOON;
+    let (report, said) = loop {
+        haunt(&nodes, 1, "ghost@localhost/x").await?;
+        let (well, report) = check(&nodes, 0).await?;
+        let (also_well, said) = nodes.ask(2, &["cluster", "check"]).await?;
+        if verdicts(&report) == [("table-equal", "holds"), ("sessions-routed", "violated")]
+            && said.contains("`sessions-routed` is violated")
+        {
+            ensure!(!well && !also_well, "{report:#}\n{said}");
+            break (report, said);
+        }
+        ensure!(Instant::now() < end, "{report:#}\n{said}");
+    };
     let finding = &report[1]["findings"][0];
     ensure!(finding["node_name"] == "node2" && finding["verdict"] == "violated", "{report:#}");
     ensure!(finding["sessions"] == serde_json::json!(["ghost@localhost/x"]), "{report:#}");
-    let (well, said) = nodes.ask(2, &["cluster", "check"]).await?;
-    ensure!(!well && said.contains("`sessions-routed` is violated"), "{said}");
     ensure!(said.contains("node2 (id ") && said.contains("  ghost@localhost/x"), "{said}");
-    nodes.cli(&["session", "kick", "ghost@localhost/x"]).await?;
+    nodes.ask(0, &["session", "kick", "ghost@localhost/x"]).await?;
     holds(&nodes, 0).await.map(drop)
 }
 
