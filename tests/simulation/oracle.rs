@@ -288,6 +288,9 @@ fn nothing_vanishes(known: &Known, events: &[Dated]) -> Vec<String> {
 /// way, by design.
 const PATIENCE_MS: u64 = 2_000;
 
+/// An older message that took as long was stored, or sent anew, while something was broken.
+const LATE_MS: u64 = 500;
+
 /// Rule 4: once, and in order per pair: from one session to one address.
 fn once_and_in_order(known: &Known, events: &[Dated]) -> Vec<String> {
     let fates = fates(events);
@@ -314,7 +317,7 @@ fn once_and_in_order(known: &Known, events: &[Dated]) -> Vec<String> {
         }
         let last = newest.entry((*from, address)).or_insert((id, *at));
         if id < last.0 {
-            if at - accepted >= PATIENCE_MS {
+            if at - accepted >= LATE_MS {
                 continue;
             }
             let (newer, then) = last;
@@ -428,6 +431,14 @@ const TOGETHER_MS: u64 = 60_000;
 /// a contact hears last is not settled (see `docs/simulation.md`).
 const DISPLACED_MS: u64 = 10_000;
 
+/// Whether a session of a full JID was lost with its node shortly before `at`.
+fn is_lost(known: &Known, jid: &str, at: u64) -> bool {
+    let sessions = known.by_jid.get(jid).into_iter().flatten().filter_map(|sid| known.sessions.get(sid));
+    let lost =
+        |life: &Life| known.gone.get(life).is_some_and(|gone| (*gone..gone + DISPLACED_MS).contains(&at));
+    sessions.flat_map(|session| &session.lives).any(|(_, life)| lost(life))
+}
+
 /// Rule 8: one `unavailable` per lost session and contact, and in the end nobody holds for gone who lives.
 fn told_once(known: &Known, events: &[Dated]) -> Vec<String> {
     let mut found = Vec::new();
@@ -458,7 +469,8 @@ fn told_once(known: &Known, events: &[Dated]) -> Vec<String> {
         // What was agreed on, and never came to be told: its end is told all the same.
         let is_another = announced.get(of).is_some_and(|then| *then > before.0);
         // With a second node those may be lost that were to tell, or had told: told twice is better than never.
-        if !before.1 && !available && lost < 2 && !is_unsettled && !is_another {
+        if !before.1 && !available && lost < 2 && !is_unsettled && !is_another && is_lost(known, of, before.0)
+        {
             found.push(format!("{to:x} was told at {} and at {at} ms that `{of}` is gone", before.0));
         }
     }

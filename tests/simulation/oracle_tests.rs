@@ -175,7 +175,16 @@ fn rule_8_a_contact_is_told_once() {
     let told = |at, available| (at, Event::Told { to: 1, of: "bea@localhost/r".into(), available });
     let with = |more: Vec<(u64, Event)>| broken(all(vec![begin.clone(), more]));
     assert!(with(vec![told(20, true), told(30, false), told(40, true), told(50, false)]).is_empty());
-    assert_eq!(with(vec![told(20, true), told(30, false), told(40, false)]), [8]);
+    let bea = vec![
+        (12, Event::BindAsked { sid: 2, jid: "bea@localhost/r".into(), process: 2 }),
+        (13, Event::Bound { sid: 2, index: 6, life: (2, 1) }),
+        (28, Event::Gone { by: 1, life: (2, 1) }),
+    ];
+    let twice = vec![told(20, true), told(30, false), told(40, false)];
+    assert_eq!(with(all(vec![bea.clone(), twice.clone()])), [8]);
+    // Agreed on in between, and not told.
+    let announced = (35, Event::Announced { sid: 2 });
+    assert!(with(all(vec![bea, twice[..2].into(), vec![announced, told(40, false)]])).is_empty());
     // Who lives is not gone for anybody in the end.
     let bea = Route { jid: "bea@localhost/r".into(), sid: 2, life: (1, 1) };
     let ana = Route { jid: ANA.into(), sid: 1, life: (1, 1) };

@@ -135,7 +135,7 @@ impl Play {
         self.clients.act(&self.world);
         self.keep();
         self.world.turn();
-        if self.world.now % LOOK_MS == 0 {
+        if self.world.now.is_multiple_of(LOOK_MS) {
             self.world.note_tables();
         }
     }
