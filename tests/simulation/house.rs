@@ -560,49 +560,46 @@ async fn halves(
     freed: &mut bool,
 ) -> Outcome {
     let busy = AtomicBool::new(false);
-    let ended = {
-        let parted = async {
-            let order = ordered.recv().await.unwrap_or(Order::Stop);
-            if order == Order::Move {
-                let sid = cluster::Sid(view.sid().0);
-                house.history.push(Event::UnbindAsked { sid: sid.0 });
-                if matches!(timeout(LEAVE, house.cluster.unbind(view.jid(), sid)).await, Ok(Ok(()))) {
-                    *freed = true;
-                    sleep(STRAGGLERS).await;
-                }
+    let parted = async {
+        let order = ordered.recv().await.unwrap_or(Order::Stop);
+        if order == Order::Move {
+            let sid = cluster::Sid(view.sid().0);
+            house.history.push(Event::UnbindAsked { sid: sid.0 });
+            if matches!(timeout(LEAVE, house.cluster.unbind(view.jid(), sid)).await, Ok(Ok(()))) {
+                *freed = true;
+                sleep(STRAGGLERS).await;
             }
-            Outcome::Ordered(order)
-        };
-        let outbound = async {
-            loop {
-                mailbox.ready().await;
-                house.serving().await;
-                write(house, view, mailbox, unwritten);
-                match mailbox.end() {
-                    Some(End::Overflowed) => return Outcome::Overflowed,
-                    Some(End::Closed) => return Outcome::Gone,
-                    None => {}
-                }
-            }
-        };
-        let inbound = inbound(house, view, line, &busy);
-        tokio::pin!(inbound);
-        let ended = tokio::select! {
-            biased;
-            outcome = parted => outcome,
-            outcome = outbound => outcome,
-            outcome = &mut inbound => return outcome,
-        };
-        // What was read was accepted: it goes its way.
-        let finished = poll_fn(|cx| {
-            if !busy.load(Ordering::Relaxed) || inbound.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            if busy.load(Ordering::Relaxed) { Poll::Pending } else { Poll::Ready(()) }
-        });
-        let _ = timeout(FINISH, finished).await;
-        ended
+        }
+        Outcome::Ordered(order)
     };
+    let outbound = async {
+        loop {
+            mailbox.ready().await;
+            house.serving().await;
+            write(house, view, mailbox, unwritten);
+            match mailbox.end() {
+                Some(End::Overflowed) => return Outcome::Overflowed,
+                Some(End::Closed) => return Outcome::Gone,
+                None => {}
+            }
+        }
+    };
+    let inbound = inbound(house, view, line, &busy);
+    tokio::pin!(inbound);
+    let ended = tokio::select! {
+        biased;
+        outcome = parted => outcome,
+        outcome = outbound => outcome,
+        outcome = &mut inbound => return outcome,
+    };
+    // What was read was accepted: it goes its way.
+    let finished = poll_fn(|cx| {
+        if !busy.load(Ordering::Relaxed) || inbound.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if busy.load(Ordering::Relaxed) { Poll::Pending } else { Poll::Ready(()) }
+    });
+    let _ = timeout(FINISH, finished).await;
     ended
 }
 

@@ -18,10 +18,13 @@ pub struct Breach {
     pub text: String,
 }
 
+/// Looks for breaches of one rule.
+type Rule = fn(&Known, &[Dated]) -> Vec<String>;
+
 /// Every breach of a history.
 pub fn judge(events: &[Dated]) -> Vec<Breach> {
     let known = Known::of(events);
-    let rules: [fn(&Known, &[Dated]) -> Vec<String>; 10] = [
+    let rules: [Rule; 10] = [
         came_to_its_end,
         one_owner,
         binds_stay,
