@@ -98,6 +98,11 @@ impl Book {
         stream
     }
 
+    /// Whether the user has another stream that counts.
+    pub fn is_beside(&self, stream: usize) -> bool {
+        self.streams[stream].beside
+    }
+
     pub fn ended(&mut self, stream: usize, why: String) {
         self.streams[stream].ended = Some((Instant::now(), why));
     }

@@ -358,7 +358,7 @@ async fn chat(
                     say(me, to, stream, &mouth, shared);
                 }
             },
-            Ok(()) = last.changed(), if !leaves => if *last.borrow_and_update() {
+            Ok(()) = last.changed(), if !leaves => if *last.borrow_and_update() && !shared.book().is_beside(stream) {
                 let others = (0..shared.addresses.len()).filter(|to| *to != me);
                 let number = others.map(|to| say(me, to, stream, &mouth, shared)).last();
                 shared.lasts()[me] = number.map(|number| (stream, number));
