@@ -20,6 +20,9 @@ const SESSIONS: u64 = 200_000;
 /// The best of so many runs: what others do on the machine only adds.
 const RUNS: usize = 5;
 
+/// What is done to each session, and how it is asked for.
+type Step<'a> = (&'a str, &'a dyn Fn(FullJid, Sid) -> Command);
+
 fn main() {
     let mut routes = Routes::new();
     let mut index = 0;
@@ -37,7 +40,7 @@ fn main() {
     };
     (0..ROWS).for_each(|n| apply(&mut routes, bind(n)));
     let come_and_go = || (ROWS..ROWS + SESSIONS).map(session);
-    let mut steps: [(&str, &dyn Fn(FullJid, Sid) -> Command); 3] = [
+    let mut steps: [Step<'_>; 3] = [
         ("bind", &|jid, sid| Command::Bind { jid, node, incarnation, sid, policy }),
         ("priority", &|jid, sid| Command::SetPriority { jid, sid, priority: Some(1) }),
         ("unbind", &|jid, sid| Command::Unbind { jid, sid }),
