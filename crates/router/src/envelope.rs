@@ -128,7 +128,8 @@ fn address(text: &str) -> Result<Option<Jid>, BadParcel> {
     if text.is_empty() {
         return Ok(None);
     }
-    match Jid::new(text) {
+    // As at the door: what becomes another address when it is read again was let in by none.
+    match stanza::address::jid(text) {
         Ok(jid) => Ok(Some(jid)),
         Err(source) => Err(BadParcel::Address { address: text.to_owned(), source }),
     }
@@ -202,5 +203,18 @@ mod tests {
         assert!(open(seal(&full_stanza(), Purpose::Arrive, 1, vec![bad_sid])).is_err());
         let bad_address = Target { to: "@@@".into(), sid: Bytes::new() };
         assert!(open(seal(&full_stanza(), Purpose::Arrive, 1, vec![bad_address])).is_err());
+    }
+
+    #[test]
+    fn an_address_that_becomes_another_when_it_is_read_again_is_none() {
+        // Its capital sigma comes out of the preparation as one that would be prepared further.
+        let parcel = Parcel {
+            purpose: Purpose::Deliver.into(),
+            kind: relay::Kind::Presence.into(),
+            from: "ali9\u{3f9}i9\u{5b9}9bo".to_owned(),
+            targets: vec![target(None, None)],
+            ..Parcel::default()
+        };
+        assert!(matches!(open(parcel.encode_to_vec().into()), Err(BadParcel::Address { .. })));
     }
 }
