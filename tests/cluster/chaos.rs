@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::scene::{PACE, Scene, passes};
 
 /// How long faults go on where nobody says otherwise.
-const SHORT: Duration = Duration::from_secs(45);
+const SHORT: Duration = Duration::from_secs(20);
 /// Users at each node for clients.
 const CROWD: usize = 4;
 
