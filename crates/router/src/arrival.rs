@@ -225,20 +225,21 @@ impl Router {
             }
         }
         // What nobody kept has somebody by now, as whoever keeps messages looked once more.
-        if self.whereabouts.index() == index && decision != Decision::Keep {
-            self.end(&account, transit, rows, decision).await;
-            // Behind the end that was told, so that the answer is what is heard last.
-            contradicted.into_iter().for_each(|jid| self.ask_again(&account, jid));
-            return;
-        }
-        // The table moved while the handlers looked.
-        let mut rows = self.rows(&account, &transit);
-        while matches!(subject, Subject::Message(_)) && self.holds.is_held(&account) {
-            self.holds.opened(&account).await;
-            rows = self.rows(&account, &transit);
-        }
-        let decision = self.decide(subject, &account, &transit, &rows, true);
+        let is_current = self.whereabouts.index() == index && decision != Decision::Keep;
+        let (rows, decision) = if is_current {
+            (rows, decision)
+        } else {
+            // The table moved while the handlers looked.
+            let mut rows = self.rows(&account, &transit);
+            while matches!(subject, Subject::Message(_)) && self.holds.is_held(&account) {
+                self.holds.opened(&account).await;
+                rows = self.rows(&account, &transit);
+            }
+            let decision = self.decide(subject, &account, &transit, &rows, true);
+            (rows, decision)
+        };
         self.end(&account, transit, rows, decision).await;
+        // Behind the end that was told, so that the answer is what is heard last.
         contradicted.into_iter().for_each(|jid| self.ask_again(&account, jid));
     }
 

@@ -215,7 +215,7 @@ impl Presence {
     async fn gone(&self, services: &dyn Services, account: &BareJid, jid: &FullJid, watchers: Vec<Jid>) {
         let presence = Stanza::presence(Some("unavailable")).with_from(jid.clone());
         for some in watchers.chunks(SLICE) {
-            tell(services, presence.clone(), some.to_vec()).await;
+            services.fan_out(presence.clone(), some.to_vec()).await;
             services.pause().await;
         }
         // A successor under the same full JID may have become available before this was sent: then
