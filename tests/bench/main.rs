@@ -1,7 +1,7 @@
 //! Measures what a chat message, a login and an idle session cost the server, from the kernel's accounting.
 //!
 //! `cargo run --release -p tests --bin bench -- [chat|login|idle|guess|bigroster|soak]... [--binary PATH] [--logins N]
-//! [--at-once N] [--cycles N] [--messages N] [--seed N] [--last-stage NAME]` prints one line per figure. Every message
+//! [--at-once N] [--rounds N] [--cycles N] [--messages N] [--seed N] [--last-stage NAME]` prints one line per figure. Every message
 //! is numbered and checked for loss, duplicates and order. `guess` tries to tell from the time of an answer whether
 //! an account exists, `soak` lets crowds come and go; both take long, and are only done where they are asked for.
 
@@ -30,19 +30,20 @@ const PAIRS: usize = 20;
 const MESSAGES: usize = 20_000;
 /// Messages of a pair that are on their way at most.
 const WINDOW: usize = 64;
-/// Logins before those that are measured; then, where nothing else is asked for, how many are and how many run
-/// at once.
+/// Logins before those that are measured; then, where nothing else is asked for, how many are, how many run at once,
+/// and how often.
 const WARM_UP: usize = 200;
-const LOGINS: Load = Load { count: 1_000, at_once: 32 };
+const LOGINS: Load = Load { count: 1_000, at_once: 32, rounds: 5 };
 /// Idle sessions, and over how many accounts they spread.
 const IDLE: usize = 5_000;
 const IDLE_ACCOUNTS: usize = 500;
 
-/// So many of something, so many of them at a time.
+/// So many of something, so many of them at a time, so often.
 #[derive(Clone, Copy)]
 struct Load {
     count: usize,
     at_once: usize,
+    rounds: usize,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -56,6 +57,10 @@ async fn main() -> Result<()> {
         match arg.as_str() {
             "--binary" => binary = args.next().context("`--binary` wants a path")?.into(),
             "--logins" => logins.count = args.next().context("`--logins` wants a number")?.parse()?,
+            "--rounds" => {
+                let rounds: usize = args.next().context("`--rounds` wants a number")?.parse()?;
+                logins.rounds = rounds.max(1);
+            }
             "--at-once" => logins.at_once = args.next().context("`--at-once` wants a number")?.parse()?,
             "--cycles" => crowd.cycles = args.next().context("`--cycles` wants a number")?.parse()?,
             "--messages" => crowd.messages = args.next().context("`--messages` wants a number")?.parse()?,
@@ -67,7 +72,7 @@ async fn main() -> Result<()> {
             }
             "chat" | "login" | "idle" | "guess" | "bigroster" | "soak" => wanted.push(arg),
             _ => bail!(
-                "unknown argument `{arg}`: expected `chat`, `login`, `idle`, `guess`, `bigroster`, `soak`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--cycles`, `--messages`, `--seed` with a number"
+                "unknown argument `{arg}`: expected `chat`, `login`, `idle`, `guess`, `bigroster`, `soak`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--rounds`, `--cycles`, `--messages`, `--seed` with a number"
             ),
         }
     }
@@ -179,34 +184,45 @@ async fn receive(mut link: Link, window: Arc<Semaphore>) -> Result<Link> {
 }
 
 /// CPU per TLS handshake, per login (TLS 1.3 handshake without resumption, SCRAM-SHA-1, bind, roster, presence)
-/// and per logout, each account once.
+/// and per logout, each account once a round.
 async fn login(server: &Server, load: Load) -> Result<()> {
     let tls = link::tls_config()?;
-    for n in 0..WARM_UP + load.count {
+    let Load { count, at_once, rounds } = load;
+    for n in 0..WARM_UP + count {
         server.add_user(&format!("l{n}"), PASSWORD)?;
     }
-    let warm = log_in(server, &tls, 0..WARM_UP, load.at_once).await?;
-    let cpu = server.cpu_us()?;
-    shake_hands(server, &tls, load).await?;
-    let handshake_cpu = server.cpu_us()? - cpu;
-    let cpu = server.cpu_us()?;
-    let links = log_in(server, &tls, WARM_UP..WARM_UP + load.count, load.at_once).await?;
-    let in_cpu = server.cpu_us()? - cpu;
-    let cpu = server.cpu_us()?;
-    for mut link in links {
-        link.write("</stream:stream>").await?;
-        link.until("</stream:stream>").await?;
-    }
-    let out_cpu = server.cpu_us()? - cpu;
-    drop(warm);
-    let Load { count, at_once } = load;
+    let warm = log_in(server, &tls, 0..WARM_UP, at_once).await?;
     let each = |cpu: u64| cpu as f64 / count as f64;
+    let (mut logins, mut handshakes, mut beyond, mut logouts) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..rounds {
+        let cpu = server.cpu_us()?;
+        shake_hands(server, &tls, load).await?;
+        let handshake_cpu = server.cpu_us()? - cpu;
+        let cpu = server.cpu_us()?;
+        let links = log_in(server, &tls, WARM_UP..WARM_UP + count, at_once).await?;
+        let in_cpu = server.cpu_us()? - cpu;
+        let cpu = server.cpu_us()?;
+        for mut link in links {
+            link.write("</stream:stream>").await?;
+            link.until("</stream:stream>").await?;
+        }
+        logouts.push(each(server.cpu_us()? - cpu));
+        logins.push(each(in_cpu));
+        handshakes.push(each(handshake_cpu));
+        beyond.push(each(in_cpu.saturating_sub(handshake_cpu)));
+    }
+    drop(warm);
+    let middle = |figures: &mut Vec<f64>| {
+        figures.sort_by(f64::total_cmp);
+        (figures[figures.len() / 2], figures[0])
+    };
+    let [login, handshake, beyond, logout] =
+        [logins, handshakes, beyond, logouts].map(|mut figures| middle(&mut figures));
     println!(
-        "login: {:.0} us of server CPU, of it {:.0} us for a connection with its TLS handshake; logout: {:.0} us; \
-         {count} of each, {at_once} logins at a time",
-        each(in_cpu),
-        each(handshake_cpu),
-        each(out_cpu),
+        "login: {:.0} us of server CPU (least {:.0}), of it {:.0} (least {:.0}) for a connection with its TLS \
+         handshake and {:.0} (least {:.0}) beyond it; logout: {:.0} (least {:.0}); median of {rounds} rounds of {count}, \
+         {at_once} at a time",
+        login.0, login.1, handshake.0, handshake.1, beyond.0, beyond.1, logout.0, logout.1,
     );
     Ok(())
 }

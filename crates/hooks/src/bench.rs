@@ -26,7 +26,7 @@ use crate::card::Card;
 use crate::module::{Module, Offer, SessionEvent, Stranger, Why};
 use crate::passage::Passage;
 use crate::registry::{Registry, Switches};
-use crate::services::{About, Hold, How, Removal, Resource, Services};
+use crate::services::{About, Hold, How, Kept, Removal, Resource, Services};
 use crate::session::{SessionView, Sid};
 use crate::verdict::{Reply, Verdict};
 
@@ -56,6 +56,8 @@ struct State {
     cut_off: bool,
     /// Accounts whose messages would wait.
     held: Vec<BareJid>,
+    /// What the store has until its client reads it, while no client reads.
+    unread: Option<Vec<Arc<dyn Kept>>>,
     /// What the next change of a priority waits for, seen by all, before whoever made it hears of it.
     late: Option<oneshot::Receiver<()>>,
 }
@@ -118,6 +120,7 @@ impl Bench {
                 cut_off: false,
                 held: Vec::new(),
                 late: None,
+                unread: None,
             }),
         });
         let node = |number| {
@@ -254,6 +257,16 @@ impl Bench {
     /// Moves the frozen clock.
     pub fn advance(&self, by: Duration) {
         self.nodes[0].shared.state.lock().now += by;
+    }
+
+    /// From now on no client reads what the store has a copy of.
+    pub fn stop_reading(&self) {
+        self.nodes[0].shared.state.lock().unread.get_or_insert_default();
+    }
+
+    /// Takes out what no client has read; they read again.
+    pub fn unread(&self) -> Vec<Arc<dyn Kept>> {
+        self.nodes[0].shared.state.lock().unread.take().unwrap_or_default()
     }
 
     /// From now on the cluster agrees on nothing (or again on everything): no quorum.
@@ -557,6 +570,27 @@ impl Services for Node {
 
     fn route(&self, stanza: Stanza, how: How) -> BoxFuture<'_, ()> {
         self.route_from(stanza, how, None).boxed()
+    }
+
+    fn route_kept(&self, stanza: Stanza, kept: Arc<dyn Kept>) -> BoxFuture<'_, ()> {
+        async move {
+            let account = stanza.head.to.as_ref().map(Jid::to_bare);
+            if account.is_none_or(|account| self.nobody_for(&account, &stanza)) {
+                return kept.returned().await;
+            }
+            self.route(stanza, How::Ahead).await;
+            let reads = match &mut self.shared.state.lock().unread {
+                Some(unread) => {
+                    unread.push(kept.clone());
+                    false
+                }
+                None => true,
+            };
+            if reads {
+                kept.written().await;
+            }
+        }
+        .boxed()
     }
 
     fn fan_out(&self, stanza: Stanza, to: Vec<Jid>) -> BoxFuture<'_, ()> {

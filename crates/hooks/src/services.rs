@@ -25,6 +25,16 @@ pub enum How {
     Ahead,
 }
 
+/// A copy in the store of a stanza that is on its way to a session ([`Services::route_kept`]). One of the two is called,
+/// once, unless this node dies before: then the copy is what is left of it.
+pub trait Kept: Send + Sync + 'static {
+    /// The stanza was written to its client, or answered with an error: the copy is no longer needed.
+    fn written(&self) -> BoxFuture<'static, ()>;
+
+    /// No session has written it, and none will: it is for whoever kept it to say what becomes of it.
+    fn returned(&self) -> BoxFuture<'static, ()>;
+}
+
 /// While it lives, messages to one account wait at this node (see [`Services::hold`]).
 #[must_use = "a hold ends when it is dropped"]
 pub struct Hold {
@@ -86,6 +96,10 @@ pub trait Services: Send + Sync + 'static {
 
     /// Sends a stanza on its way; `from` and `to` must be set. Returns when it was handed on.
     fn route(&self, stanza: Stanza, how: How) -> BoxFuture<'_, ()>;
+
+    /// Sends a stanza of which the store has a copy as [`How::Ahead`] does, and says what became of it. So nothing is
+    /// lost with a node that hands over what was kept. Returns when it was handed on.
+    fn route_kept(&self, stanza: Stanza, kept: Arc<dyn Kept>) -> BoxFuture<'_, ()>;
 
     /// Sends one stanza to many receivers: one body, one envelope per node. Arriving handlers
     /// run, and `to` of the stanza given is ignored.

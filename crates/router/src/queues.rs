@@ -268,6 +268,13 @@ async fn run(router: Arc<Router>, account: BareJid, line: Line) {
 async fn one(router: &Arc<Router>, account: &BareJid, work: Work) {
     match work {
         Work::Stanza(mut transit) => {
+            // Another session may have a copy of its own, which counts.
+            if transit.came_back
+                && !transit.one_of_several
+                && let Some(returned) = transit.receipt.returned()
+            {
+                return returned.await;
+            }
             if let Some(index) = transit.wait_index.take() {
                 // Late or not: what the table says then is what counts.
                 router.whereabouts.wait_index(index, router.config.refused_wait()).await;

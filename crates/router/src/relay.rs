@@ -388,12 +388,12 @@ impl Settle for LaneIn {
         state.more.notify_one();
     }
 
-    fn incarnation(&self) -> u64 {
-        self.numbering.1
+    fn incarnation(&self) -> Option<u64> {
+        Some(self.numbering.1)
     }
 
-    fn node(&self) -> u64 {
-        self.node
+    fn node(&self) -> Option<u64> {
+        Some(self.node)
     }
 }
 

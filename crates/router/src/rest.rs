@@ -25,6 +25,9 @@ impl Router {
     fn is_at_rest(&self) -> bool {
         let is_here = |node, incarnation| self.whereabouts.is_current(NodeId(node), Incarnation(incarnation));
         let owed = |lane: &crate::LaneFacts| lane.unsettled > 0 && is_here(lane.node, lane.incarnation);
-        self.account_queues() == 0 && !self.lanes().iter().any(owed) && self.lanes_in.are_settled(self)
+        self.account_queues() == 0
+            && self.copies.len() == 0
+            && !self.lanes().iter().any(owed)
+            && self.lanes_in.are_settled(self)
     }
 }

@@ -24,6 +24,7 @@ use crate::mailboxes::{Delivery, Mailbox, MailboxLimits, Mailboxes, Waiting};
 use crate::metrics::{Counters, Fate, LaneFacts};
 use crate::peer::{self, Peers};
 use crate::queues::{Entered, Line, Queues, Work};
+use crate::receipt::Copies;
 use crate::relay::LanesIn;
 use crate::removal;
 use crate::transit::{Stage, Transit};
@@ -67,6 +68,8 @@ pub struct Router {
     pub(crate) mailboxes: Mailboxes,
     pub(crate) queues: Queues,
     pub(crate) holds: Arc<Holds>,
+    /// Of stanzas that the store has until they are written.
+    pub(crate) copies: Copies,
     /// Until when no read barrier is tried, because the last one failed.
     blind_until: Mutex<Option<Instant>>,
     pub(crate) peers: Peers,
@@ -100,6 +103,7 @@ impl Router {
             mailboxes: Mailboxes::new(limits),
             queues: Queues::new(config.account_queue_stanzas, config.account_queues_at_once),
             holds: Arc::default(),
+            copies: Copies::default(),
             blind_until: Mutex::new(None),
             peers: Peers::new(),
             lanes_in: LanesIn::default(),

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use hooks::{
-    About, AccountError, Card, Hold, How, Removal, Resource, Services, SessionEvent, SessionView, Store,
-    StoreError,
+    About, AccountError, Card, Hold, How, Kept, Removal, Resource, Services, SessionEvent, SessionView,
+    Store, StoreError,
 };
 use jid::{BareJid, Jid};
 use stanza::Stanza;
@@ -30,6 +30,12 @@ impl Services for Router {
             How::Direct => self.dispatch(Transit::new(stanza, Stage::Past)),
             How::Ahead => self.dispatch_ahead(Transit::new(stanza, Stage::Past)),
         }
+        Box::pin(ready(()))
+    }
+
+    fn route_kept(&self, stanza: Stanza, kept: Arc<dyn Kept>) -> BoxFuture<'_, ()> {
+        let receipt = self.copies.receipt(kept, self.runtime.clone());
+        self.dispatch_ahead(Transit { receipt, ..Transit::new(stanza, Stage::Past) });
         Box::pin(ready(()))
     }
 

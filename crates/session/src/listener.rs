@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -38,20 +38,23 @@ const BACKLOG: i32 = 1024;
 /// First and longest pause after an `accept` that failed for want of something.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
+/// The kernel waits for no longer before it asks whether a peer lives (`MAX_TCP_KEEPIDLE`).
+const LONGEST_QUIET: Duration = Duration::from_secs(32_767);
+
 /// Binds `copies` sockets to one address, which the kernel then shares new connections among.
 ///
 /// # Errors
 /// Fails where the address cannot be bound, `AddrInUse` also where another process of the same user
 /// listens there with `SO_REUSEPORT`, which the kernel would have allowed.
-pub(crate) fn bind(address: SocketAddr, copies: usize) -> io::Result<Vec<Unpolled>> {
+pub(crate) fn bind(address: SocketAddr, copies: usize, limits: &Limits) -> io::Result<Vec<Unpolled>> {
     // Without `SO_REUSEPORT` first: that tells a port in use from one that would silently be shared.
-    let probe = open(address, false)?;
+    let probe = open(address, false, limits)?;
     let address = probe.local_addr()?;
     drop(probe);
-    (0..copies).map(|_| open(address, true)).collect()
+    (0..copies).map(|_| open(address, true, limits)).collect()
 }
 
-fn open(address: SocketAddr, shared: bool) -> io::Result<Unpolled> {
+fn open(address: SocketAddr, shared: bool, limits: &Limits) -> io::Result<Unpolled> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
@@ -60,6 +63,7 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<Unpolled> {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
+    tune(&socket, limits)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -92,7 +96,6 @@ pub(crate) async fn accept(
                 match world.gate.enter((!proxied).then_some(peer.ip()), Instant::now()) {
                     Ok(permit) => {
                         world.counters.accepted.add(1);
-                        tune(&socket, &world.config.limits);
                         admit(Guest { socket, peer, door, proxied, permit });
                     }
                     Err(why) => refuse(&world, peer, why),
@@ -139,35 +142,55 @@ fn is_about_one_peer(error: &io::Error) -> bool {
     )
 }
 
-/// Small writes leave at once; the kernel finds out about peers that vanished.
-fn tune(socket: &TcpStream, limits: &Limits) {
-    let set = || -> io::Result<()> {
-        socket.set_nodelay(true)?;
-        if limits.peer_timeout_s > 0 {
-            let whole = Duration::from_secs(limits.peer_timeout_s);
-            let step = (whole / 10).max(Duration::from_secs(1));
-            let socket = SockRef::from(socket);
-            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(whole / 2 + step).with_interval(step))?;
-            socket.set_tcp_user_timeout(Some(whole))?;
-        }
-        Ok(())
-    };
-    if let Err(error) = set() {
-        // The client is gone already, which the first read will tell.
-        tracing::debug!(%error, "failed to set socket options");
+/// Small writes leave at once; the kernel finds out about peers that vanished. Whatever is accepted inherits this
+/// (tcp(7)), which saves five calls for each client.
+fn tune(socket: &Socket, limits: &Limits) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    if limits.peer_timeout_s > 0 {
+        let whole = Duration::from_secs(limits.peer_timeout_s);
+        let step = (whole / 10).max(Duration::from_secs(1));
+        let quiet = (whole / 2 + step).min(LONGEST_QUIET);
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(quiet).with_interval(step))?;
+        socket.set_tcp_user_timeout(Some(whole))?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use socket2::SockRef;
+
     use super::*;
 
     #[test]
     fn a_port_in_use_is_an_error_and_copies_share_one() {
-        let sockets = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 3).unwrap();
+        let limits = Limits::default();
+        let sockets = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 3, &limits).unwrap();
         let address = sockets[0].local_addr().unwrap();
         assert!(sockets.iter().all(|s| s.local_addr().unwrap() == address));
-        assert_eq!(bind(address, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(bind(address, 1, &limits).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn the_longest_timeout_is_one_that_the_kernel_takes() {
+        let limits = Limits { peer_timeout_s: 86_400, ..Limits::default() };
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 1, &limits).unwrap().remove(0);
+        assert_eq!(SockRef::from(&listener).tcp_user_timeout().unwrap(), Some(Duration::from_secs(86_400)));
+    }
+
+    #[tokio::test]
+    async fn what_is_accepted_has_the_options_of_the_listener() {
+        let limits = Limits { peer_timeout_s: 40, ..Limits::default() };
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 1, &limits).unwrap().remove(0);
+        let address = listener.local_addr().unwrap();
+        let listener = TcpListener::from_std(listener).unwrap();
+        let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (accepted, _) = accepted.unwrap();
+        let socket = SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(24));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(4));
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(40)));
     }
 
     #[test]

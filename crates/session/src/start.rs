@@ -86,8 +86,8 @@ pub fn start(
         [(Door::StartTls, &config.c2s.listen), (Door::DirectTls, &config.c2s.direct_tls_listen)]
     {
         for &address in addresses {
-            let sockets =
-                listener::bind(address, arbiters).map_err(|source| StartError::Listen { address, source })?;
+            let sockets = listener::bind(address, arbiters, &config.limits)
+                .map_err(|source| StartError::Listen { address, source })?;
             doors.push((door, sockets));
         }
     }

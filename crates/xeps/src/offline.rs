@@ -3,11 +3,13 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use hooks::{
     Answer, Arriving, Card, Following, Hooks, How, Module, Passage, Services, SessionEvent, SessionView,
     Status, Step, Verdict, Xep,
 };
 use jid::{BareJid, Jid};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use stanza::{Condition, Kind, MessageType, Stanza, StanzaError};
 use store::{Batch, Committed, Expect, Range, StoreError, Stored, Table, Versioned};
@@ -275,11 +277,11 @@ async fn take_back(services: &dyn Services, account: &BareJid, number: u64) -> R
     Ok(false)
 }
 
-/// Removes messages (number, bytes, version) and counts them off, if they are what they were.
+/// Removes messages and counts them off, if they are what they were.
 async fn remove(
     services: &dyn Services,
     account: &BareJid,
-    messages: &[(u64, u64, u64)],
+    messages: &[Message],
 ) -> Result<bool, StoreError> {
     for _ in 0..ATTEMPTS {
         let (expect, queue) = queue(services, account).await?;
@@ -312,7 +314,7 @@ impl Following for Offline {
         // Once is enough: what is kept from here on was kept by somebody who sees this session, and who takes
         // it back. Meanwhile other messages to the account are held, since before the session could be seen.
         Answer::later(async move {
-            if let Err(error) = flush(&**services, session).await {
+            if let Err(error) = flush(services, session).await {
                 // What is left waits for the next session.
                 drop(store_failed(NAME, &error));
             }
@@ -321,11 +323,11 @@ impl Following for Offline {
 }
 
 /// Hands over what waits, in order. A message is claimed first, so that no other session gets it
-/// too, and removed only after it was handed over, so that a crash in between loses nothing.
-async fn flush(services: &dyn Services, session: &SessionView) -> Result<(), StoreError> {
+/// too, and removed only once its client has it, so that nothing is lost with this node.
+async fn flush(services: &Arc<dyn Services>, session: &SessionView) -> Result<(), StoreError> {
     let account = session.account();
     // Not beyond what waits now: what cannot be delivered is kept again, at the end.
-    let (_, Queue { next: end, .. }) = queue(services, account).await?;
+    let (_, Queue { next: end, .. }) = queue(&**services, account).await?;
     for _ in 0..FLUSHES {
         if flush_to(services, session, end, Claiming::Whole).await? == Flushed::All {
             return Ok(());
@@ -354,7 +356,7 @@ enum Flushed {
 }
 
 async fn flush_to(
-    services: &dyn Services,
+    services: &Arc<dyn Services>,
     session: &SessionView,
     end: u64,
     claiming: Claiming,
@@ -368,7 +370,7 @@ async fn flush_to(
         let Some((last, _)) = page.last() else { return Ok(Flushed::All) };
         range = until(Range::after(last.clone()));
         let flushed = hand_over(services, session, &claim, page, claiming).await?;
-        if !is_here(services, session) {
+        if !is_here(&**services, session) {
             return Ok(Flushed::All);
         }
         if flushed == Flushed::Part {
@@ -377,9 +379,9 @@ async fn flush_to(
     }
 }
 
-/// Claims what is free of a page, hands it over and removes it.
+/// Claims what is free of a page and hands it over.
 async fn hand_over(
-    services: &dyn Services,
+    services: &Arc<dyn Services>,
     session: &SessionView,
     claim: &Claim,
     page: Vec<Found>,
@@ -388,43 +390,141 @@ async fn hand_over(
     let account = session.account();
     let is_free = |waiting: &Waiting| match &waiting.claim {
         None => true,
-        Some(other) => is_void(services, account, other, claim),
+        Some(other) => is_void(&**services, account, other, claim),
     };
     let free: Vec<Found> = page.into_iter().filter(|(_, found)| is_free(&found.value)).collect();
     if free.is_empty() {
         return Ok(Flushed::All);
     }
-    let claimed = claimed(services, account, claim, free, claiming).await?;
+    let claimed = claimed(&**services, account, claim, free, claiming).await?;
     if claimed.is_empty() && claiming == Claiming::Whole {
         return Ok(Flushed::Part);
     }
-    let mut handed = Vec::new();
+    let handing = Arc::new(Handing {
+        services: services.clone(),
+        account: account.clone(),
+        left: Mutex::new((claimed.len(), Vec::new())),
+    });
     for (key, found) in claimed {
-        if !is_here(services, session) {
-            break;
-        }
-        if let Some(stanza) = found.value.stanza.stanza() {
-            // Past the others, which are held. To the account: should this session be gone by now, the
-            // message is kept again, or another session has it.
-            services.route(stanza.with_to(account.clone()), How::Ahead).await;
-        }
-        handed.push((number(&key), found.value.bytes, found.version));
-    }
-    if !handed.is_empty() && !remove(services, account, &handed).await? {
-        for one in handed {
-            remove(services, account, &[one]).await?;
+        let message = (number(&key), found.value.bytes, found.version);
+        let handed = Arc::new(Handed { handing: handing.clone(), message });
+        match found.value.stanza.stanza() {
+            // Past the others, which are held. To the account: should this session be gone by now, another one may
+            // have it.
+            Some(stanza) => services.route_kept(stanza.with_to(account.clone()), handed).await,
+            None => hooks::Kept::written(&*handed).await,
         }
     }
     Ok(Flushed::All)
+}
+
+/// Messages that were claimed together: they are removed together, once it is known of all what became of them.
+struct Handing {
+    services: Arc<dyn Services>,
+    account: BareJid,
+    /// Of how many nothing is known, and those that their clients have.
+    left: Mutex<(usize, Vec<Message>)>,
+}
+
+/// Number, bytes and version of a message.
+type Message = (u64, u64, u64);
+
+impl Handing {
+    /// It is known of one more: what is to be removed by now.
+    fn known(&self, written: Option<Message>) -> Vec<Message> {
+        let mut left = self.left.lock();
+        left.1.extend(written);
+        left.0 = left.0.saturating_sub(1);
+        if left.0 == 0 { std::mem::take(&mut left.1) } else { Vec::new() }
+    }
+
+    async fn remove(&self, written: Vec<Message>) -> Result<(), StoreError> {
+        if written.is_empty() || remove(&*self.services, &self.account, &written).await? {
+            return Ok(());
+        }
+        // Another session has claimed one of them meanwhile: it hands that over once more.
+        for one in written {
+            remove(&*self.services, &self.account, &[one]).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A message that was handed over.
+struct Handed {
+    handing: Arc<Handing>,
+    message: Message,
+}
+
+impl hooks::Kept for Handed {
+    fn written(&self) -> BoxFuture<'static, ()> {
+        let handing = self.handing.clone();
+        let removed = handing.known(Some(self.message));
+        Box::pin(async move {
+            if let Err(error) = handing.remove(removed).await {
+                // They come again at the next login, which is better than never.
+                drop(store_failed(NAME, &error));
+            }
+        })
+    }
+
+    /// It goes to another session that takes it, or waits as before. Where a session has claimed it by now it is that
+    /// one's.
+    fn returned(&self) -> BoxFuture<'static, ()> {
+        let handing = self.handing.clone();
+        let removed = handing.known(None);
+        let message = self.message;
+        Box::pin(async move {
+            let handed_on = hand_on(&handing, message).await;
+            for done in [handed_on, handing.remove(removed).await] {
+                if let Err(error) = done {
+                    drop(store_failed(NAME, &error));
+                }
+            }
+        })
+    }
+}
+
+async fn hand_on(handing: &Handing, message: Message) -> Result<(), StoreError> {
+    let Handing { services, account, .. } = handing;
+    let (services, to) = (&**services, Jid::from(account.clone()));
+    let (number, _, version) = message;
+    let found: Option<Versioned<Waiting>> =
+        services.store().get_versioned(&partition(account), key(number)).await?;
+    let Some(waiting) = found.filter(|found| found.version == version).map(|found| found.value) else {
+        return Ok(());
+    };
+    if is_reachable(services, account, &to) {
+        if !remove(services, account, &[message]).await? {
+            return Ok(());
+        }
+    } else {
+        let free = Waiting { claim: None, ..waiting.clone() };
+        let batch = Batch::new(partition(account))
+            .expect::<Waiting>(key(number), Expect::Version(version))
+            .put(key(number), &free);
+        if services.store().commit_one(batch).await? != Committed::Done {
+            return Ok(());
+        }
+        // As with a message that is kept for the first time: whoever came meanwhile may have looked before.
+        services.read_barrier().await?;
+        if !is_reachable(services, account, &to) || !take_back(services, account, number).await? {
+            return Ok(());
+        }
+    }
+    if let Some(stanza) = waiting.stanza.stanza() {
+        services.route(stanza.with_to(to), How::Ahead).await;
+    }
+    Ok(())
 }
 
 fn number(key: &[u8]) -> u64 {
     key.try_into().map_or(0, u64::from_be_bytes)
 }
 
-/// Whether a claim no longer holds: ours from before, or of a session that is gone.
+/// Whether a claim no longer holds: of one before us under our address, or of a session that is gone.
 fn is_void(services: &dyn Services, account: &BareJid, claim: &Claim, ours: &Claim) -> bool {
-    claim.jid == ours.jid
+    (claim.jid == ours.jid && claim.sid != ours.sid)
         || services.online(account).iter().all(|resource| resource.jid.as_str() != claim.jid)
 }
 

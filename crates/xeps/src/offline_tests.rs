@@ -254,10 +254,97 @@ fn what_a_session_claims_as_it_ends_is_looked_at_once_more() {
         let claim = Claim { jid: "bob@localhost/phone".to_owned(), sid: bob.view().sid().0 };
         // Takes messages, and is not flushed by the bench.
         services.set_priority(bob.view(), Some(0)).await.unwrap();
-        let handed = hand_over(&*services, bob.view(), &claim, page, Claiming::Whole).await.unwrap();
+        let handed = hand_over(&services, bob.view(), &claim, page, Claiming::Whole).await.unwrap();
         assert_eq!((handed, bodies(&bob)), (Flushed::Part, vec![]), "nothing before what is older");
-        flush(&*services, bob.view()).await.unwrap();
+        flush(&services, bob.view()).await.unwrap();
         assert_eq!(bodies(&bob), ["one", "two"]);
         assert_eq!(waiting(&bench, "bob@localhost").await.1, 0);
+    });
+}
+
+/// Bob logs in and becomes available.
+async fn comes(bench: &Bench, node: usize, resource: &str) -> Client {
+    let client = bench.login_at(node, &format!("bob@localhost/{resource}")).await;
+    client.send("<presence/>").await;
+    client
+}
+
+async fn come_back(unread: Vec<Arc<dyn hooks::Kept>>) {
+    assert!(!unread.is_empty());
+    for kept in unread {
+        kept.returned().await;
+    }
+}
+
+#[test]
+fn a_message_that_its_client_has_not_read_outlives_the_node_of_that_client() {
+    block_on(async {
+        let bench = Bench::cluster(2, &["localhost"], || modules(&ModulesConfig::default()));
+        bench.account("bob@localhost");
+        let alice = bench.online_at(0, "alice@localhost/phone").await;
+        for body in ["one", "two"] {
+            say(&alice, "bob@localhost", body).await;
+        }
+        bench.stop_reading();
+        let before = comes(&bench, 1, "phone").await;
+        assert_eq!(bodies(&before), ["one", "two"]);
+        assert_eq!(waiting(&bench, "bob@localhost").await.1, 2, "nobody knows that the client has them");
+        // Not twice to one session.
+        before.send("<presence><priority>-1</priority></presence>").await;
+        before.send("<presence/>").await;
+        assert!(bodies(&before).is_empty());
+        bench.kill(1).await;
+        let after = comes(&bench, 0, "phone").await;
+        assert_eq!(bodies(&after), ["one", "two"]);
+    });
+}
+
+#[test]
+fn what_comes_back_unread_goes_to_another_session_or_waits_again() {
+    block_on(async {
+        let bench = bench();
+        bench.account("bob@localhost");
+        let alice = bench.online("alice@localhost/phone").await;
+        say(&alice, "bob@localhost", "one").await;
+        bench.stop_reading();
+        let phone = comes(&bench, 0, "phone").await;
+        assert_eq!(bodies(&phone), ["one"]);
+        let desk = comes(&bench, 0, "desk").await;
+        assert!(bodies(&desk).is_empty(), "it is on its way to the other one");
+        phone.close().await;
+        come_back(bench.unread()).await;
+        assert_eq!(bodies(&desk), ["one"]);
+        assert_eq!(waiting(&bench, "bob@localhost").await, (Queue { next: 1, messages: 0, bytes: 0 }, 0));
+        desk.close().await;
+
+        say(&alice, "bob@localhost", "two").await;
+        bench.stop_reading();
+        let phone = comes(&bench, 0, "phone").await;
+        assert_eq!(bodies(&phone), ["two"]);
+        phone.close().await;
+        come_back(bench.unread()).await;
+        let (queue, messages) = waiting(&bench, "bob@localhost").await;
+        assert_eq!((queue.messages, messages), (1, 1));
+        let desk = comes(&bench, 0, "desk").await;
+        assert_eq!(bodies(&desk), ["two"]);
+        assert_eq!(waiting(&bench, "bob@localhost").await.1, 0);
+    });
+}
+
+#[test]
+fn what_a_successor_has_claimed_does_not_come_from_its_predecessor_too() {
+    block_on(async {
+        let bench = bench();
+        bench.account("bob@localhost");
+        let alice = bench.online("alice@localhost/phone").await;
+        say(&alice, "bob@localhost", "one").await;
+        bench.stop_reading();
+        let before = comes(&bench, 0, "phone").await;
+        let unread = bench.unread();
+        before.close().await;
+        let after = comes(&bench, 0, "phone").await;
+        assert_eq!(bodies(&after), ["one"]);
+        come_back(unread).await;
+        assert!(bodies(&after).is_empty());
     });
 }

@@ -1,10 +1,13 @@
 //! One node: who gets a stanza, in which order, and what happens at each bound.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::BytesMut;
+use futures::future::BoxFuture;
 use hooks::bench::parse;
-use hooks::{Accounts, Credentials, How, Module, ScramKeys, Services, Store};
+use hooks::{Accounts, Credentials, How, Kept, Module, ScramKeys, Services, Store};
 use jid::Jid;
 use router::{Config, End, Fate};
 use stanza::Kind;
@@ -252,6 +255,74 @@ async fn what_a_closed_session_did_not_write_is_kept_before_what_comes_later() {
     assert_eq!(keeper.ids(), (2..=20).collect::<Vec<_>>());
     // Closing once more does no harm.
     node.router.close(&bob.view, Vec::new());
+}
+
+/// Notes what became of stanzas that the store has.
+#[derive(Default)]
+struct Noted {
+    written: AtomicUsize,
+    returned: AtomicUsize,
+}
+
+impl Noted {
+    fn counts(&self) -> (usize, usize) {
+        (self.written.load(Ordering::SeqCst), self.returned.load(Ordering::SeqCst))
+    }
+}
+
+struct Copy(Arc<Noted>);
+
+impl Kept for Copy {
+    fn written(&self) -> BoxFuture<'static, ()> {
+        let noted = self.0.clone();
+        Box::pin(async move {
+            noted.written.fetch_add(1, Ordering::SeqCst);
+        })
+    }
+
+    fn returned(&self) -> BoxFuture<'static, ()> {
+        let noted = self.0.clone();
+        Box::pin(async move {
+            noted.returned.fetch_add(1, Ordering::SeqCst);
+        })
+    }
+}
+
+#[tokio::test]
+async fn whoever_has_a_copy_of_a_stanza_hears_once_whether_it_was_written() {
+    let (world, node) = single(vec![], Config::default()).await;
+    let noted = Arc::new(Noted::default());
+    let send = async |id| {
+        let stanza = parse(&chat("bob@localhost", id)).with_from(Jid::new("alice@localhost/a").unwrap());
+        node.router.route_kept(stanza, Arc::new(Copy(noted.clone()))).await;
+    };
+    // Nobody is there.
+    send(0).await;
+    until("it is returned", || noted.counts() == (0, 1)).await;
+
+    let mut bob = node.login("bob@localhost/b", Some(1));
+    send(1).await;
+    send(2).await;
+    let taken = bob.takes().await;
+    assert_eq!(taken.len(), 2);
+    // Taken is not written, and a node whose client has not got all is not at rest.
+    assert!(!node.router.rest(Duration::from_millis(50)).await);
+    assert_eq!(noted.counts(), (0, 1));
+    let mut taken = taken.into_iter();
+    drop(taken.next());
+    until("one is written", || noted.counts() == (1, 1)).await;
+    bob.close(&world, taken.collect());
+    until("the other one is returned", || noted.counts() == (1, 2)).await;
+    assert!(node.router.rest(Duration::from_secs(5)).await);
+
+    // Of two sessions that each got it, one has written it.
+    let mut one = node.login("bob@localhost/1", Some(1));
+    let mut two = node.login("bob@localhost/2", Some(1));
+    send(3).await;
+    let (unwritten, written) = (one.takes().await, two.takes().await);
+    one.close(&world, unwritten);
+    drop(written);
+    until("it is written", || noted.counts() == (2, 2)).await;
 }
 
 #[tokio::test]
