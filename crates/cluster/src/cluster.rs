@@ -179,7 +179,7 @@ impl Cluster {
             view,
             discovery: discovery::source(&config.discovery),
             lease: Mutex::new(Holding::new(config.times.fence())),
-            heard: Mutex::new(Heard::new(config.times.expire())),
+            heard: Mutex::new(Heard::new(&config.times)),
             promise: Mutex::default(),
             sees: Mutex::default(),
             known: Mutex::new(known),

@@ -150,6 +150,15 @@ impl Times {
         Duration::from_millis(self.expire_ms)
     }
 
+    /// How long a new leader waits before it expires a node that it has not heard. Its predecessor grants nothing any
+    /// more once its quorum is too old, and no voter grants another one its vote within half of `election_max_ms`, so
+    /// behind this no lease is held that was granted before; the rest is for clocks that drift.
+    pub(crate) fn expire_elected(&self) -> Duration {
+        let granting = self.quorum_age_ms.saturating_sub(self.election_max_ms / 2);
+        let drift = self.expire_ms.saturating_sub(self.fence_ms) / 4;
+        Duration::from_millis((self.fence_ms + granting + drift).min(self.expire_ms))
+    }
+
     pub(crate) fn grace(&self) -> Duration {
         Duration::from_millis(self.grace_ms)
     }

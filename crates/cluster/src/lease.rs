@@ -4,7 +4,10 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::role::{Incarnation, NodeId};
+use crate::{
+    config::Times,
+    role::{Incarnation, NodeId},
+};
 
 /// A node's own side: it counts from the sending of the last renewal that was acknowledged, so that it is
 /// fenced before the leader, which counts from the receipt, can expire it.
@@ -55,15 +58,18 @@ impl Holding {
 #[derive(Debug)]
 pub(crate) struct Heard {
     expire: Duration,
-    /// The term led, and since when this node counts.
+    /// How long a new leader waits.
+    elected: Duration,
+    /// The term led, and from when on nobody counts as heard who was not heard.
     leading: Option<(u64, Instant)>,
     last: HashMap<(NodeId, Incarnation), Instant>,
     checked: Option<Instant>,
 }
 
 impl Heard {
-    pub(crate) fn new(expire: Duration) -> Heard {
-        Heard { expire, leading: None, last: HashMap::new(), checked: None }
+    pub(crate) fn new(times: &Times) -> Heard {
+        let (expire, elected) = (times.expire(), times.expire_elected());
+        Heard { expire, elected, leading: None, last: HashMap::new(), checked: None }
     }
 
     /// Notes a renewal that this node received as leader.
@@ -71,8 +77,8 @@ impl Heard {
         self.last.insert((node, incarnation), now);
     }
 
-    /// Who has not renewed for the whole time. A new leader counts from its first moment, and so does one that
-    /// was itself not running: it could not hear.
+    /// Who has not renewed for the whole time. A new leader waits for its time from its first moment, and one that was
+    /// itself not running, and could not hear, for the whole time.
     pub(crate) fn expired(
         &mut self,
         leading: Option<(u64, Instant)>,
@@ -88,11 +94,17 @@ impl Heard {
         let since = match self.leading {
             Some((known, since)) if known == term && !paused => since,
             Some((known, _)) if known == term => now,
-            _ => since,
+            _ => since.checked_sub(self.expire.saturating_sub(self.elected)).unwrap_or(since),
         };
+        let is_new = self.leading.is_none_or(|(known, _)| known != term);
         self.leading = Some((term, since));
         let here: Vec<_> = here.collect();
         self.last.retain(|node, _| here.contains(node));
+        if is_new {
+            for node in &here {
+                self.last.entry(*node).or_insert(since);
+            }
+        }
         let silent = |node: &(NodeId, Incarnation)| {
             // One that has just come up has a full lease before its first renewal: a backend learns the log before.
             let heard = since.max(*self.last.entry(*node).or_insert(now));
@@ -107,7 +119,6 @@ mod tests {
     use super::*;
 
     const FENCE: Duration = Duration::from_secs(3);
-    const EXPIRE: Duration = Duration::from_secs(5);
 
     fn ms(base: Instant, ms: u64) -> Instant {
         base + Duration::from_millis(ms)
@@ -158,7 +169,7 @@ mod tests {
     fn first_expiry(heard_at: &[u64], leading: &dyn Fn(u64) -> Option<(u64, u64)>) -> Option<u64> {
         let base = Instant::now();
         let node = (NodeId(1), Incarnation(1));
-        let mut book = Heard::new(EXPIRE);
+        let mut book = Heard::new(&Times::default());
         for now in (0..30_000).step_by(250) {
             if heard_at.contains(&now) {
                 book.renewed(node.0, node.1, ms(base, now));
@@ -177,15 +188,17 @@ mod tests {
     }
 
     #[test]
-    fn a_new_leader_waits_a_full_lease() {
-        assert_eq!(first_expiry(&[0], &|now| (now >= 4_000).then_some((2, 4_000))), Some(9_250));
+    fn a_new_leader_waits_as_long_as_anybody_may_hold_a_lease_of_the_one_before() {
+        assert_eq!(first_expiry(&[0], &|now| (now >= 4_000).then_some((2, 4_000))), Some(7_750));
+        // Whoever is heard counts from there.
+        assert_eq!(first_expiry(&[5_000], &|now| (now >= 4_000).then_some((2, 4_000))), Some(10_250));
     }
 
     #[test]
     fn a_node_that_comes_up_late_has_a_full_lease_too() {
         let base = Instant::now();
         let (old, new) = ((NodeId(1), Incarnation(1)), (NodeId(2), Incarnation(1)));
-        let mut book = Heard::new(EXPIRE);
+        let mut book = Heard::new(&Times::default());
         for now in (0..=65_000).step_by(250) {
             book.renewed(old.0, old.1, ms(base, now));
             let here = [old, new].into_iter().filter(|node| *node == old || now >= 60_000);
@@ -215,14 +228,21 @@ mod tests {
             let at = |time: u64, pace: u64| ms(base, time * pace / 1_000);
             let mut lease = Holding::new(FENCE);
             assert!(lease.acknowledged(at(2_000, its), at(2_000, its)));
-            let mut book = Heard::new(EXPIRE);
+            let mut book = Heard::new(&Times::default());
             book.renewed(node.0, node.1, at(2_000, the_leaders));
-            let leading = Some((1, base));
-            let expired = (2_000..20_000)
-                .step_by(50)
-                .find(|now| !book.expired(leading, [node].into_iter(), at(*now, the_leaders)).is_empty());
-            let expired = expired.expect("it is expired");
-            assert!(!lease.is_held(at(expired, its)), "served at {expired} with {its} and {the_leaders}");
+            // A second leader is elected in the very moment of that renewal, and has not heard it.
+            let elected = Heard::new(&Times::default());
+            for (mut book, term, since) in [(book, 1, 0), (elected, 2, 2_000)] {
+                let leading = Some((term, at(since, the_leaders)));
+                let expired = (2_000..20_000)
+                    .step_by(50)
+                    .find(|now| !book.expired(leading, [node].into_iter(), at(*now, the_leaders)).is_empty());
+                let expired = expired.expect("it is expired");
+                assert!(
+                    !lease.is_held(at(expired, its)),
+                    "served at {expired} in term {term} with {its} and {the_leaders}"
+                );
+            }
             assert!(lease.is_held(at(4_500, its)), "fenced without need");
         }
     }
@@ -231,7 +251,7 @@ mod tests {
     fn a_leader_that_stood_still_waits_again() {
         let base = Instant::now();
         let node = (NodeId(1), Incarnation(1));
-        let mut book = Heard::new(EXPIRE);
+        let mut book = Heard::new(&Times::default());
         let leading = Some((1, base));
         assert!(book.expired(leading, [node].into_iter(), base).is_empty());
         assert!(book.expired(leading, [node].into_iter(), ms(base, 20_000)).is_empty());

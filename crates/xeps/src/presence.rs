@@ -1,12 +1,15 @@
 //! RFC 6121, section 4: Exchanging Presence Information. Who is available is told to who may know.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hooks::{
-    Answer, Arriving, Card, Following, Hooks, How, Leaving, Module, Passage, Services, SessionEvent,
-    SessionView, Step, Verdict,
+    Answer, Arriving, Card, Delivering, Following, Hooks, How, Leaving, Module, Passage, Services,
+    SessionEvent, SessionView, Step, Verdict,
 };
 use jid::{BareJid, FullJid, Jid};
+use parking_lot::Mutex;
 use stanza::address::same_account;
 use stanza::{Condition, Kind, PresenceType, Stanza, StanzaError, ns};
 
@@ -46,6 +49,7 @@ impl Module for Presence {
     fn plug(self: Arc<Self>, hooks: &mut Hooks) {
         hooks.leaving(Step::Record, self.clone());
         hooks.arriving(Step::Record, self.clone());
+        hooks.delivering(Step::Guard, self.clone());
         hooks.following(self);
     }
 }
@@ -237,6 +241,46 @@ impl Presence {
 /// own account.
 struct Seen(Vec<FullJid>);
 
+/// Of whom a session was told that they have gone, since its node lost the lease. It hears that from what it saw before,
+/// and from whoever tells of lost nodes: once of each is enough (RFC 6121, 4.5.2).
+#[derive(Default)]
+struct Gone(Mutex<GoneSince>);
+
+#[derive(Default)]
+struct GoneSince {
+    sessions: HashSet<Box<str>>,
+    /// When the lease was back.
+    back: Option<Instant>,
+}
+
+/// How long after a return others may tell of the losses before it.
+const TOLD_LATE: Duration = Duration::from_secs(60);
+
+impl Delivering for Presence {
+    fn delivering(&self, session: &SessionView, stanza: &mut Stanza) -> Verdict {
+        if stanza.head.kind != Kind::Presence {
+            return Verdict::Pass;
+        }
+        let Some(gone) = session.notes().get::<Gone>() else { return Verdict::Pass };
+        let mut gone = gone.0.lock();
+        if gone.back.is_some_and(|back| back.elapsed() > TOLD_LATE) {
+            gone.sessions = HashSet::new();
+            return Verdict::Pass;
+        }
+        let Some(from) = stanza.head.from.as_ref().filter(|from| from.is_full()) else {
+            return Verdict::Pass;
+        };
+        match stanza.presence_type() {
+            Ok(PresenceType::Available) => {
+                gone.sessions.remove(from.as_str());
+                Verdict::Pass
+            }
+            Ok(PresenceType::Unavailable) if !gone.sessions.insert(from.as_str().into()) => Verdict::Stop,
+            _ => Verdict::Pass,
+        }
+    }
+}
+
 impl Presence {
     /// From the cache alone: a fenced node may have no store. Without it the session was shown nobody.
     fn seen(&self, services: &dyn Services, session: &SessionView) -> Vec<FullJid> {
@@ -278,6 +322,9 @@ impl Presence {
             }
         }
         session.notes().put(Seen(Vec::new()));
+        if let Some(gone) = session.notes().get::<Gone>() {
+            gone.0.lock().back = Some(Instant::now());
+        }
         probe(services, session, &roster).await;
         if let Some(priority) = session.priority() {
             let session = session.clone();
@@ -539,6 +586,7 @@ impl Following for Presence {
                 if session.presence().is_some() {
                     let seen = self.seen(&**services, session);
                     session.notes().put(Seen(seen));
+                    session.notes().put(Gone::default());
                 }
                 Answer::Now(())
             }

@@ -171,17 +171,19 @@ fn a_session_whose_node_was_cut_off_and_its_contacts_hear_of_each_other() {
         let bench = bench();
         let (alice, bob) = friends(&bench).await;
         let desk = bench.online("bob@localhost/desk").await;
+        alice.hears();
         bench.services().announce(hooks::SessionEvent::Fenced(alice.view().clone())).await;
         desk.close().await;
         bob.send("<presence><show>away</show></presence>").await;
-        alice.hears();
         bob.hears();
         bench.services().announce(hooks::SessionEvent::Returned(alice.view().clone())).await;
         assert_eq!(short(&bob), ["available alice@localhost/phone"]);
         let mut heard = short(&alice);
         heard.sort();
+        // The bench delivers all the same, what the server would have kept from her.
         let truth = [
             "available alice@localhost/phone",
+            "available bob@localhost/phone",
             "available bob@localhost/phone",
             "unavailable bob@localhost/desk",
         ];
@@ -199,6 +201,33 @@ fn a_session_that_was_not_available_returns_in_silence() {
         bench.services().announce(hooks::SessionEvent::Returned(desk.view().clone())).await;
         assert!(bob.hears().is_empty());
         assert!(desk.hears().is_empty());
+    });
+}
+
+#[test]
+fn a_session_that_was_fenced_hears_once_of_each_who_has_gone_meanwhile() {
+    block_on(async {
+        let bench = Bench::cluster(2, &["localhost"], || modules(&ModulesConfig::default()));
+        let (_alice, bob) = friends(&bench).await;
+        let desk = bench.online_at(1, "alice@localhost/desk").await;
+        bob.hears();
+        let services = bench.services();
+        let event = hooks::SessionEvent::Lost {
+            account: desk.view().account().clone(),
+            jid: desk.view().jid().clone(),
+        };
+        services.announce(hooks::SessionEvent::Fenced(bob.view().clone())).await;
+        // It is told by others, found out by the session itself, and told once more.
+        bench.kill(1).await;
+        services.announce(hooks::SessionEvent::Returned(bob.view().clone())).await;
+        services.announce(event).await;
+        let of_desk = |heard: &String| heard.ends_with("alice@localhost/desk");
+        let heard: Vec<String> = short(&bob).into_iter().filter(of_desk).collect();
+        assert_eq!(heard, ["unavailable alice@localhost/desk"]);
+        let desk = bench.online("alice@localhost/desk").await;
+        desk.close().await;
+        let heard: Vec<String> = short(&bob).into_iter().filter(of_desk).collect();
+        assert_eq!(heard, ["available alice@localhost/desk", "unavailable alice@localhost/desk"]);
     });
 }
 

@@ -93,6 +93,8 @@ pub(crate) struct Core {
     state: State,
     pub(super) links: Arc<Links>,
     quorum_age: Duration,
+    /// Before this it may have confirmed a leader in a life before, which counts on it for so long: it votes for nobody.
+    votes_from: Option<Instant>,
     applied: watch::Receiver<u64>,
     seen: Mutex<Seen>,
     /// This node gives its lead away, and neither decides nor grants anything meanwhile.
@@ -220,6 +222,7 @@ impl Group {
         let quorum_age = Duration::from_millis(times.quorum_age_ms);
         let (seen, yielding) = (Mutex::default(), AtomicBool::new(false));
         let dir = state_dir;
+        let votes_from = (!log.is_blank()).then(|| Instant::now() + quorum_age);
         let core = Core {
             name,
             member,
@@ -230,6 +233,7 @@ impl Group {
             state,
             links,
             quorum_age,
+            votes_from,
             applied,
             seen,
             yielding,
@@ -332,6 +336,11 @@ impl Core {
         }
         // A single voter is its own quorum at any time, and openraft has no reason to tell so again and again.
         if leads && (alone || young) { seen.leads_since } else { None }
+    }
+
+    /// Whether this member may vote for another one.
+    pub(crate) fn may_vote(&self) -> bool {
+        self.votes_from.is_none_or(|from| Instant::now() >= from)
     }
 
     /// Whether the group has stopped here for good: what this node knows of it stands still.

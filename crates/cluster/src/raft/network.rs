@@ -271,6 +271,9 @@ impl raft_server::Raft for Service {
         let core = self.addressed(&request)?;
         let rpc: VoteRequest<u64> = decode(&request.get_ref().body)?;
         spoken_by(identity::caller(&request)?, &rpc.vote)?;
+        if !core.may_vote() {
+            return Err(Status::unavailable("it has just started, and may have confirmed a leader before"));
+        }
         answer(core.raft.vote(rpc).await)
     }
 

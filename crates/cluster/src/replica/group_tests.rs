@@ -188,6 +188,35 @@ async fn a_group_of_three_keeps_every_promise_and_loses_nothing_with_any_one_mem
     }
 }
 
+/// Before it was started anew it may have confirmed a leader, which grants leases for as long as it counts on that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_has_just_started_anew_votes_for_nobody_for_a_while() {
+    let root = tempfile::tempdir().unwrap();
+    let homes = homes(root.path(), 3);
+    let mut members = BTreeMap::new();
+    for home in &homes {
+        let member = home.start().await;
+        assert!(member.group.core().may_vote(), "who never took part has confirmed nobody");
+        members.insert(home.number, member);
+    }
+    members[&0].group.initialize(&homes[0].founders()).await.unwrap();
+    write(&members[&2], "something").await;
+    members.remove(&2).unwrap().stop().await;
+    let begun = Instant::now();
+    let back = homes[2].start().await;
+    assert!(!back.group.core().may_vote() || begun.elapsed() >= Duration::from_secs(1));
+    let mut look = tokio::time::interval(Duration::from_millis(20));
+    while !back.group.core().may_vote() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it never votes");
+        look.tick().await;
+    }
+    assert!(begun.elapsed() >= Duration::from_secs(1), "it votes after {:?}", begun.elapsed());
+    back.stop().await;
+    for member in members.into_values() {
+        member.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_was_away_for_too_long_gets_a_snapshot() {
     let root = tempfile::tempdir().unwrap();
