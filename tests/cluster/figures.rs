@@ -98,8 +98,8 @@ async fn logins_stall_for_no_longer_than_an_election() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_under_load_loses_nothing() -> Result<()> {
     let mut nodes = Nodes::start(Layout::Three).await?;
-    let homes: Vec<usize> = (0..3).cycle().take(20).collect();
-    // Twenty of them, so that with all pauses it is some thousand in a second.
+    let homes: Vec<usize> = (0..3).cycle().take(24).collect();
+    // Two dozen of them, so that with all pauses it is more than a thousand in a second.
     let talk = Talk::begin(&nodes, &homes, Duration::from_millis(15)).await?;
     let since = Instant::now();
     let before = talk.book().count();
