@@ -1,7 +1,7 @@
 //! Whatever may befall a cluster, at random and one thing after the other, while clients chat.
 //!
 //! `ROOKERY_CHAOS_MINUTES` says for how long (less than one minute without it), `ROOKERY_CHAOS_SEED` what comes in which
-//! order. When it is over, all is added up as in the stories of cuts.
+//! order, `ROOKERY_CHAOS_ONLY` which of them alone (`killed,all restarted`). When it is over, all is added up as in the stories of cuts.
 
 use std::{collections::BTreeMap, env, time::Duration};
 
@@ -26,6 +26,7 @@ async fn five_nodes_outlive_whatever_befalls_them() -> Result<()> {
     let minutes = number("ROOKERY_CHAOS_MINUTES")?;
     let seed = number("ROOKERY_CHAOS_SEED")?.unwrap_or(1);
     let time = minutes.map_or(SHORT, |minutes| Duration::from_secs(minutes * 60));
+    let only = env::var("ROOKERY_CHAOS_ONLY").unwrap_or_default();
     println!("chaos for {time:?}, ROOKERY_CHAOS_SEED={seed}");
     let Some(nodes) = Nodes::start_apart(Layout::Split, |_, _, config| Ok(config)).await? else {
         return Ok(());
@@ -39,6 +40,9 @@ async fn five_nodes_outlive_whatever_befalls_them() -> Result<()> {
     let mut nth = 0;
     while Instant::now() < end {
         let fault = Fault::random(&mut chance);
+        if !only.is_empty() && !only.split(',').any(|word| word == fault.word()) {
+            continue;
+        }
         nth += 1;
         println!("{nth}: {fault:?}");
         *befell.entry(fault.word()).or_default() += 1;

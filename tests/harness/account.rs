@@ -320,11 +320,21 @@ impl Book {
         for Told { stream, about, available, at } in &self.told {
             let before = last.insert((*stream, *about), *available);
             if before == Some(false) && !available {
-                let viewer = self.streams[*stream].user;
-                let when = self.streams[*stream].opened;
+                let Stream { user: viewer, opened, .. } = self.streams[*stream];
+                let all = self.told.iter().filter(|t| t.stream == *stream && t.about == *about);
+                let all: Vec<String> = all
+                    .map(|t| {
+                        format!(
+                            "{} {:.3} s",
+                            if t.available { "+" } else { "-" },
+                            (t.at - opened).as_secs_f32()
+                        )
+                    })
+                    .collect();
                 wrong.push(format!(
-                    "user {viewer} heard again that user {about} has gone, {:?} after login",
-                    *at - when
+                    "user {viewer} heard again that user {about} has gone, {:?} after login; all that it heard of them: {}",
+                    *at - opened,
+                    all.join(", ")
                 ));
             }
         }

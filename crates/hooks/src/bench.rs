@@ -58,6 +58,8 @@ struct State {
     held: Vec<BareJid>,
     /// What the store has until its client reads it, while no client reads.
     unread: Option<Vec<Arc<dyn Kept>>>,
+    /// What is to be done after a while.
+    later: Vec<BoxFuture<'static, ()>>,
     /// What the next change of a priority waits for, seen by all, before whoever made it hears of it.
     late: Option<oneshot::Receiver<()>>,
 }
@@ -107,8 +109,18 @@ impl Bench {
 
     /// `nodes` nodes over one store; `modules` is called once for each.
     pub fn cluster(nodes: usize, hosts: &[&str], modules: impl Fn() -> Vec<Arc<dyn Module>>) -> Bench {
+        Bench::over(Store::memory(), nodes, hosts, modules)
+    }
+
+    /// As `cluster`, over a store that is given.
+    pub fn over(
+        store: Store,
+        nodes: usize,
+        hosts: &[&str],
+        modules: impl Fn() -> Vec<Arc<dyn Module>>,
+    ) -> Bench {
         let shared = Arc::new(Shared {
-            store: Store::memory(),
+            store,
             hosts: hosts.iter().map(|host| host.to_string()).collect(),
             state: Mutex::new(State {
                 accounts: HashSet::new(),
@@ -121,6 +133,7 @@ impl Bench {
                 held: Vec::new(),
                 late: None,
                 unread: None,
+                later: Vec::new(),
             }),
         });
         let node = |number| {
@@ -267,6 +280,16 @@ impl Bench {
     /// Takes out what no client has read; they read again.
     pub fn unread(&self) -> Vec<Arc<dyn Kept>> {
         self.nodes[0].shared.state.lock().unread.take().unwrap_or_default()
+    }
+
+    /// Lets the while go by after which things are to be done; how many were.
+    pub async fn wait(&self) -> usize {
+        let later = std::mem::take(&mut self.nodes[0].shared.state.lock().later);
+        let count = later.len();
+        for what in later {
+            what.await;
+        }
+        count
     }
 
     /// From now on the cluster agrees on nothing (or again on everything): no quorum.
@@ -724,6 +747,10 @@ impl Services for Node {
 
     fn hosts(&self) -> &[String] {
         &self.shared.hosts
+    }
+
+    fn later(&self, _: Duration, what: BoxFuture<'static, ()>) {
+        self.shared.state.lock().later.push(what);
     }
 
     /// Nobody else is here.

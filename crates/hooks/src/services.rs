@@ -172,6 +172,10 @@ pub trait Services: Send + Sync + 'static {
     /// Lets all others have their turn: for work that is long, between its slices.
     fn pause(&self) -> BoxFuture<'_, ()>;
 
+    /// Does something after a while, unless the node stops before: to try again what a store or a cluster that is not
+    /// whole did not do. Whoever asks for it bounds how often.
+    fn later(&self, after: Duration, what: BoxFuture<'static, ()>);
+
     fn now(&self) -> SystemTime;
 
     /// Fills `buffer` with random bytes fit for secrets.

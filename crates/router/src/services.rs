@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
@@ -153,6 +153,13 @@ impl Services for Router {
     fn pause(&self) -> BoxFuture<'_, ()> {
         // Sockets and timers are looked at before it goes on: a wake-up of our own would come before them.
         Box::pin(tokio::task::yield_now())
+    }
+
+    fn later(&self, after: Duration, what: BoxFuture<'static, ()>) {
+        self.runtime.spawn(async move {
+            tokio::time::sleep(after).await;
+            what.await;
+        });
     }
 
     fn now(&self) -> SystemTime {

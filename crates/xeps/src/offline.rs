@@ -1,19 +1,22 @@
 //! [XEP-0160]: Best Practices for Handling Offline Messages. A message to nobody waits for the next login.
 
+mod handing;
+
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use hooks::{
-    Answer, Arriving, Card, Following, Hooks, How, Module, Passage, Services, SessionEvent, SessionView,
-    Status, Step, Verdict, Xep,
+    Answer, Arriving, Card, Following, Hooks, Module, Passage, Services, SessionEvent, SessionView, Status,
+    Step, Verdict, Xep,
 };
 use jid::{BareJid, Jid};
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use stanza::{Condition, Kind, MessageType, Stanza, StanzaError};
 use store::{Batch, Committed, Expect, Range, StoreError, Stored, Table, Versioned};
 
+use self::handing::Handed;
 use crate::failure::{Failure, store_failed};
 use crate::kept::Kept;
 use crate::rosters::partition;
@@ -181,13 +184,18 @@ impl Offline {
         // or the session has claimed it, and hands it over before anything later.
         if let Err(error) = services.read_barrier().await {
             tracing::debug!(module = NAME, %error, "kept a message without a read barrier");
+            let looks = look_at_last(&passage.services, account.clone(), number, 0);
+            services.later(Duration::from_secs(1), looks);
         }
         if is_reachable(services, account, to) {
             match take_back(services, account, number).await {
                 Ok(true) => return Ok(Verdict::Pass),
                 Ok(false) => {}
-                // It is kept, whatever became of that.
-                Err(error) => drop(store_failed(NAME, &error)),
+                Err(error) => {
+                    // It may be out of the store by now, or come from there once more: twice is better than never.
+                    drop(store_failed(NAME, &error));
+                    return Ok(Verdict::Pass);
+                }
             }
         }
         Ok(Verdict::Stop)
@@ -313,18 +321,62 @@ impl Following for Offline {
         }
         // Once is enough: what is kept from here on was kept by somebody who sees this session, and who takes
         // it back. Meanwhile other messages to the account are held, since before the session could be seen.
-        Answer::later(async move {
-            if let Err(error) = flush(services, session).await {
-                // What is left waits for the next session.
-                drop(store_failed(NAME, &error));
-            }
-        })
+        Answer::later(flush_at_last(services, session.clone(), 0))
     }
+}
+
+/// Looks behind a barrier whether somebody is there for a message that was kept, where there was none when it was kept.
+fn look_at_last(
+    services: &Arc<dyn Services>,
+    account: BareJid,
+    number: u64,
+    tried: u32,
+) -> BoxFuture<'static, ()> {
+    let services = services.clone();
+    Box::pin(async move {
+        let looked = async {
+            services.read_barrier().await?;
+            handing::free(&services, &account, number).await
+        };
+        if let Err(error) = looked.await
+            && let Some(pause) = again(tried)
+        {
+            tracing::debug!(module = NAME, %error, "cannot say yet whether a kept message waits for nobody");
+            services.later(pause, look_at_last(&services, account, number, tried + 1));
+        }
+    })
+}
+
+/// Hands over what waits. What a store that fails leaves is tried again for some minutes; after that it waits for the
+/// next session.
+fn flush_at_last(
+    services: &Arc<dyn Services>,
+    session: Arc<SessionView>,
+    tried: u32,
+) -> BoxFuture<'static, ()> {
+    let services = services.clone();
+    Box::pin(async move {
+        if !is_here(&*services, &session) || session.priority().is_none_or(|priority| priority < 0) {
+            return;
+        }
+        let _hold = (tried > 0).then(|| services.hold(session.account()));
+        if let Err(error) = flush(&services, &session).await {
+            drop(store_failed(NAME, &error));
+            if let Some(pause) = again(tried) {
+                services.later(pause, flush_at_last(&services, session, tried + 1));
+            }
+        }
+    })
+}
+
+/// How long to wait before something is tried once more: from a second to a minute, eight times.
+fn again(tried: u32) -> Option<Duration> {
+    (tried < 8).then(|| Duration::from_secs(1 << tried.min(6)).min(Duration::from_secs(60)))
 }
 
 /// Hands over what waits, in order. A message is claimed first, so that no other session gets it
 /// too, and removed only once its client has it, so that nothing is lost with this node.
-async fn flush(services: &Arc<dyn Services>, session: &SessionView) -> Result<(), StoreError> {
+async fn flush(services: &Arc<dyn Services>, session: &Arc<SessionView>) -> Result<(), StoreError> {
     let account = session.account();
     // Not beyond what waits now: what cannot be delivered is kept again, at the end.
     let (_, Queue { next: end, .. }) = queue(&**services, account).await?;
@@ -357,7 +409,7 @@ enum Flushed {
 
 async fn flush_to(
     services: &Arc<dyn Services>,
-    session: &SessionView,
+    session: &Arc<SessionView>,
     end: u64,
     claiming: Claiming,
 ) -> Result<Flushed, StoreError> {
@@ -382,17 +434,20 @@ async fn flush_to(
 /// Claims what is free of a page and hands it over.
 async fn hand_over(
     services: &Arc<dyn Services>,
-    session: &SessionView,
+    session: &Arc<SessionView>,
     claim: &Claim,
     page: Vec<Found>,
     claiming: Claiming,
 ) -> Result<Flushed, StoreError> {
     let account = session.account();
-    let is_free = |waiting: &Waiting| match &waiting.claim {
+    let handed = session.notes().get_or_put(Handed::default);
+    let is_free = |(key, found): &Found| match &found.value.claim {
         None => true,
+        // Ours, though it was not heard whether it was made.
+        Some(own) if own == claim => !handed.has(number(key)),
         Some(other) => is_void(&**services, account, other, claim),
     };
-    let free: Vec<Found> = page.into_iter().filter(|(_, found)| is_free(&found.value)).collect();
+    let free: Vec<Found> = page.into_iter().filter(is_free).collect();
     if free.is_empty() {
         return Ok(Flushed::All);
     }
@@ -400,122 +455,8 @@ async fn hand_over(
     if claimed.is_empty() && claiming == Claiming::Whole {
         return Ok(Flushed::Part);
     }
-    let handing = Arc::new(Handing {
-        services: services.clone(),
-        account: account.clone(),
-        left: Mutex::new((claimed.len(), Vec::new())),
-    });
-    for (key, found) in claimed {
-        let message = (number(&key), found.value.bytes, found.version);
-        let handed = Arc::new(Handed { handing: handing.clone(), message });
-        match found.value.stanza.stanza() {
-            // Past the others, which are held. To the account: should this session be gone by now, another one may
-            // have it.
-            Some(stanza) => services.route_kept(stanza.with_to(account.clone()), handed).await,
-            None => hooks::Kept::written(&*handed).await,
-        }
-    }
+    handing::hand(services, account, &handed, claimed).await;
     Ok(Flushed::All)
-}
-
-/// Messages that were claimed together: they are removed together, once it is known of all what became of them.
-struct Handing {
-    services: Arc<dyn Services>,
-    account: BareJid,
-    /// Of how many nothing is known, and those that their clients have.
-    left: Mutex<(usize, Vec<Message>)>,
-}
-
-/// Number, bytes and version of a message.
-type Message = (u64, u64, u64);
-
-impl Handing {
-    /// It is known of one more: what is to be removed by now.
-    fn known(&self, written: Option<Message>) -> Vec<Message> {
-        let mut left = self.left.lock();
-        left.1.extend(written);
-        left.0 = left.0.saturating_sub(1);
-        if left.0 == 0 { std::mem::take(&mut left.1) } else { Vec::new() }
-    }
-
-    async fn remove(&self, written: Vec<Message>) -> Result<(), StoreError> {
-        if written.is_empty() || remove(&*self.services, &self.account, &written).await? {
-            return Ok(());
-        }
-        // Another session has claimed one of them meanwhile: it hands that over once more.
-        for one in written {
-            remove(&*self.services, &self.account, &[one]).await?;
-        }
-        Ok(())
-    }
-}
-
-/// A message that was handed over.
-struct Handed {
-    handing: Arc<Handing>,
-    message: Message,
-}
-
-impl hooks::Kept for Handed {
-    fn written(&self) -> BoxFuture<'static, ()> {
-        let handing = self.handing.clone();
-        let removed = handing.known(Some(self.message));
-        Box::pin(async move {
-            if let Err(error) = handing.remove(removed).await {
-                // They come again at the next login, which is better than never.
-                drop(store_failed(NAME, &error));
-            }
-        })
-    }
-
-    /// It goes to another session that takes it, or waits as before. Where a session has claimed it by now it is that
-    /// one's.
-    fn returned(&self) -> BoxFuture<'static, ()> {
-        let handing = self.handing.clone();
-        let removed = handing.known(None);
-        let message = self.message;
-        Box::pin(async move {
-            let handed_on = hand_on(&handing, message).await;
-            for done in [handed_on, handing.remove(removed).await] {
-                if let Err(error) = done {
-                    drop(store_failed(NAME, &error));
-                }
-            }
-        })
-    }
-}
-
-async fn hand_on(handing: &Handing, message: Message) -> Result<(), StoreError> {
-    let Handing { services, account, .. } = handing;
-    let (services, to) = (&**services, Jid::from(account.clone()));
-    let (number, _, version) = message;
-    let found: Option<Versioned<Waiting>> =
-        services.store().get_versioned(&partition(account), key(number)).await?;
-    let Some(waiting) = found.filter(|found| found.version == version).map(|found| found.value) else {
-        return Ok(());
-    };
-    if is_reachable(services, account, &to) {
-        if !remove(services, account, &[message]).await? {
-            return Ok(());
-        }
-    } else {
-        let free = Waiting { claim: None, ..waiting.clone() };
-        let batch = Batch::new(partition(account))
-            .expect::<Waiting>(key(number), Expect::Version(version))
-            .put(key(number), &free);
-        if services.store().commit_one(batch).await? != Committed::Done {
-            return Ok(());
-        }
-        // As with a message that is kept for the first time: whoever came meanwhile may have looked before.
-        services.read_barrier().await?;
-        if !is_reachable(services, account, &to) || !take_back(services, account, number).await? {
-            return Ok(());
-        }
-    }
-    if let Some(stanza) = waiting.stanza.stanza() {
-        services.route(stanza.with_to(to), How::Ahead).await;
-    }
-    Ok(())
 }
 
 fn number(key: &[u8]) -> u64 {
@@ -533,6 +474,9 @@ fn is_here(services: &dyn Services, session: &SessionView) -> bool {
 }
 
 type Found = (Vec<u8>, Versioned<Waiting>);
+
+/// Number, bytes and version of a message.
+type Message = (u64, u64, u64);
 
 /// Claims messages in one step; where another session was faster with one of them, none or one by one.
 async fn claimed(

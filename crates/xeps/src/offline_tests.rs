@@ -1,10 +1,13 @@
 //! Tests of `offline.rs`, against a whole server in memory.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
 use hooks::bench::{Bench, Client, parse};
+use parking_lot::Mutex;
 use stanza::Condition;
+use store::engines::memory::Memory;
+use store::{Engine, Op, Partition, Record};
 
 use super::*;
 use crate::index::{ModulesConfig, modules};
@@ -347,4 +350,135 @@ fn what_a_successor_has_claimed_does_not_come_from_its_predecessor_too() {
         come_back(unread).await;
         assert!(bodies(&after).is_empty());
     });
+}
+
+/// A store whose next change of a message is made, or not, and fails either way.
+#[derive(Default)]
+struct Unsure {
+    engine: Memory,
+    next: Mutex<Option<Fails>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Fails {
+    Before,
+    Behind,
+}
+
+impl Engine for Unsure {
+    fn get(
+        &self,
+        partition: &Partition,
+        table: Table,
+        key: &[u8],
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
+        self.engine.get(partition, table, key, deadline)
+    }
+
+    fn scan(
+        &self,
+        partition: &Partition,
+        table: Table,
+        range: Range,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<(Vec<u8>, Record)>, StoreError>> {
+        self.engine.scan(partition, table, range, deadline)
+    }
+
+    fn commit(
+        &self,
+        batches: Vec<Batch>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Committed>, StoreError>> {
+        let is_of_message = |op: &Op| match op {
+            Op::Put { table, .. } | Op::Delete { table, .. } => *table == Waiting::TABLE,
+            _ => false,
+        };
+        let concerned = batches.iter().flat_map(|batch| &batch.ops).any(is_of_message);
+        let fails = if concerned { self.next.lock().take() } else { None };
+        Box::pin(async move {
+            if fails == Some(Fails::Before) {
+                return Err(StoreError::Deadline);
+            }
+            let committed = self.engine.commit(batches, deadline).await;
+            if fails.is_some() { Err(StoreError::Deadline) } else { committed }
+        })
+    }
+}
+
+fn unsure() -> (Bench, Arc<Unsure>) {
+    let engine = Arc::new(Unsure::default());
+    let store = store::Store::new(engine.clone());
+    let bench = Bench::over(store, 1, &["localhost"], || modules(&ModulesConfig::default()));
+    bench.account("bob@localhost");
+    (bench, engine)
+}
+
+#[test]
+fn a_login_during_which_the_store_fails_gets_what_waits_a_while_later() {
+    for fails in [Fails::Before, Fails::Behind] {
+        block_on(async {
+            let (bench, engine) = unsure();
+            let alice = bench.online("alice@localhost/phone").await;
+            say(&alice, "bob@localhost", "one").await;
+            *engine.next.lock() = Some(fails);
+            let bob = comes(&bench, 0, "phone").await;
+            assert!(bodies(&bob).is_empty(), "nobody knows whether it is claimed");
+            assert_eq!(bench.wait().await, 1);
+            assert_eq!(bodies(&bob), ["one"]);
+            assert_eq!(waiting(&bench, "bob@localhost").await.1, 0);
+        });
+    }
+}
+
+#[test]
+fn a_message_that_came_back_while_the_store_fails_is_not_lost() {
+    for (fails, stays) in [Fails::Before, Fails::Behind].into_iter().flat_map(|f| [(f, true), (f, false)]) {
+        block_on(async {
+            let (bench, engine) = unsure();
+            let alice = bench.online("alice@localhost/phone").await;
+            say(&alice, "bob@localhost", "one").await;
+            bench.stop_reading();
+            let phone = comes(&bench, 0, "phone").await;
+            let desk = comes(&bench, 0, "desk").await;
+            phone.close().await;
+            let mut there = Some(desk);
+            if !stays {
+                there.take().unwrap().close().await;
+            }
+            *engine.next.lock() = Some(fails);
+            come_back(bench.unread()).await;
+            while bench.wait().await > 0 {}
+            let desk = match there {
+                Some(desk) => desk,
+                None => comes(&bench, 0, "desk").await,
+            };
+            assert_eq!(bodies(&desk), ["one"]);
+            assert_eq!(waiting(&bench, "bob@localhost").await.1, 0);
+        });
+    }
+}
+
+#[test]
+fn what_a_client_has_does_not_come_again_where_the_store_failed_to_remove_it() {
+    for fails in [Fails::Before, Fails::Behind] {
+        block_on(async {
+            let (bench, engine) = unsure();
+            let alice = bench.online("alice@localhost/phone").await;
+            say(&alice, "bob@localhost", "one").await;
+            bench.stop_reading();
+            let bob = comes(&bench, 0, "phone").await;
+            assert_eq!(bodies(&bob), ["one"]);
+            *engine.next.lock() = Some(fails);
+            for kept in bench.unread() {
+                kept.written().await;
+            }
+            bob.send("<presence><priority>-1</priority></presence>").await;
+            bob.send("<presence/>").await;
+            assert!(bodies(&bob).is_empty());
+            while bench.wait().await > 0 {}
+            assert_eq!(waiting(&bench, "bob@localhost").await.1, 0);
+        });
+    }
 }

@@ -1,0 +1,256 @@
+//! What was handed over and stays in the store until its client has it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use hooks::{Kept, Services};
+use jid::BareJid;
+use parking_lot::Mutex;
+use store::{Batch, Committed, Expect, StoreError, Versioned};
+
+use super::{Claim, Found, Message, NAME, Waiting, again, flush_at_last, key, number, remove};
+use crate::failure::store_failed;
+use crate::rosters::partition;
+
+/// How often a message may come back that somebody seems to be there for.
+const MOVES: u8 = 3;
+
+/// The numbers of the messages that were handed to a session and are in the store still.
+#[derive(Default)]
+pub(super) struct Handed(Mutex<HashSet<u64>>);
+
+impl Handed {
+    pub(super) fn has(&self, number: u64) -> bool {
+        self.0.lock().contains(&number)
+    }
+
+    fn forget<'a>(&self, messages: impl IntoIterator<Item = &'a Message>) {
+        let mut numbers = self.0.lock();
+        for (number, ..) in messages {
+            numbers.remove(number);
+        }
+        if numbers.is_empty() {
+            *numbers = HashSet::new();
+        }
+    }
+}
+
+/// Messages that were claimed together: they are removed together, once it is known of all what became of them.
+struct Page {
+    services: Arc<dyn Services>,
+    account: BareJid,
+    handed: Arc<Handed>,
+    /// Of how many nothing is known, and those that their clients have.
+    left: Mutex<(usize, Vec<Message>)>,
+}
+
+/// One of them, on its way.
+struct OnItsWay {
+    page: Arc<Page>,
+    message: Message,
+    moves: u8,
+}
+
+/// Hands claimed messages over, past all others, which are held. They go to the account: should the session that
+/// claimed them be gone by now, another one may have them.
+pub(super) async fn hand(
+    services: &Arc<dyn Services>,
+    account: &BareJid,
+    handed: &Arc<Handed>,
+    claimed: Vec<Found>,
+) {
+    hand_on(services, account, handed, claimed, 0).await;
+}
+
+async fn hand_on(
+    services: &Arc<dyn Services>,
+    account: &BareJid,
+    handed: &Arc<Handed>,
+    claimed: Vec<Found>,
+    moves: u8,
+) {
+    handed.0.lock().extend(claimed.iter().map(|(key, _)| number(key)));
+    let page = Arc::new(Page {
+        services: services.clone(),
+        account: account.clone(),
+        handed: handed.clone(),
+        left: Mutex::new((claimed.len(), Vec::new())),
+    });
+    for (key, found) in claimed {
+        let message = (number(&key), found.value.bytes, found.version);
+        let way = Arc::new(OnItsWay { page: page.clone(), message, moves });
+        match found.value.stanza.stanza() {
+            Some(stanza) => services.route_kept(stanza.with_to(account.clone()), way).await,
+            None => way.written().await,
+        }
+    }
+}
+
+/// Hands a message over that no session has claimed, if somebody is there for it.
+pub(super) async fn free(
+    services: &Arc<dyn Services>,
+    account: &BareJid,
+    number: u64,
+) -> Result<(), StoreError> {
+    let found: Option<Versioned<Waiting>> =
+        services.store().get_versioned(&partition(account), key(number)).await?;
+    let Some(found) = found.filter(|found| found.value.claim.is_none()) else { return Ok(()) };
+    let page = Page {
+        services: services.clone(),
+        account: account.clone(),
+        handed: Arc::default(),
+        left: Mutex::default(),
+    };
+    page.give_to_somebody(number, found, 0).await
+}
+
+impl Page {
+    /// It is known of one more: what is to be removed by now.
+    fn known(&self, written: Option<Message>) -> Vec<Message> {
+        let mut left = self.left.lock();
+        left.1.extend(written);
+        left.0 = left.0.saturating_sub(1);
+        if left.0 == 0 { std::mem::take(&mut left.1) } else { Vec::new() }
+    }
+
+    /// Where the store fails they are tried again, and come again at the next login if that comes to nothing.
+    fn remove(self: Arc<Self>, written: Vec<Message>, tried: u32) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            match self.try_remove(&written).await {
+                Ok(()) => self.handed.forget(&written),
+                Err(error) => {
+                    drop(store_failed(NAME, &error));
+                    match again(tried) {
+                        Some(pause) => self.services.later(pause, self.clone().remove(written, tried + 1)),
+                        None => self.handed.forget(&written),
+                    }
+                }
+            }
+        })
+    }
+
+    async fn try_remove(&self, written: &[Message]) -> Result<(), StoreError> {
+        if written.is_empty() || remove(&*self.services, &self.account, written).await? {
+            return Ok(());
+        }
+        // Another session has claimed one of them meanwhile: it hands that over once more.
+        for one in written {
+            remove(&*self.services, &self.account, std::slice::from_ref(one)).await?;
+        }
+        Ok(())
+    }
+
+    /// It goes to another session that takes it, or waits as before.
+    fn take_back(self: Arc<Self>, message: Message, moves: u8, tried: u32) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            match self.try_take_back(message, moves, tried).await {
+                Ok(()) => {}
+                Err(error) => {
+                    drop(store_failed(NAME, &error));
+                    match again(tried) {
+                        Some(pause) => {
+                            let again = self.clone().take_back(message, moves, tried + 1);
+                            self.services.later(pause, again);
+                        }
+                        None => self.handed.forget([&message]),
+                    }
+                }
+            }
+        })
+    }
+
+    async fn try_take_back(&self, message: Message, moves: u8, tried: u32) -> Result<(), StoreError> {
+        let (number, _, version) = message;
+        let services = &self.services;
+        let found: Option<Versioned<Waiting>> =
+            services.store().get_versioned(&partition(&self.account), key(number)).await?;
+        let Some(found) = found.filter(|found| found.version == version) else {
+            // Another session has claimed it, or had it; or the answer to the attempt before was lost, and then it
+            // waits for whoever looks.
+            self.handed.forget([&message]);
+            if tried > 0 {
+                self.look_again();
+            }
+            return Ok(());
+        };
+        let taker = self.taker().filter(|_| moves < MOVES);
+        let claim = taker.as_ref().map(|(claim, _)| claim.clone());
+        let changed = self.claim(number, found, claim).await?;
+        self.handed.forget([&message]);
+        let Some(changed) = changed else { return Ok(()) };
+        if let Some((_, handed)) = taker {
+            hand_on(services, &self.account, &handed, vec![changed], moves + 1).await;
+            return Ok(());
+        }
+        // As with a message that is kept for the first time: whoever came meanwhile may have looked before.
+        services.read_barrier().await?;
+        self.give_to_somebody(number, changed.1, moves).await
+    }
+
+    async fn give_to_somebody(
+        &self,
+        number: u64,
+        found: Versioned<Waiting>,
+        moves: u8,
+    ) -> Result<(), StoreError> {
+        if let Some((claim, handed)) = self.taker().filter(|_| moves < MOVES)
+            && let Some(changed) = self.claim(number, found, Some(claim)).await?
+        {
+            hand_on(&self.services, &self.account, &handed, vec![changed], moves + 1).await;
+        }
+        Ok(())
+    }
+
+    /// A session that takes what is sent to the account, as a claim says it, one of this node if there is one; and what
+    /// was handed to it.
+    fn taker(&self) -> Option<(Claim, Arc<Handed>)> {
+        let online = self.services.online(&self.account);
+        let takes = online.iter().filter(|one| one.priority.is_some_and(|priority| priority >= 0));
+        let taker = takes.max_by_key(|one| one.here)?;
+        let local = self.services.local_sessions(&self.account);
+        let session = local.iter().find(|here| *here.jid() == taker.jid);
+        let claim = Claim { jid: taker.jid.to_string(), sid: session.map_or(0, |here| here.sid().0) };
+        Some((claim, session.map(|here| here.notes().get_or_put(Handed::default)).unwrap_or_default()))
+    }
+
+    /// Has the sessions of this node look for what waits.
+    fn look_again(&self) {
+        for session in self.services.local_sessions(&self.account) {
+            let looks = flush_at_last(&self.services, session, 1);
+            self.services.later(Duration::ZERO, looks);
+        }
+    }
+
+    /// Claims a message for another session or for none; `None`: it was changed meanwhile.
+    async fn claim(
+        &self,
+        number: u64,
+        found: Versioned<Waiting>,
+        claim: Option<Claim>,
+    ) -> Result<Option<Found>, StoreError> {
+        let value = Waiting { claim, ..found.value };
+        let batch = Batch::new(partition(&self.account))
+            .expect::<Waiting>(key(number), Expect::Version(found.version))
+            .put(key(number), &value);
+        let done = self.services.store().commit_one(batch).await? == Committed::Done;
+        Ok(done.then(|| (key(number), Versioned { version: found.version + 1, value })))
+    }
+}
+
+impl Kept for OnItsWay {
+    fn written(&self) -> BoxFuture<'static, ()> {
+        let removed = self.page.known(Some(self.message));
+        self.page.clone().remove(removed, 0)
+    }
+
+    fn returned(&self) -> BoxFuture<'static, ()> {
+        let removed = self.page.known(None);
+        let (page, message, moves) = (self.page.clone(), self.message, self.moves);
+        Box::pin(async move {
+            page.clone().take_back(message, moves, 0).await;
+            page.remove(removed, 0).await;
+        })
+    }
+}
