@@ -1,6 +1,6 @@
 //! What was handed over and stays in the store until its client has it.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use jid::BareJid;
 use parking_lot::Mutex;
 use store::{Batch, Committed, Expect, StoreError, Versioned};
 
-use super::{Claim, Found, Message, NAME, Waiting, again, flush_at_last, key, number, remove};
+use super::{Claim, Found, Message, NAME, Waiting, again, flush_at_last, key, look_at_last, number, remove};
 use crate::failure::store_failed;
 use crate::rosters::partition;
 
@@ -44,6 +44,16 @@ struct Page {
     handed: Arc<Handed>,
     /// Of how many nothing is known, and those that their clients have.
     left: Mutex<(usize, Vec<Message>)>,
+    back: Mutex<Back>,
+}
+
+/// Messages that came back while the store fails.
+#[derive(Default)]
+struct Back {
+    /// With how often each has moved, in their order.
+    messages: VecDeque<(Message, u8)>,
+    /// They are tried again after a while.
+    waits: bool,
 }
 
 /// One of them, on its way.
@@ -77,6 +87,7 @@ async fn hand_on(
         account: account.clone(),
         handed: handed.clone(),
         left: Mutex::new((claimed.len(), Vec::new())),
+        back: Mutex::default(),
     });
     for (key, found) in claimed {
         let message = (number(&key), found.value.bytes, found.version);
@@ -102,6 +113,7 @@ pub(super) async fn free(
         account: account.clone(),
         handed: Arc::default(),
         left: Mutex::default(),
+        back: Mutex::default(),
     };
     page.give_to_somebody(number, found, 0).await
 }
@@ -142,21 +154,49 @@ impl Page {
         Ok(())
     }
 
-    /// It goes to another session that takes it, or waits as before.
-    fn take_back(self: Arc<Self>, message: Message, moves: u8, tried: u32) -> BoxFuture<'static, ()> {
+    /// It goes to another session that takes it, or waits as before. Whoever waits behind it waits for a store that
+    /// fails once, and not for each of a page.
+    async fn take_back(self: Arc<Self>, message: Message, moves: u8) {
+        if !self.back.lock().waits {
+            match self.try_take_back(message, moves, 0).await {
+                Ok(()) => return,
+                Err(error) => drop(store_failed(NAME, &error)),
+            }
+        }
+        let begins = {
+            let mut back = self.back.lock();
+            back.messages.push_back((message, moves));
+            !std::mem::replace(&mut back.waits, true)
+        };
+        if begins {
+            self.services.later(Duration::from_secs(1), self.clone().take_back_at_last(1));
+        }
+    }
+
+    /// Tries again with those that wait, in their order.
+    fn take_back_at_last(self: Arc<Self>, tried: u32) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            match self.try_take_back(message, moves, tried).await {
-                Ok(()) => {}
-                Err(error) => {
-                    drop(store_failed(NAME, &error));
-                    match again(tried) {
-                        Some(pause) => {
-                            let again = self.clone().take_back(message, moves, tried + 1);
-                            self.services.later(pause, again);
-                        }
-                        None => self.handed.forget([&message]),
-                    }
+            loop {
+                let next = {
+                    let mut back = self.back.lock();
+                    back.waits = !back.messages.is_empty();
+                    back.messages.front().copied()
+                };
+                let Some((message, moves)) = next else { return };
+                let done = self.try_take_back(message, moves, tried).await;
+                let Err(error) = done else {
+                    self.back.lock().messages.pop_front();
+                    continue;
+                };
+                drop(store_failed(NAME, &error));
+                if let Some(pause) = again(tried) {
+                    return self.services.later(pause, self.clone().take_back_at_last(tried + 1));
                 }
+                // They wait for the next login, which finds what nobody has.
+                let mut back = self.back.lock();
+                let messages = std::mem::take(&mut back.messages);
+                back.waits = false;
+                return self.handed.forget(messages.iter().map(|(message, _)| message));
             }
         })
     }
@@ -171,7 +211,7 @@ impl Page {
             // waits for whoever looks.
             self.handed.forget([&message]);
             if tried > 0 {
-                self.look_again();
+                self.look_again(number);
             }
             return Ok(());
         };
@@ -215,8 +255,10 @@ impl Page {
         Some((claim, session.map(|here| here.notes().get_or_put(Handed::default)).unwrap_or_default()))
     }
 
-    /// Has the sessions of this node look for what waits.
-    fn look_again(&self) {
+    /// Has the sessions of this node look for what waits, and gives what nobody has claimed to a session elsewhere.
+    fn look_again(&self, number: u64) {
+        let looks = look_at_last(&self.services, self.account.clone(), number, 0);
+        self.services.later(Duration::ZERO, looks);
         for session in self.services.local_sessions(&self.account) {
             let looks = flush_at_last(&self.services, session, 1);
             self.services.later(Duration::ZERO, looks);
@@ -249,7 +291,7 @@ impl Kept for OnItsWay {
         let removed = self.page.known(None);
         let (page, message, moves) = (self.page.clone(), self.message, self.moves);
         Box::pin(async move {
-            page.clone().take_back(message, moves, 0).await;
+            page.clone().take_back(message, moves).await;
             page.remove(removed, 0).await;
         })
     }
