@@ -6,7 +6,8 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use futures::channel::oneshot;
+use futures::future::{BoxFuture, join_all, select};
 use hooks::{
     Answer, Arriving, Card, Following, Hooks, Module, Passage, Services, SessionEvent, SessionView, Status,
     Step, Verdict, Xep,
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use stanza::{Condition, Kind, MessageType, Stanza, StanzaError};
 use store::{Batch, Committed, Expect, Range, StoreError, Stored, Table, Versioned};
 
-use self::handing::Handed;
+use self::handing::{Handed, Pages, Taker};
 use crate::failure::{Failure, store_failed};
 use crate::kept::Kept;
 use crate::rosters::partition;
@@ -31,6 +32,9 @@ const CHAT_STATES: &str = "http://jabber.org/protocol/chatstates";
 const PAGE: usize = 50;
 /// How often a session goes through what waits for it, where others claim some of it meanwhile.
 const FLUSHES: usize = 8;
+/// How long a login waits until it is known what an earlier session of the account got of what waits; after that some
+/// of it may come twice.
+const PREDECESSOR: Duration = Duration::from_secs(5);
 /// How often a change of the queue starts anew when another writer was first.
 const ATTEMPTS: usize = 64;
 /// The one key of an account's queue.
@@ -84,11 +88,12 @@ struct Claim {
 #[derive(Default)]
 pub struct Offline {
     config: Config,
+    pages: Arc<Pages>,
 }
 
 impl Offline {
     pub fn new(config: Config) -> Offline {
-        Offline { config }
+        Offline { config, pages: Arc::default() }
     }
 }
 
@@ -184,7 +189,7 @@ impl Offline {
         // or the session has claimed it, and hands it over before anything later.
         if let Err(error) = services.read_barrier().await {
             tracing::debug!(module = NAME, %error, "kept a message without a read barrier");
-            let looks = look_at_last(&passage.services, account.clone(), number, 0);
+            let looks = look_at_last(&passage.services, &self.pages, account.clone(), number, 0);
             services.later(Duration::from_secs(1), looks);
         }
         if is_reachable(services, account, to) {
@@ -321,28 +326,29 @@ impl Following for Offline {
         }
         // Once is enough: what is kept from here on was kept by somebody who sees this session, and who takes
         // it back. Meanwhile other messages to the account are held, since before the session could be seen.
-        Answer::later(flush_at_last(services, session.clone(), 0))
+        Answer::later(flush_at_last(services, &self.pages, session.clone(), 0))
     }
 }
 
 /// Looks behind a barrier whether somebody is there for a message that was kept, where there was none when it was kept.
 fn look_at_last(
     services: &Arc<dyn Services>,
+    pages: &Arc<Pages>,
     account: BareJid,
     number: u64,
     tried: u32,
 ) -> BoxFuture<'static, ()> {
-    let services = services.clone();
+    let (services, pages) = (services.clone(), pages.clone());
     Box::pin(async move {
         let looked = async {
             services.read_barrier().await?;
-            handing::free(&services, &account, number).await
+            handing::free(&services, &pages, &account, number).await
         };
         if let Err(error) = looked.await
             && let Some(pause) = again(tried)
         {
             tracing::debug!(module = NAME, %error, "cannot say yet whether a kept message waits for nobody");
-            services.later(pause, look_at_last(&services, account, number, tried + 1));
+            services.later(pause, look_at_last(&services, &pages, account, number, tried + 1));
         }
     })
 }
@@ -351,19 +357,20 @@ fn look_at_last(
 /// next session.
 fn flush_at_last(
     services: &Arc<dyn Services>,
+    pages: &Arc<Pages>,
     session: Arc<SessionView>,
     tried: u32,
 ) -> BoxFuture<'static, ()> {
-    let services = services.clone();
+    let (services, pages) = (services.clone(), pages.clone());
     Box::pin(async move {
         if !is_here(&*services, &session) || session.priority().is_none_or(|priority| priority < 0) {
             return;
         }
         let _hold = (tried > 0).then(|| services.hold(session.account()));
-        if let Err(error) = flush(&services, &session).await {
+        if let Err(error) = flush(&services, &pages, &session).await {
             drop(store_failed(NAME, &error));
             if let Some(pause) = again(tried) {
-                services.later(pause, flush_at_last(&services, session, tried + 1));
+                services.later(pause, flush_at_last(&services, &pages, session, tried + 1));
             }
         }
     })
@@ -376,17 +383,29 @@ fn again(tried: u32) -> Option<Duration> {
 
 /// Hands over what waits, in order. A message is claimed first, so that no other session gets it
 /// too, and removed only once its client has it, so that nothing is lost with this node.
-async fn flush(services: &Arc<dyn Services>, session: &Arc<SessionView>) -> Result<(), StoreError> {
+async fn flush(
+    services: &Arc<dyn Services>,
+    pages: &Arc<Pages>,
+    session: &Arc<SessionView>,
+) -> Result<(), StoreError> {
     let account = session.account();
+    let local = |sid| services.local_sessions(account).iter().any(|here| here.sid().0 == sid);
+    let unsettled = pages.unsettled(account, local);
+    if !unsettled.is_empty() {
+        let (over, time) = oneshot::channel::<()>();
+        services.later(PREDECESSOR, Box::pin(async move { drop(over) }));
+        // Each is told by being dropped.
+        select(join_all(unsettled), time).await;
+    }
     // Not beyond what waits now: what cannot be delivered is kept again, at the end.
     let (_, Queue { next: end, .. }) = queue(&**services, account).await?;
     for _ in 0..FLUSHES {
-        if flush_to(services, session, end, Claiming::Whole).await? == Flushed::All {
+        if flush_to(services, pages, session, end, Claiming::Whole).await? == Flushed::All {
             return Ok(());
         }
     }
     // Others are at it all the time: what they leave, in whatever order.
-    flush_to(services, session, end, Claiming::Each).await.map(drop)
+    flush_to(services, pages, session, end, Claiming::Each).await.map(drop)
 }
 
 /// How messages are claimed.
@@ -409,6 +428,7 @@ enum Flushed {
 
 async fn flush_to(
     services: &Arc<dyn Services>,
+    pages: &Arc<Pages>,
     session: &Arc<SessionView>,
     end: u64,
     claiming: Claiming,
@@ -421,7 +441,7 @@ async fn flush_to(
         let page = services.store().scan_versioned::<Waiting>(&partition(account), range).await?;
         let Some((last, _)) = page.last() else { return Ok(Flushed::All) };
         range = until(Range::after(last.clone()));
-        let flushed = hand_over(services, session, &claim, page, claiming).await?;
+        let flushed = hand_over(services, pages, session, &claim, page, claiming).await?;
         if !is_here(&**services, session) {
             return Ok(Flushed::All);
         }
@@ -434,6 +454,7 @@ async fn flush_to(
 /// Claims what is free of a page and hands it over.
 async fn hand_over(
     services: &Arc<dyn Services>,
+    pages: &Arc<Pages>,
     session: &Arc<SessionView>,
     claim: &Claim,
     page: Vec<Found>,
@@ -455,7 +476,8 @@ async fn hand_over(
     if claimed.is_empty() && claiming == Claiming::Whole {
         return Ok(Flushed::Part);
     }
-    handing::hand(services, account, &handed, claimed).await;
+    let taker = Taker { claim: claim.clone(), handed };
+    handing::hand(services, pages, account, &taker, claimed).await;
     Ok(Flushed::All)
 }
 

@@ -257,9 +257,10 @@ fn what_a_session_claims_as_it_ends_is_looked_at_once_more() {
         let claim = Claim { jid: "bob@localhost/phone".to_owned(), sid: bob.view().sid().0 };
         // Takes messages, and is not flushed by the bench.
         services.set_priority(bob.view(), Some(0)).await.unwrap();
-        let handed = hand_over(&services, bob.view(), &claim, page, Claiming::Whole).await.unwrap();
+        let handed =
+            hand_over(&services, &Arc::default(), bob.view(), &claim, page, Claiming::Whole).await.unwrap();
         assert_eq!((handed, bodies(&bob)), (Flushed::Part, vec![]), "nothing before what is older");
-        flush(&services, bob.view()).await.unwrap();
+        flush(&services, &Arc::default(), bob.view()).await.unwrap();
         assert_eq!(bodies(&bob), ["one", "two"]);
         assert_eq!(waiting(&bench, "bob@localhost").await.1, 0);
     });
@@ -337,7 +338,7 @@ fn what_comes_back_unread_goes_to_another_session_or_waits_again() {
 #[test]
 fn what_a_successor_has_claimed_does_not_come_from_its_predecessor_too() {
     block_on(async {
-        let bench = bench();
+        let bench = Bench::cluster(2, &["localhost"], || modules(&ModulesConfig::default()));
         bench.account("bob@localhost");
         let alice = bench.online("alice@localhost/phone").await;
         say(&alice, "bob@localhost", "one").await;
@@ -345,7 +346,7 @@ fn what_a_successor_has_claimed_does_not_come_from_its_predecessor_too() {
         let before = comes(&bench, 0, "phone").await;
         let unread = bench.unread();
         before.close().await;
-        let after = comes(&bench, 0, "phone").await;
+        let after = comes(&bench, 1, "phone").await;
         assert_eq!(bodies(&after), ["one"]);
         come_back(unread).await;
         assert!(bodies(&after).is_empty());

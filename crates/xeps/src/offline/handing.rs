@@ -1,9 +1,11 @@
 //! What was handed over and stays in the store until its client has it.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::channel::oneshot;
 use futures::future::BoxFuture;
 use hooks::{Kept, Services};
 use jid::BareJid;
@@ -37,11 +39,83 @@ impl Handed {
     }
 }
 
+/// Pages of which it is not known yet what became of all messages, for whoever logs in behind the session that they
+/// were handed to: what that one has is not to come again.
+#[derive(Default)]
+pub(super) struct Pages {
+    accounts: Mutex<HashMap<BareJid, Vec<Open>>>,
+    next: AtomicU64,
+}
+
+/// One of them.
+struct Open {
+    number: u64,
+    /// The session that it was handed to.
+    sid: u128,
+    /// Dropped with it, which wakes who waits.
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+impl Pages {
+    fn open(self: &Arc<Pages>, account: &BareJid, sid: u128) -> OpenPage {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let open = Open { number, sid, waiting: Vec::new() };
+        self.accounts.lock().entry(account.clone()).or_default().push(open);
+        OpenPage { pages: self.clone(), account: account.clone(), number }
+    }
+
+    /// What ends when all is known of what was handed to sessions of the account that are not here any more.
+    pub(super) fn unsettled(
+        &self,
+        account: &BareJid,
+        is_here: impl Fn(u128) -> bool,
+    ) -> Vec<oneshot::Receiver<()>> {
+        let wait = |open: &mut Open| {
+            let (told, wait) = oneshot::channel();
+            open.waiting.push(told);
+            wait
+        };
+        match self.accounts.lock().get_mut(account) {
+            Some(open) => open.iter_mut().filter(|open| !is_here(open.sid)).map(wait).collect(),
+            None => Vec::new(),
+        }
+    }
+}
+
+/// Closes a page when it is dropped.
+struct OpenPage {
+    pages: Arc<Pages>,
+    account: BareJid,
+    number: u64,
+}
+
+impl Drop for OpenPage {
+    fn drop(&mut self) {
+        let mut accounts = self.pages.accounts.lock();
+        if let Some(open) = accounts.get_mut(&self.account) {
+            open.retain(|open| open.number != self.number);
+            if open.is_empty() {
+                accounts.remove(&self.account);
+            }
+        }
+    }
+}
+
+/// To whom messages are handed: the account, the session that has claimed them, and what was handed to that before.
+#[derive(Clone)]
+pub(super) struct Taker {
+    pub claim: Claim,
+    pub handed: Arc<Handed>,
+}
+
 /// Messages that were claimed together: they are removed together, once it is known of all what became of them.
 struct Page {
     services: Arc<dyn Services>,
+    pages: Arc<Pages>,
     account: BareJid,
     handed: Arc<Handed>,
+    /// Until it is known of all, or the store has failed.
+    open: Mutex<Option<OpenPage>>,
     /// Of how many nothing is known, and those that their clients have.
     left: Mutex<(usize, Vec<Message>)>,
     back: Mutex<Back>,
@@ -67,25 +141,30 @@ struct OnItsWay {
 /// claimed them be gone by now, another one may have them.
 pub(super) async fn hand(
     services: &Arc<dyn Services>,
+    pages: &Arc<Pages>,
     account: &BareJid,
-    handed: &Arc<Handed>,
+    taker: &Taker,
     claimed: Vec<Found>,
 ) {
-    hand_on(services, account, handed, claimed, 0).await;
+    hand_on(services, pages, account, taker, claimed, 0).await;
 }
 
 async fn hand_on(
     services: &Arc<dyn Services>,
+    pages: &Arc<Pages>,
     account: &BareJid,
-    handed: &Arc<Handed>,
+    taker: &Taker,
     claimed: Vec<Found>,
     moves: u8,
 ) {
+    let Taker { claim, handed } = taker;
     handed.0.lock().extend(claimed.iter().map(|(key, _)| number(key)));
     let page = Arc::new(Page {
         services: services.clone(),
+        pages: pages.clone(),
         account: account.clone(),
         handed: handed.clone(),
+        open: Mutex::new(Some(pages.open(account, claim.sid))),
         left: Mutex::new((claimed.len(), Vec::new())),
         back: Mutex::default(),
     });
@@ -102,6 +181,7 @@ async fn hand_on(
 /// Hands a message over that no session has claimed, if somebody is there for it.
 pub(super) async fn free(
     services: &Arc<dyn Services>,
+    pages: &Arc<Pages>,
     account: &BareJid,
     number: u64,
 ) -> Result<(), StoreError> {
@@ -110,8 +190,10 @@ pub(super) async fn free(
     let Some(found) = found.filter(|found| found.value.claim.is_none()) else { return Ok(()) };
     let page = Page {
         services: services.clone(),
+        pages: pages.clone(),
         account: account.clone(),
         handed: Arc::default(),
+        open: Mutex::default(),
         left: Mutex::default(),
         back: Mutex::default(),
     };
@@ -119,12 +201,20 @@ pub(super) async fn free(
 }
 
 impl Page {
-    /// It is known of one more: what is to be removed by now.
-    fn known(&self, written: Option<Message>) -> Vec<Message> {
+    /// It is known of one more; of the last one, what is to be removed now.
+    fn known(&self, written: Option<Message>) -> Option<Vec<Message>> {
         let mut left = self.left.lock();
         left.1.extend(written);
         left.0 = left.0.saturating_sub(1);
-        if left.0 == 0 { std::mem::take(&mut left.1) } else { Vec::new() }
+        (left.0 == 0).then(|| std::mem::take(&mut left.1))
+    }
+
+    /// It is known of all: what was written is removed, and then nobody waits for this page any more.
+    async fn end(self: Arc<Self>, written: Option<Vec<Message>>) {
+        if let Some(written) = written {
+            self.clone().remove(written, 0).await;
+            drop(self.open.lock().take());
+        }
     }
 
     /// Where the store fails they are tried again, and come again at the next login if that comes to nothing.
@@ -162,6 +252,7 @@ impl Page {
                 Ok(()) => return,
                 Err(error) => drop(store_failed(NAME, &error)),
             }
+            drop(self.open.lock().take());
         }
         let begins = {
             let mut back = self.back.lock();
@@ -216,12 +307,12 @@ impl Page {
             return Ok(());
         };
         let taker = self.taker().filter(|_| moves < MOVES);
-        let claim = taker.as_ref().map(|(claim, _)| claim.clone());
+        let claim = taker.as_ref().map(|taker| taker.claim.clone());
         let changed = self.claim(number, found, claim).await?;
         self.handed.forget([&message]);
         let Some(changed) = changed else { return Ok(()) };
-        if let Some((_, handed)) = taker {
-            hand_on(services, &self.account, &handed, vec![changed], moves + 1).await;
+        if let Some(taker) = taker {
+            hand_on(services, &self.pages, &self.account, &taker, vec![changed], moves + 1).await;
             return Ok(());
         }
         // As with a message that is kept for the first time: whoever came meanwhile may have looked before.
@@ -235,32 +326,33 @@ impl Page {
         found: Versioned<Waiting>,
         moves: u8,
     ) -> Result<(), StoreError> {
-        if let Some((claim, handed)) = self.taker().filter(|_| moves < MOVES)
-            && let Some(changed) = self.claim(number, found, Some(claim)).await?
+        if let Some(taker) = self.taker().filter(|_| moves < MOVES)
+            && let Some(changed) = self.claim(number, found, Some(taker.claim.clone())).await?
         {
-            hand_on(&self.services, &self.account, &handed, vec![changed], moves + 1).await;
+            hand_on(&self.services, &self.pages, &self.account, &taker, vec![changed], moves + 1).await;
         }
         Ok(())
     }
 
     /// A session that takes what is sent to the account, as a claim says it, one of this node if there is one; and what
     /// was handed to it.
-    fn taker(&self) -> Option<(Claim, Arc<Handed>)> {
+    fn taker(&self) -> Option<Taker> {
         let online = self.services.online(&self.account);
         let takes = online.iter().filter(|one| one.priority.is_some_and(|priority| priority >= 0));
         let taker = takes.max_by_key(|one| one.here)?;
         let local = self.services.local_sessions(&self.account);
         let session = local.iter().find(|here| *here.jid() == taker.jid);
         let claim = Claim { jid: taker.jid.to_string(), sid: session.map_or(0, |here| here.sid().0) };
-        Some((claim, session.map(|here| here.notes().get_or_put(Handed::default)).unwrap_or_default()))
+        let handed = session.map(|here| here.notes().get_or_put(Handed::default)).unwrap_or_default();
+        Some(Taker { claim, handed })
     }
 
     /// Has the sessions of this node look for what waits, and gives what nobody has claimed to a session elsewhere.
     fn look_again(&self, number: u64) {
-        let looks = look_at_last(&self.services, self.account.clone(), number, 0);
+        let looks = look_at_last(&self.services, &self.pages, self.account.clone(), number, 0);
         self.services.later(Duration::ZERO, looks);
         for session in self.services.local_sessions(&self.account) {
-            let looks = flush_at_last(&self.services, session, 1);
+            let looks = flush_at_last(&self.services, &self.pages, session, 1);
             self.services.later(Duration::ZERO, looks);
         }
     }
@@ -283,16 +375,16 @@ impl Page {
 
 impl Kept for OnItsWay {
     fn written(&self) -> BoxFuture<'static, ()> {
-        let removed = self.page.known(Some(self.message));
-        self.page.clone().remove(removed, 0)
+        let written = self.page.known(Some(self.message));
+        Box::pin(self.page.clone().end(written))
     }
 
     fn returned(&self) -> BoxFuture<'static, ()> {
-        let removed = self.page.known(None);
+        let written = self.page.known(None);
         let (page, message, moves) = (self.page.clone(), self.message, self.moves);
         Box::pin(async move {
             page.clone().take_back(message, moves).await;
-            page.remove(removed, 0).await;
+            page.end(written).await;
         })
     }
 }
