@@ -1,5 +1,6 @@
 //! What is done when a node is gone: its parcels routed anew, and the contacts of its sessions told, once.
 
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -10,13 +11,15 @@ use futures::{FutureExt, StreamExt, stream};
 use hooks::{Services, SessionEvent};
 use jid::BareJid;
 use tokio::sync::mpsc::Receiver;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::metrics::one;
 use crate::router::Router;
 
 /// How long the losses of a node are remembered, in case that the node that was to tell of them dies as well.
 const REMEMBERED: Duration = Duration::from_secs(60);
+/// How often it is looked which of them are back.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The sessions of a lost node, and the nodes among which they were shared out.
 struct Loss {
@@ -28,13 +31,24 @@ struct Loss {
 /// Follows the changes of the cluster. Never waits for the table: the table waits for whoever is slow here.
 pub(crate) async fn follow(router: Weak<Router>, mut changes: Receiver<Change>) {
     let mut losses: Vec<Loss> = Vec::new();
-    while let Some(change) = changes.recv().await {
-        let Some(router) = router.upgrade() else { return };
+    loop {
+        let change = match losses.is_empty() {
+            true => changes.recv().await,
+            false => match timeout(LOOK, changes.recv()).await {
+                Ok(change) => change,
+                Err(_) => {
+                    let Some(router) = router.upgrade() else { return };
+                    forget(&router, &mut losses, &[]);
+                    continue;
+                }
+            },
+        };
+        let (Some(change), Some(router)) = (change, router.upgrade()) else { return };
         let Change::NodeGone { node, incarnation, lost } = change else { continue };
         router.peers.expire(&router, node, incarnation);
         let (me, _) = router.whereabouts.me();
         let heirs = heirs(&router, node);
-        losses.retain(|loss| loss.at.elapsed() < REMEMBERED);
+        forget(&router, &mut losses, &lost);
         // What fell to the node that is gone now falls to another: told twice is better than never.
         for loss in losses.iter_mut().filter(|loss| loss.heirs.contains(&node)) {
             let before = std::mem::replace(&mut loss.heirs, heirs.clone());
@@ -48,6 +62,23 @@ pub(crate) async fn follow(router: Weak<Router>, mut changes: Receiver<Change>) 
             losses.push(Loss { at: Instant::now(), lost, heirs });
         }
     }
+}
+
+/// Forgets losses that are old, and sessions that have been back since: their next end is told as any other, also by the
+/// loss of another node.
+fn forget(router: &Router, losses: &mut Vec<Loss>, lost_again: &[LostSession]) {
+    losses.retain(|loss| loss.at.elapsed() < REMEMBERED);
+    let again: HashSet<&str> = lost_again.iter().map(|session| session.jid.as_str()).collect();
+    let is_back = |session: &LostSession| {
+        again.contains(session.jid.as_str())
+            || router.whereabouts.users(&session.jid.to_bare()).iter().any(|row| row.jid == session.jid)
+    };
+    for loss in losses.iter_mut() {
+        if loss.lost.iter().any(is_back) {
+            loss.lost = loss.lost.iter().filter(|session| !is_back(session)).cloned().collect();
+        }
+    }
+    losses.retain(|loss| !loss.lost.is_empty());
 }
 
 /// The nodes among which the sessions of a lost node are shared out.

@@ -375,6 +375,29 @@ async fn contacts_of_a_lost_session_are_told_by_one_survivor() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contacts_of_a_session_that_is_lost_again_are_told_of_it_once_more_and_not_twice() {
+    let all = cluster(3, Config::default()).await;
+    let bind = |node| {
+        for n in 0..100 {
+            all.world.bind(NodeId(node), &FullJid::new(&format!("user{n}@localhost/r")).unwrap(), Some(0));
+        }
+    };
+    bind(3);
+    all.world.expire(NodeId(3)).await;
+    let told = || all.keepers.iter().map(|keeper| keeper.lost.lock().len()).sum::<usize>();
+    until("each session is told of", || told() >= 100).await;
+    let first = all.keepers[0].lost.lock().len();
+    // They are back at the node to which some of them fell, and that one is lost in turn.
+    bind(2);
+    all.world.expire(NodeId(2)).await;
+    until("the last survivor has told all", || all.keepers[0].lost.lock().len() >= first + 100).await;
+    let mut again = all.keepers[0].lost.lock()[first..].to_vec();
+    again.sort();
+    again.dedup();
+    assert_eq!((again.len(), all.keepers[0].lost.lock().len()), (100, first + 100), "each once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_comes_back_under_a_new_incarnation_is_reached_anew() {
     let all = cluster(2, Config::default()).await;
     let alice = all.nodes[0].login("alice@localhost/a", Some(0));
