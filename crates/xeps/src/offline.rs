@@ -477,7 +477,7 @@ async fn hand_over(
         return Ok(Flushed::Part);
     }
     let taker = Taker { claim: claim.clone(), handed };
-    handing::hand(services, pages, account, &taker, claimed).await;
+    handing::hand_on(services, pages, account, &taker, claimed, 0).await;
     Ok(Flushed::All)
 }
 

@@ -101,7 +101,7 @@ impl Drop for OpenPage {
     }
 }
 
-/// To whom messages are handed: the account, the session that has claimed them, and what was handed to that before.
+/// To whom messages are handed: the session that has claimed them, and what was handed to it before.
 #[derive(Clone)]
 pub(super) struct Taker {
     pub claim: Claim,
@@ -139,17 +139,7 @@ struct OnItsWay {
 
 /// Hands claimed messages over, past all others, which are held. They go to the account: should the session that
 /// claimed them be gone by now, another one may have them.
-pub(super) async fn hand(
-    services: &Arc<dyn Services>,
-    pages: &Arc<Pages>,
-    account: &BareJid,
-    taker: &Taker,
-    claimed: Vec<Found>,
-) {
-    hand_on(services, pages, account, taker, claimed, 0).await;
-}
-
-async fn hand_on(
+pub(super) async fn hand_on(
     services: &Arc<dyn Services>,
     pages: &Arc<Pages>,
     account: &BareJid,
