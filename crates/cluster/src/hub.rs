@@ -218,6 +218,9 @@ impl Hub {
             let mut routes = self.view.routes.write();
             routes.advance(index);
             for command in commands {
+                if matches!(command, Some(Command::Kick { .. })) {
+                    self.view.note_kick();
+                }
                 let outcome = match command {
                     Some(command) => routes.apply(index, command, &mut effects),
                     None => Outcome::Unreadable,
@@ -241,6 +244,8 @@ impl Hub {
         let changes = {
             let mut routes = self.view.routes.write();
             let changes = differences(&routes, &new, self.me());
+            // What led to it is not known.
+            self.view.note_kick();
             *routes = new;
             changes
         };

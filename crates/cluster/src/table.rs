@@ -1,6 +1,12 @@
 //! This node's copy of the route table: lookups that never wait, applied entries, and what they set off.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use jid::{BareJid, FullJid};
 use parking_lot::RwLock;
@@ -15,6 +21,7 @@ use crate::{
 pub struct TableView {
     // One shard today. The key is the bare JID, so that there can be more of them.
     pub(crate) routes: RwLock<Routes>,
+    kicks: AtomicU64,
 }
 
 impl TableView {
@@ -59,6 +66,16 @@ impl TableView {
     /// Whether a node is here, under whatever incarnation.
     pub fn is_here(&self, node: NodeId) -> bool {
         self.routes.read().node(node).is_some_and(|row| row.state != NodeState::Gone)
+    }
+
+    /// Grows with every session that was ordered to end, whether there was one or not, before anything agreed later
+    /// can be seen; and where it is not known what was ordered. For this node alone: others count otherwise.
+    pub fn kicks(&self) -> u64 {
+        self.kicks.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn note_kick(&self) {
+        self.kicks.fetch_add(1, Ordering::Release);
     }
 
     /// The index of the newest entry applied here.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cluster::Row;
 use futures::FutureExt;
 use hooks::{AccountError, AccountState, How, Removal, Services, SessionEvent, StoreError};
-use jid::BareJid;
+use jid::{BareJid, FullJid};
 use stanza::Stanza;
 
 use crate::metrics::one;
@@ -67,19 +67,27 @@ impl Router {
         Ok(ended.len() as u32)
     }
 
-    /// Takes the routes of all sessions of an account, which end with that wherever they are; what they were.
+    /// Takes the routes of all sessions of an account that is locked, which end with that wherever they are; what they
+    /// were. At least one order to end a session is agreed on behind the lock, and before it is seen that there is none:
+    /// a login whose binding comes later sees from it that it must look at the account once more.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] where the cluster does not agree, or new sessions come without end.
     async fn end_sessions(&self, account: &BareJid) -> Result<Vec<Row>, StoreError> {
         let failed = |error: cluster::Unavailable| StoreError::Unavailable { reason: error.to_string() };
         let mut ended = Vec::new();
-        for _ in 0..ROUNDS {
+        let mut ordered = false;
+        for _ in 0..=ROUNDS {
             self.whereabouts.barrier().await.map_err(failed)?;
             let rows = self.whereabouts.users(account);
-            if rows.is_empty() {
+            if rows.is_empty() && ordered {
                 return Ok(ended);
             }
+            if rows.is_empty() {
+                let nobodys = self.nobodys(account).map_err(failed)?;
+                self.whereabouts.kick(&nobodys).await.map_err(failed)?;
+            }
+            ordered = true;
             for row in rows {
                 if self.whereabouts.kick(&row.jid).await.map_err(failed)? {
                     ended.push(row);
@@ -87,6 +95,14 @@ impl Router {
             }
         }
         Err(StoreError::Unavailable { reason: "sessions of the account do not end".to_owned() })
+    }
+
+    /// A full JID that no session has.
+    fn nobodys(&self, account: &BareJid) -> Result<FullJid, cluster::Unavailable> {
+        let mut random = [0; 16];
+        (self.random)(&mut random);
+        let resource = format!("{:032x}", u128::from_ne_bytes(random));
+        account.with_resource_str(&resource).map_err(|error| cluster::Unavailable(error.to_string()))
     }
 
     /// Lets nobody log in to an account and ends its sessions everywhere; how many. All that is kept for it stays.

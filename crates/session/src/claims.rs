@@ -25,6 +25,8 @@ pub trait Claims: Send + Sync + 'static {
     fn unbind<'a>(&'a self, jid: &'a FullJid, sid: Sid) -> BoxFuture<'a, Result<(), Unavailable>>;
     /// Claims living sessions again after the lease came back; returns those whose full JIDs are taken.
     fn resync(&self, living: Vec<Living>) -> BoxFuture<'_, Result<Vec<Sid>, Unavailable>>;
+    /// Grows with every order to end a session, see [`TableView::kicks`](cluster::TableView::kicks).
+    fn kicks(&self) -> u64;
     /// Where a client goes that may not stay here; the same key leads to the same node.
     fn elsewhere(&self, key: &str, direct_tls: bool) -> Option<String>;
     /// What happens from now on.
@@ -55,6 +57,10 @@ impl Claims for Cluster {
 
     fn resync(&self, living: Vec<Living>) -> BoxFuture<'_, Result<Vec<Sid>, Unavailable>> {
         Box::pin(Cluster::resync(self, living))
+    }
+
+    fn kicks(&self) -> u64 {
+        self.routes().kicks()
     }
 
     fn elsewhere(&self, key: &str, direct_tls: bool) -> Option<String> {

@@ -51,6 +51,8 @@ struct Login<'a> {
     /// When the stream header that is due must be complete; `None` where none is due.
     header_due: Option<Instant>,
     failures: u32,
+    /// How many sessions had been ordered to end before the account was looked at.
+    looked: Option<(BareJid, u64)>,
     mechanism: &'static str,
     bound: Option<(Arc<SessionView>, Mailbox)>,
 }
@@ -85,6 +87,7 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
         deadline,
         header_due: Some(Instant::now() + limits.header()),
         failures: 0,
+        looked: None,
         mechanism: "",
         bound: None,
     };
@@ -258,8 +261,10 @@ impl Login<'_> {
         answer
     }
 
-    /// Looks at the account once more, behind the binding: whoever disables or removes it either finds the
-    /// session or is found here.
+    /// Whether somebody disabled or removed the account since it was looked at: they either find the session, or are
+    /// found here, behind the binding. Whoever does that locks the account and then orders a session to end, whether
+    /// there is one or not. So where no such order was agreed on since before the look, nobody has locked it, and
+    /// it need not be looked at once more.
     async fn still_open(
         &mut self,
         account: &BareJid,
@@ -267,6 +272,10 @@ impl Login<'_> {
     ) -> Result<(), StreamError> {
         // A guest has a session and no account.
         if bound.is_err() || self.mechanism == MechanismName::Anonymous.as_str() {
+            return Ok(());
+        }
+        let kicks = self.connection.world.claims.kicks();
+        if self.looked.as_ref().is_some_and(|(looked, before)| looked == account && *before == kicks) {
             return Ok(());
         }
         match self.connection.world.accounts.state(account.as_str()).await {
@@ -316,7 +325,7 @@ impl Login<'_> {
     }
 
     /// The account with its keys for one hash; `None` where there is none of that name.
-    async fn find(&self, account: &BareJid, hash: ScramHash) -> Result<Option<Found>, ()> {
+    async fn find(&mut self, account: &BareJid, hash: ScramHash) -> Result<Option<Found>, ()> {
         let auth = &self.connection.world.config.auth;
         if auth.is_anonymous(account.domain().as_str())
             && account.node().is_some_and(|node| anonymous::is_anonymous(node.as_str()))
@@ -324,6 +333,8 @@ impl Login<'_> {
             // Somebody may be here under that name: whoever registered it since must not become them.
             return Ok(None);
         }
+        // Before the look: an order that comes beside it counts as behind it.
+        self.looked = Some((account.clone(), self.connection.world.claims.kicks()));
         let found = self.connection.world.accounts.look_up(account.as_str()).await;
         let credentials = found.map_err(|error| {
             tracing::warn!(%error, "failed to read credentials");

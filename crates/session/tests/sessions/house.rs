@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use cluster::routes::{Command, Effect, Outcome, Routes};
@@ -40,6 +40,8 @@ pub struct Town {
     pub telling: tokio::sync::RwLock<()>,
     /// Another node, to which clients can be sent.
     pub other: Mutex<Option<String>>,
+    /// Orders to end a session that were agreed on.
+    kicks: AtomicU64,
     node: NodeId,
     incarnation: Incarnation,
 }
@@ -65,6 +67,7 @@ impl Town {
             silent: AtomicBool::new(false),
             telling: tokio::sync::RwLock::new(()),
             other: Mutex::default(),
+            kicks: AtomicU64::new(0),
             node,
             incarnation,
         })
@@ -77,6 +80,9 @@ impl Town {
         let mut routes = self.routes.lock();
         routes.1 += 1;
         let (index, mut effects) = (routes.1, Vec::new());
+        if matches!(command, Command::Kick { .. }) {
+            self.kicks.fetch_add(1, Ordering::SeqCst);
+        }
         let outcome = routes.0.apply(index, command, &mut effects);
         for effect in effects {
             if let Effect::Displaced { jid, sid, loss, .. } = effect {
@@ -164,6 +170,10 @@ impl Claims for Town {
             Outcome::Resynced { refused } => refused,
             _ => Vec::new(),
         })))
+    }
+
+    fn kicks(&self) -> u64 {
+        self.kicks.load(Ordering::SeqCst)
     }
 
     fn elsewhere(&self, key: &str, direct_tls: bool) -> Option<String> {
@@ -325,7 +335,16 @@ impl House {
         route: impl FnOnce(&mut router::Config),
         more: Vec<Arc<dyn Module>>,
     ) -> House {
-        let store = Store::memory();
+        House::over(Store::memory(), change, route, more).await
+    }
+
+    /// With a store of the test's.
+    pub async fn over(
+        store: Store,
+        change: impl FnOnce(&mut Config),
+        route: impl FnOnce(&mut router::Config),
+        more: Vec<Arc<dyn Module>>,
+    ) -> House {
         let accounts = Accounts::new(store.clone());
         for name in ["alice", "bob", "watcher"] {
             accounts.create(&format!("{name}@localhost"), &credentials()).await.unwrap();

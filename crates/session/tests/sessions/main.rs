@@ -7,5 +7,6 @@ mod door;
 mod drain;
 mod life;
 mod accounts;
+mod reads;
 mod memory;
 mod modules;
