@@ -36,8 +36,8 @@ async fn raw_from(door: &Door, last: u8) -> Result<Raw> {
 #[tokio::test]
 async fn row_042_a_crowd_that_vanishes_leaves_nothing_behind() -> Result<()> {
     const CYCLES: usize = 3_000;
-    let door =
-        Door::with(&[("limits.limit_loopback", "true"), ("limits.accepts_per_second", "100000")]).await?;
+    let at_any_pace = [("limits.accepts_per_second", "100000"), ("limits.login_lag_us", "0")];
+    let door = Door::with(&[&[("limits.limit_loopback", "true")][..], &at_any_pace].concat()).await?;
     let deeds = async |door: &Door| {
         let people = vec![door.person("alice").await?, door.person("bob").await?];
         let last = Stage::Online;

@@ -184,10 +184,10 @@ async fn witness(
 }
 
 /// This thread only gets what no other thread wants, for as long as this lives.
-struct Modest;
+pub struct Modest;
 
 impl Modest {
-    fn begin() -> Modest {
+    pub fn begin() -> Modest {
         schedule(libc::SCHED_IDLE);
         Modest
     }

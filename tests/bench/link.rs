@@ -72,33 +72,39 @@ impl Link {
         resource: &str,
     ) -> Result<Link> {
         let mut link = Link::connect(address, tls).await?;
-        link.write(HEADER).await?;
-        link.until("</stream:features>").await?;
+        link.authenticate(user, password, resource).await?;
+        Ok(link)
+    }
+
+    /// As [`Link::log_in`], from the stream header on.
+    pub async fn authenticate(&mut self, user: &str, password: &str, resource: &str) -> Result<()> {
+        self.write(HEADER).await?;
+        self.until("</stream:features>").await?;
         let first = scram::first(user);
-        link.write(&format!(
+        self.write(&format!(
             "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='SCRAM-SHA-1'>{}</auth>",
             BASE64.encode(format!("n,,{first}"))
         ))
         .await?;
-        let challenge = decode(&link.until("</challenge>").await?)?;
+        let challenge = decode(&self.until("</challenge>").await?)?;
         let answer = scram::last(&first, &challenge, password)?;
-        link.write(&format!(
+        self.write(&format!(
             "<response xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>{}</response>",
             BASE64.encode(answer)
         ))
         .await?;
-        link.until("</success>").await?;
-        link.write(HEADER).await?;
-        link.until("</stream:features>").await?;
-        link.write(&format!(
+        self.until("</success>").await?;
+        self.write(HEADER).await?;
+        self.until("</stream:features>").await?;
+        self.write(&format!(
             "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>{resource}</resource></bind></iq>"
         ))
         .await?;
-        let bound = link.until("</iq>").await?;
+        let bound = self.until("</iq>").await?;
         if !bound.contains(resource) {
             bail!("failed to bind `{resource}`: {bound}");
         }
-        Ok(link)
+        Ok(())
     }
 
     /// Asks for the roster and sends initial presence, as every client does.

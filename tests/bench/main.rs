@@ -1,9 +1,10 @@
 //! Measures what a chat message, a login and an idle session cost the server, from the kernel's accounting.
 //!
-//! `cargo run --release -p tests --bin bench -- [chat|login|idle|guess|bigroster|soak]... [--binary PATH] [--logins N]
+//! `cargo run --release -p tests --bin bench -- [chat|login|idle|guess|bigroster|soak|storm]... [--binary PATH] [--logins N]
 //! [--at-once N] [--rounds N] [--cycles N] [--messages N] [--seed N] [--last-stage NAME]` prints one line per figure. Every message
 //! is numbered and checked for loss, duplicates and order. `guess` tries to tell from the time of an answer whether
-//! an account exists, `soak` lets crowds come and go; both take long, and are only done where they are asked for.
+//! an account exists, `soak` lets crowds come and go, `storm` lets one come all at once; they are only done where they
+//! are asked for.
 
 mod bigroster;
 mod guess;
@@ -11,6 +12,7 @@ mod link;
 mod process;
 mod scram;
 mod soak;
+mod storm;
 
 use std::{env, path::PathBuf, sync::Arc, time::Instant};
 
@@ -52,16 +54,24 @@ async fn main() -> Result<()> {
     let mut wanted = Vec::new();
     let mut logins = LOGINS;
     let mut crowd = soak::Crowd::default();
+    let mut storm = storm::Storm::default();
     let mut args = env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--binary" => binary = args.next().context("`--binary` wants a path")?.into(),
-            "--logins" => logins.count = args.next().context("`--logins` wants a number")?.parse()?,
+            "--logins" => {
+                logins.count = args.next().context("`--logins` wants a number")?.parse()?;
+                storm.logins = logins.count;
+            }
             "--rounds" => {
                 let rounds: usize = args.next().context("`--rounds` wants a number")?.parse()?;
                 logins.rounds = rounds.max(1);
+                storm.rounds = logins.rounds;
             }
-            "--at-once" => logins.at_once = args.next().context("`--at-once` wants a number")?.parse()?,
+            "--at-once" => {
+                logins.at_once = args.next().context("`--at-once` wants a number")?.parse()?;
+                storm.at_once = logins.at_once;
+            }
             "--cycles" => crowd.cycles = args.next().context("`--cycles` wants a number")?.parse()?,
             "--messages" => crowd.messages = args.next().context("`--messages` wants a number")?.parse()?,
             "--seed" => crowd.seed = args.next().context("`--seed` wants a number")?.parse()?,
@@ -70,9 +80,15 @@ async fn main() -> Result<()> {
                 let named = |stage: &&Stage| format!("{stage:?}").eq_ignore_ascii_case(&name);
                 crowd.last = *Stage::ALL.iter().find(named).context("`--last-stage` wants a stage")?;
             }
-            "chat" | "login" | "idle" | "guess" | "bigroster" | "soak" => wanted.push(arg),
+            storm::CROWD => {
+                let address = args.next().context("no address")?;
+                let mut number = || anyhow::Ok(args.next().context("a number is missing")?.parse()?);
+                let (count, at_once) = (number()?, number()?);
+                return storm::crowd(&address, storm::Storm { logins: count, at_once, rounds: 1 }).await;
+            }
+            "chat" | "login" | "idle" | "guess" | "bigroster" | "soak" | "storm" => wanted.push(arg),
             _ => bail!(
-                "unknown argument `{arg}`: expected `chat`, `login`, `idle`, `guess`, `bigroster`, `soak`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--rounds`, `--cycles`, `--messages`, `--seed` with a number"
+                "unknown argument `{arg}`: expected `chat`, `login`, `idle`, `guess`, `bigroster`, `soak`, `storm`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--rounds`, `--cycles`, `--messages`, `--seed` with a number"
             ),
         }
     }
@@ -96,6 +112,10 @@ async fn main() -> Result<()> {
     }
     if runs("bigroster") {
         bigroster::run(&binary, BASE_PORT + 200).await?;
+    }
+    // It is about the machine as much as about the server.
+    if wanted.iter().any(|w| w == "storm") {
+        storm::run(&binary, BASE_PORT + 250, storm).await?;
     }
     Ok(())
 }

@@ -27,6 +27,17 @@ pub fn last(first: &str, challenge: &str, password: &str) -> Result<String> {
     Ok(format!("{without_proof},p={}", BASE64.encode(proof)))
 }
 
+/// What a server keeps of `password`.
+pub fn keys(password: &str, iterations: u32) -> Result<store::ScramKeys> {
+    let salt = b"0123456789abcdef".to_vec();
+    let rounds = NonZeroU32::new(iterations).context("no iterations")?;
+    let mut salted = [0; 20];
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA1, rounds, &salt, password.as_bytes(), &mut salted);
+    let stored = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &sign(&salted, b"Client Key"));
+    let stored_key = stored.as_ref().to_vec();
+    Ok(store::ScramKeys { salt, iterations, stored_key, server_key: sign(&salted, b"Server Key") })
+}
+
 fn sign(key: &[u8], text: &[u8]) -> Vec<u8> {
     let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, key);
     hmac::sign(&key, text).as_ref().to_vec()

@@ -20,7 +20,7 @@ use crate::process::Server;
 /// The tables of the door are used for clients from loopback too; no delay for failed logins. What is cached of the
 /// store has a bound of its own, which it does not reach at once: the least that it may have.
 pub const LIMITS: &str = "limit_loopback = true\nsession_bytes_per_second = 0\nsession_stanzas_per_second = 0\n\
-                          auth_delay_ms = 0\nauth_failure_memory_s = 30\n[store]\ncache_bytes = 1048576\n";
+                          login_lag_us = 0\nauth_delay_ms = 0\nauth_failure_memory_s = 30\n[store]\ncache_bytes = 1048576\n";
 
 /// How long memory may take to settle: two rounds of the server's own cleaning, and some.
 const SETTLED: Duration = Duration::from_secs(200);

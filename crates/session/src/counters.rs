@@ -16,6 +16,10 @@ pub struct Counters {
     pub accept_errors: Counter,
     /// Times that a listener waited because the whole node accepted as fast as it may.
     pub accept_pauses: Counter,
+    /// Logins that waited for their turn, so that sessions stay in time.
+    pub login_waits: Counter,
+    /// Times that fewer logins were let begin because sessions were late.
+    pub login_slowdowns: Counter,
     /// Sockets that had not logged in and were closed to make room for newer ones.
     pub evicted: Counter,
     /// Connections of proxies that did not begin with the header that they owe.

@@ -1,5 +1,6 @@
 //! One supervised actor per client, with its socket: listeners, TLS, negotiation, both halves of a connection.
 
+mod admission;
 mod claim;
 mod claims;
 mod config;

@@ -19,6 +19,13 @@ pub struct Limits {
     /// New sockets in a second of the whole node, of those that the other bounds let in; further ones wait in
     /// the queue of the system.
     pub accepts_per_second: u32,
+    /// Microseconds that the threads of sessions may be late while logins begin; as long as they are later, fewer
+    /// logins begin and further ones wait, the first come first. 0: all begin at once.
+    pub login_lag_us: u64,
+    /// Logins that may begin in a second however late those threads are.
+    pub logins_per_second_min: u32,
+    /// Logins that may wait for their turn; further sockets wait in the queue of the system.
+    pub logins_waiting: usize,
     /// Sockets of this node that have not logged in; a further one closes the oldest of them, with
     /// `resource-constraint` where it has a stream.
     pub unauthenticated_connections: usize,
@@ -110,6 +117,9 @@ impl Default for Limits {
             connections_per_address: 1_000,
             accepts_per_address_per_second: 100,
             accepts_per_second: 1_000,
+            login_lag_us: 500,
+            logins_per_second_min: 50,
+            logins_waiting: 1_000,
             unauthenticated_connections: 10_000,
             open_files_reserve: 256,
             limit_loopback: false,
@@ -183,6 +193,11 @@ impl Limits {
     pub(crate) fn exempts(&self, account: &BareJid) -> bool {
         let names = |exempt: &BareJid| exempt.node().is_none() && exempt.domain() == account.domain();
         self.session_rates_exempt.iter().any(|exempt| exempt == account || names(exempt))
+    }
+
+    /// How late arbiters may be while logins begin; `None`: that does not matter.
+    pub(crate) fn login_lag(&self) -> Option<Duration> {
+        (self.login_lag_us > 0).then(|| Duration::from_micros(self.login_lag_us))
     }
 
     pub(crate) fn proxy_header(&self) -> Duration {

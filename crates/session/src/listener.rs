@@ -104,6 +104,14 @@ pub(crate) async fn accept(
                     world.counters.accept_pauses.add(1);
                     tokio::time::sleep(pause).await;
                 }
+                if world.admission.is_full() {
+                    world.counters.accept_pauses.add(1);
+                    tokio::select! {
+                        biased;
+                        _ = open.wait_for(|open| !open) => return Ok(()),
+                        () = world.admission.room() => {}
+                    }
+                }
             }
             Err(error) if is_about_one_peer(&error) => world.counters.accept_errors.add(1),
             Err(error) => {

@@ -63,7 +63,6 @@ struct Login<'a> {
 /// Why it never was; where a stream was open, the client has been told.
 pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<LoggedIn, Outcome> {
     let limits = &connection.world.config.limits;
-    let deadline = Instant::now() + limits.login();
     tokio::select! {
         biased;
         _ = connection.world.closing() => return Err(Outcome::Silent),
@@ -73,6 +72,13 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
             Err(_) => return Err(Outcome::Silent),
         },
     }
+    tokio::select! {
+        biased;
+        _ = connection.world.closing() => return Err(Outcome::Silent),
+        () = connection.world.admission.turn() => {}
+    }
+    // Behind the wait, which is not the client's.
+    let deadline = Instant::now() + limits.login();
     let entry = match door {
         Door::StartTls => Entry::Clear,
         Door::DirectTls => Entry::DirectTls(handshake(connection, door, None).await?),

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use router::Router;
 use tokio::sync::{OnceCell, mpsc, watch};
 
+use crate::admission::{Admission, Heart};
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::counters::Counters;
@@ -113,6 +114,7 @@ pub fn start(
         accounts,
         passwords,
         gate: Gate::new(limits, Instant::now()),
+        admission: Admission::new(limits, Instant::now()),
         files: Files::new(limits.open_files_reserve),
         failures: Failures::new(limits, Instant::now()),
         counters: Arc::new(Counters::default()),
@@ -168,9 +170,14 @@ fn threads(
                 return;
             }
         };
-        let handles = arbiters.iter().map(Arbiter::handle).collect();
+        let handles: Vec<ArbiterHandle> = arbiters.iter().map(Arbiter::handle).collect();
+        let hearts = hearts(&handles);
         let _ = tell.send(Ok((System::current(), handles)));
         runner.runtime().spawn(sweep(world.clone()));
+        let admitting = world.clone();
+        runner
+            .runtime()
+            .spawn(async move { admitting.admission.give_out(&hearts, &admitting.counters).await });
         runner.runtime().spawn(follow(world, changes, serving));
         if let Err(error) = runner.run() {
             tracing::error!(%error, "the system of the sessions failed");
@@ -186,6 +193,18 @@ fn threads(
         Ok(Err(error)) => Err(StartError::Thread(error)),
         Err(_) => Err(StartError::Thread(io::Error::other("the thread ended at once"))),
     }
+}
+
+/// Has each arbiter tell how late it is.
+fn hearts(arbiters: &[ArbiterHandle]) -> Vec<Arc<Heart>> {
+    let epoch = Instant::now();
+    let begin = |arbiter: &ArbiterHandle| {
+        let heart = Heart::new(epoch);
+        let listening = heart.clone();
+        arbiter.spawn_fn(move || drop(actix_rt::spawn(async move { listening.listen().await })));
+        heart
+    };
+    arbiters.iter().map(begin).collect()
 }
 
 /// Turns what the cluster tells into orders to sessions.
@@ -361,6 +380,16 @@ impl Listeners {
     /// How many of them have not logged in.
     pub fn unauthenticated(&self) -> usize {
         self.world.gate.unauthenticated()
+    }
+
+    /// How many wait until their login may begin.
+    pub fn logins_waiting(&self) -> usize {
+        self.world.admission.waiting()
+    }
+
+    /// How many logins may begin in a second, as things are; `None` where that is not bounded.
+    pub fn login_rate(&self) -> Option<u64> {
+        self.world.admission.rate()
     }
 
     /// What is remembered about addresses, by what it is for: whose sockets are counted, who failed to log in,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::admission::Admission;
 use crate::claims::Claims;
 use hooks::{Accounts, Offer, Registry, Services};
 use jid::DomainPart;
@@ -36,6 +37,7 @@ pub(crate) struct World {
     pub accounts: Accounts,
     pub passwords: Passwords,
     pub gate: Arc<Gate>,
+    pub admission: Admission,
     pub files: Files,
     pub failures: Failures,
     pub counters: Arc<Counters>,

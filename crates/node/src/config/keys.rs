@@ -539,6 +539,24 @@ pub const KEYS: &[Key] = &[
         "New sockets in a second of the whole node, of those that the other bounds let in; further ones wait in the queue of the system.",
     ),
     key(
+        "limits.login_lag_us",
+        Whole(0, 10_000_000),
+        Is("500"),
+        "Microseconds that the threads of sessions may be late while logins begin; as long as they are later, fewer logins begin and further ones wait, the first come first. 0: all begin at once.",
+    ),
+    key(
+        "limits.logins_per_second_min",
+        Whole(1, 1_000_000),
+        Is("50"),
+        "Logins that may begin in a second however late those threads are.",
+    ),
+    key(
+        "limits.logins_waiting",
+        Whole(1, MANY),
+        Is("1000"),
+        "Logins that may wait for their turn; further sockets wait in the queue of the system.",
+    ),
+    key(
         "limits.unauthenticated_connections",
         Whole(1, MANY),
         Is("10000"),

@@ -248,6 +248,13 @@ impl Sources {
             "Client sockets that have not logged in.",
             listeners.unauthenticated() as u64,
         )?;
+        page.gauge(
+            "logins_waiting",
+            "Clients that wait until their login may begin.",
+            listeners.logins_waiting() as u64,
+        )?;
+        let rate = listeners.login_rate().into_iter().map(|rate| (Vec::new(), rate));
+        page.gauges("login_rate", "Logins that may begin in a second, as late as sessions are.", rate)?;
         let remembered = listeners.remembered().map(|(what, n)| (label("what", what), n as u64));
         page.gauges("door_remembered", "Addresses and accounts that the door remembers.", remembered)?;
         page.gauge(
@@ -267,7 +274,17 @@ impl Sources {
             ("stanzas_refused", "Stanzas refused for their shape.", &counters.bad_stanzas),
             ("connections_accepted", "Sockets let in.", &counters.accepted),
             ("accept_errors", "Failures of accept itself.", &counters.accept_errors),
-            ("accept_pauses", "Waits of listeners at `limits.accepts_per_second`.", &counters.accept_pauses),
+            (
+                "accept_pauses",
+                "Waits of listeners at `limits.accepts_per_second` or `limits.logins_waiting`.",
+                &counters.accept_pauses,
+            ),
+            ("login_waits", "Logins that waited, so that sessions stay in time.", &counters.login_waits),
+            (
+                "login_slowdowns",
+                "Times that fewer logins were let begin because sessions were late.",
+                &counters.login_slowdowns,
+            ),
             (
                 "connections_evicted",
                 "Sockets closed for newer ones before they logged in.",
