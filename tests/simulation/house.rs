@@ -278,13 +278,7 @@ impl House {
             sids.into_iter().for_each(|sid| self.order(sid, Order::Stop));
             sleep(Duration::from_millis(20)).await;
         }
-        let rested = async {
-            let is_idle = || self.router.lanes().iter().all(|lane| lane.unsettled == 0);
-            while !(is_idle() && self.router.account_queues() == 0) {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if timeout(Duration::from_secs(5), rested).await.is_err() || !self.is_serving() {
+        if !self.router.rest(Duration::from_secs(5)).await || !self.is_serving() {
             // Told to end while it could reach nobody: within the bound of a stop that is as a kill.
             self.left_behind.store(true, Ordering::Release);
         }

@@ -8,6 +8,10 @@ use crate::history::{Dated, Event, Life, Process, Route, Sid};
 /// node that hears nothing for longer has no lease any more.
 const OVERLAP_MAX_MS: u64 = 5_000;
 
+/// How long after it was asked for a bind may be tried, and so be applied a second time and take the full JID back from
+/// a successor (see `docs/simulation.md`).
+const TRIED_MS: u64 = 5_000;
+
 /// Why a process ended that was told to.
 pub const LEFT: &str = "left";
 
@@ -228,8 +232,9 @@ fn is_undone(known: &Known, sid: Sid, session: &Session, bound_at: u64, now: u64
         || session.lives.iter().any(|(_, life)| known.gone.get(life).is_some_and(|at| *at <= now));
     let successor = known.by_jid.get(&session.jid).into_iter().flatten().any(|other| {
         let Some(rival) = known.sessions.get(other) else { return false };
-        // One that was acknowledged before this one was asked for is older in the log.
-        let is_older = rival.bound.is_some_and(|(at, ..)| at < session.asked);
+        // One that was acknowledged before this one was asked for is older in the log, unless it was tried twice.
+        let is_older =
+            rival.bound.is_some_and(|(at, ..)| at < session.asked) && rival.asked + TRIED_MS < bound_at;
         *other != sid && rival.asked <= now && !is_older
     });
     by_itself || with_its_node || with_its_lease || successor
@@ -448,6 +453,7 @@ fn told_once(known: &Known, events: &[Dated]) -> Vec<String> {
     // What each contact last heard of each full JID.
     let mut heard: BTreeMap<(Sid, &str), (u64, bool)> = BTreeMap::new();
     let mut displaced: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut left: BTreeMap<&str, u64> = BTreeMap::new();
     let mut announced: BTreeMap<&str, u64> = BTreeMap::new();
     for Dated { at, event } in events {
         let (to, of, available) = match event {
@@ -464,11 +470,18 @@ fn told_once(known: &Known, events: &[Dated]) -> Vec<String> {
                 displaced.extend(jid.map(|jid| (jid, *at)));
                 continue;
             }
+            Event::Ended { sid, why } if why == "Closed" => {
+                let jid = known.sessions.get(sid).map(|session| session.jid.as_str());
+                left.extend(jid.map(|jid| (jid, *at)));
+                continue;
+            }
             _ => continue,
         };
         let Some(before) = heard.insert((*to, of), (*at, available)) else { continue };
         let lost = known.gone.values().filter(|gone| **gone <= *at && **gone + TOGETHER_MS > *at).count();
-        let is_unsettled = displaced.get(of).is_some_and(|then| then + DISPLACED_MS > *at);
+        // So does one whose client leaves as its node has just come back: it was lost, and it ended.
+        let lately = |then: &u64| then + DISPLACED_MS > *at;
+        let is_unsettled = displaced.get(of).is_some_and(lately) || left.get(of).is_some_and(lately);
         // What was agreed on, and never came to be told: its end is told all the same.
         let is_another = announced.get(of).is_some_and(|then| *then > before.0);
         // With a second node those may be lost that were to tell, or had told: told twice is better than never.

@@ -98,9 +98,14 @@ fn rule_2_a_bind_stays_until_it_is_undone() {
     for undo in undone {
         assert!(broken(all(vec![begin.clone(), vec![undo.clone(), gone.clone()]])).is_empty(), "{undo:?}");
     }
-    // One that was acknowledged before is older in the log, and takes nothing away.
-    let older = bound(50, 2, 2, 4);
-    assert_eq!(broken(all(vec![older, begin, vec![(150, Event::UnbindAsked { sid: 2 }), gone]])), [2]);
+    // One that was acknowledged before is older in the log, and takes nothing away, if it cannot be tried any more.
+    let later = bound(9_000, 1, 1, 5);
+    let older = |at| {
+        let leaves = (at + 50, Event::UnbindAsked { sid: 2 });
+        broken(all(vec![bound(at, 2, 2, 4), later.clone(), vec![leaves, table(9_500, 1, 9, &[])]]))
+    };
+    assert_eq!(older(50), [2]);
+    assert!(older(8_000).is_empty());
 }
 
 #[test]

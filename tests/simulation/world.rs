@@ -300,6 +300,10 @@ impl World {
         if let Some(why) = ended
             && let Some(running) = self.nodes[host].running.take()
         {
+            if let Some(house) = running.place.house.lock().as_ref() {
+                let messages = house.ignored();
+                self.history.push(Event::Ignored { process: running.process, messages });
+            }
             self.history.push(Event::Stopped { host, process: running.process, why });
             self.end(host, running, false);
         }

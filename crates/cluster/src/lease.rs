@@ -60,16 +60,18 @@ pub(crate) struct Heard {
     expire: Duration,
     /// How long a new leader waits.
     elected: Duration,
-    /// The term led, and from when on nobody counts as heard who was not heard.
+    /// The term led last, and from when on nobody counts as heard who was not heard.
     leading: Option<(u64, Instant)>,
     last: HashMap<(NodeId, Incarnation), Instant>,
     checked: Option<Instant>,
+    /// Since when this node runs without having stood still.
+    awake: Option<Instant>,
 }
 
 impl Heard {
     pub(crate) fn new(times: &Times) -> Heard {
         let (expire, elected) = (times.expire(), times.expire_elected());
-        Heard { expire, elected, leading: None, last: HashMap::new(), checked: None }
+        Heard { expire, elected, leading: None, last: HashMap::new(), checked: None, awake: None }
     }
 
     /// Notes a renewal that this node received as leader.
@@ -86,15 +88,18 @@ impl Heard {
         now: Instant,
     ) -> Vec<(NodeId, Incarnation)> {
         let gap = self.checked.replace(now).map(|then| now.saturating_duration_since(then));
-        let Some((term, since)) = leading else {
-            self.leading = None;
-            return Vec::new();
-        };
-        let paused = gap.is_some_and(|gap| gap > self.expire / 4);
+        if gap.is_some_and(|gap| gap > self.expire / 4) {
+            // Also where it does not lead at the moment: it may lead again at the next look, in the same term.
+            self.awake = Some(now);
+            self.leading = self.leading.map(|(term, _)| (term, now));
+        }
+        let Some((term, since)) = leading else { return Vec::new() };
         let since = match self.leading {
-            Some((known, since)) if known == term && !paused => since,
-            Some((known, _)) if known == term => now,
-            _ => since.checked_sub(self.expire.saturating_sub(self.elected)).unwrap_or(since),
+            Some((known, since)) if known == term => since,
+            _ => {
+                let since = self.awake.map_or(since, |awake| since.max(awake));
+                since.checked_sub(self.expire.saturating_sub(self.elected)).unwrap_or(since)
+            }
         };
         let is_new = self.leading.is_none_or(|(known, _)| known != term);
         self.leading = Some((term, since));
@@ -259,5 +264,26 @@ mod tests {
             assert!(book.expired(leading, [node].into_iter(), ms(base, now)).is_empty());
         }
         assert_eq!(book.expired(leading, [node].into_iter(), ms(base, 25_250)), [node]);
+    }
+
+    /// As it stands still, its quorum is too old: it does not lead at the first look behind that, and does at the next.
+    #[test]
+    fn a_leader_that_stood_still_and_has_its_quorum_back_a_little_later_waits_as_well() {
+        let base = Instant::now();
+        let node = (NodeId(1), Incarnation(1));
+        for term in [1, 2] {
+            let mut book = Heard::new(&Times::default());
+            for now in (0..=10_000).step_by(250) {
+                book.renewed(node.0, node.1, ms(base, now));
+                assert!(book.expired(Some((1, base)), [node].into_iter(), ms(base, now)).is_empty());
+            }
+            assert!(book.expired(None, [node].into_iter(), ms(base, 20_000)).is_empty());
+            // In the same term, or in one that began right before it stood still.
+            let leading = Some((term, ms(base, if term == 1 { 0 } else { 10_100 })));
+            let first = (20_250..40_000)
+                .step_by(250)
+                .find(|now| !book.expired(leading, [node].into_iter(), ms(base, *now)).is_empty());
+            assert_eq!(first, Some(if term == 1 { 25_250 } else { 23_750 }));
+        }
     }
 }

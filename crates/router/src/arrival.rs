@@ -62,7 +62,7 @@ impl Router {
             match self.decide(subject, account, &transit, &rows, true) {
                 Decision::Deliver(chosen) => return self.hand_over(account, transit, rows, chosen),
                 Decision::Bounce(condition) => return self.bounce(transit, StanzaError::new(condition)),
-                Decision::Ignore => return self.finish(&transit, Fate::Ignored),
+                Decision::Ignore => return self.ignore(account, subject, transit),
                 Decision::Keep | Decision::Answer => {}
             }
         }
@@ -181,7 +181,7 @@ impl Router {
         let same = nobody && there == self.decide(subject, &account, &transit, &rows, false);
         if same && (matches!(subject, Subject::Iq(_)) || matches!(there, Decision::Bounce(_))) {
             // Whether the account exists changes nothing, so nobody looks: the same answer after the same time.
-            return self.end(&account, transit, rows, there).await;
+            return self.end(&account, subject, transit, rows, there).await;
         }
         // Before who asks is known to be no stranger, no request looks either.
         if nobody && there != Decision::Answer {
@@ -191,7 +191,7 @@ impl Router {
                 Ok(false) if subject == Subject::Presence(PresenceType::Probe) => {}
                 Ok(false) => {
                     let decision = self.decide(subject, &account, &transit, &rows, false);
-                    return self.end(&account, transit, rows, decision).await;
+                    return self.end(&account, subject, transit, rows, decision).await;
                 }
                 Err(error) => return self.bounce(transit, error),
             }
@@ -238,7 +238,7 @@ impl Router {
             let decision = self.decide(subject, &account, &transit, &rows, true);
             (rows, decision)
         };
-        self.end(&account, transit, rows, decision).await;
+        self.end(&account, subject, transit, rows, decision).await;
         // Behind the end that was told, so that the answer is what is heard last.
         contradicted.into_iter().for_each(|jid| self.ask_again(&account, jid));
     }
@@ -251,14 +251,21 @@ impl Router {
         })
     }
 
-    async fn end(self: &Arc<Self>, account: &BareJid, transit: Transit, rows: Vec<Row>, decision: Decision) {
+    async fn end(
+        self: &Arc<Self>,
+        account: &BareJid,
+        subject: Subject,
+        transit: Transit,
+        rows: Vec<Row>,
+        decision: Decision,
+    ) {
         match decision {
             Decision::Deliver(chosen) => self.hand_over(account, transit, rows, chosen),
             // No handler kept it.
             Decision::Keep => self.bounce(transit, StanzaError::new(Condition::ServiceUnavailable)),
             Decision::Answer => self.answer(Some(account.clone()), transit).await,
             Decision::Bounce(condition) => self.bounce(transit, StanzaError::new(condition)),
-            Decision::Ignore => self.finish(&transit, Fate::Ignored),
+            Decision::Ignore => self.ignore(account, subject, transit),
         }
     }
 

@@ -19,6 +19,7 @@ pub mod router;
 mod transit;
 pub mod decision;
 mod arrival;
+mod away;
 mod queues;
 mod holds;
 pub mod mailboxes;

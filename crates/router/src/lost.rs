@@ -44,6 +44,9 @@ pub(crate) async fn follow(router: Weak<Router>, mut changes: Receiver<Change>) 
             },
         };
         let (Some(change), Some(router)) = (change, router.upgrade()) else { return };
+        if let Change::LeaseLost { .. } | Change::LeaseBack { .. } | Change::NodeGone { .. } = change {
+            router.away.note();
+        }
         let Change::NodeGone { node, incarnation, lost } = change else { continue };
         router.peers.expire(&router, node, incarnation);
         let (me, _) = router.whereabouts.me();

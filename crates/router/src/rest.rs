@@ -27,6 +27,7 @@ impl Router {
         let owed = |lane: &crate::LaneFacts| lane.unsettled > 0 && is_here(lane.node, lane.incarnation);
         self.account_queues() == 0
             && self.copies.len() == 0
+            && self.away.waiting() == 0
             && !self.lanes().iter().any(owed)
             && self.lanes_in.are_settled(self)
     }

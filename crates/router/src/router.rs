@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::arrival;
+use crate::away::Away;
 use crate::config::Config;
 use crate::decision::{Address, Decision, Receiver, Subject, decide, decide_host, is_doubtful};
 use crate::holds::Holds;
@@ -75,6 +76,7 @@ pub struct Router {
     pub(crate) peers: Peers,
     pub(crate) lanes_in: LanesIn,
     pub(crate) late_ends: LateEnds,
+    pub(crate) away: Away,
     pub(crate) counters: Counters,
     pub(crate) runtime: Handle,
     pub(crate) since: Instant,
@@ -108,6 +110,7 @@ impl Router {
             peers: Peers::new(),
             lanes_in: LanesIn::default(),
             late_ends: LateEnds::default(),
+            away: Away::default(),
             counters: Counters::default(),
             runtime: Handle::current(),
             since: Instant::now(),
@@ -203,6 +206,11 @@ impl Router {
     /// The lanes to other nodes, as they are now.
     pub fn lanes(&self) -> Vec<LaneFacts> {
         self.peers.facts()
+    }
+
+    /// Errors and results that wait for sessions which went with their node and may come back.
+    pub fn answers_waiting(&self) -> usize {
+        self.away.waiting()
     }
 
     /// Accounts for which stanzas wait because one of their handlers awaits the store.

@@ -50,6 +50,8 @@ pub(crate) struct Transit {
     pub behind_until: Option<Instant>,
     /// It was on its way already and came back: it waits among those, in their order.
     pub came_back: bool,
+    /// It has waited for a session that was away, see [`crate::away`].
+    pub was_away: bool,
 }
 
 impl Transit {
@@ -68,6 +70,7 @@ impl Transit {
             one_of_several: false,
             behind_until: None,
             came_back: false,
+            was_away: false,
         }
     }
 

@@ -416,6 +416,29 @@ async fn a_node_that_comes_back_under_a_new_incarnation_is_reached_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_for_a_session_whose_node_is_without_its_lease_waits_until_it_is_back() {
+    let all = cluster(2, Config::default()).await;
+    let mut alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    let error = |id| {
+        format!(
+            "<message from='bob@localhost' to='alice@localhost/a' type='error' id='{id}'>\
+             <error type='wait'><resource-constraint xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></message>"
+        )
+    };
+    let ignored =
+        |at: usize| all.nodes[at].router.counters().stanzas(stanza::Kind::Message, router::Fate::Ignored);
+    all.world.expire(NodeId(1)).await;
+    all.nodes[0].says(&error(0)).await;
+    all.nodes[1].says(&error(1)).await;
+    until("both wait", || all.nodes.iter().all(|node| node.router.answers_waiting() == 1)).await;
+    all.nodes[0].come_back(Incarnation(2), &[&alice]);
+    let mut heard = alice.hears_ids(2).await;
+    heard.sort();
+    assert_eq!(heard, [0, 1]);
+    assert_eq!((ignored(0), ignored(1)), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_at_a_node_that_loses_its_lease_is_left_to_its_sender() {
     let all = cluster(2, Config::default()).await;
     let alice = all.nodes[0].login("alice@localhost/a", Some(0));
