@@ -608,6 +608,8 @@ impl Cluster {
             join_all(groups.iter().map(|group| group.hand_over(&heirs, until))).await;
             let (node, incarnation) = self.me();
             if node.0 != 0 && self.is_serving() {
+                // Before the others hold its life for over.
+                self.shared.lease.lock().close();
                 let command = Command::ExpireNode { node, incarnation };
                 if let Err(error) = submit(&self.batcher, &command, Instant::now() + grace / 2).await {
                     tracing::warn!(%error, "left without a word: the others will find out");

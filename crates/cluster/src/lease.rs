@@ -15,16 +15,18 @@ use crate::{
 pub(crate) struct Holding {
     fence: Duration,
     sent: Option<Instant>,
+    /// It is never held again.
+    closed: bool,
 }
 
 impl Holding {
     pub(crate) fn new(fence: Duration) -> Holding {
-        Holding { fence, sent: None }
+        Holding { fence, sent: None, closed: false }
     }
 
     /// Notes an acknowledged renewal; false if the lease had run out before the acknowledgement came.
     pub(crate) fn acknowledged(&mut self, sent: Instant, now: Instant) -> bool {
-        if self.sent.is_some() && !self.is_held(now) {
+        if self.closed || self.sent.is_some() && !self.is_held(now) {
             return false;
         }
         self.sent = self.sent.max(Some(sent));
@@ -32,7 +34,16 @@ impl Holding {
     }
 
     pub(crate) fn is_held(&self, now: Instant) -> bool {
-        self.until().is_some_and(|until| now < until)
+        !self.closed && self.until().is_some_and(|until| now < until)
+    }
+
+    /// Gives it up for good: the node leaves.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// When the node must stop serving.
@@ -147,6 +158,18 @@ mod tests {
         assert!(!lease.acknowledged(ms(base, 2_500), ms(base, 3_100)));
         lease.lose(ms(base, 3_100));
         assert!(lease.acknowledged(ms(base, 3_200), ms(base, 3_300)));
+    }
+
+    #[test]
+    fn a_node_that_leaves_serves_no_longer_though_its_lease_is_renewed() {
+        let base = Instant::now();
+        let mut lease = Holding::new(FENCE);
+        assert!(lease.acknowledged(ms(base, 0), ms(base, 10)));
+        lease.close();
+        assert!(!lease.is_held(ms(base, 20)));
+        assert!(!lease.acknowledged(ms(base, 30), ms(base, 40)));
+        lease.lose(ms(base, 50));
+        assert!(!lease.acknowledged(ms(base, 60), ms(base, 70)));
     }
 
     #[test]

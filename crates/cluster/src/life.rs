@@ -54,6 +54,9 @@ async fn serve(shared: &Arc<Shared>, batcher: &Batcher) {
     loop {
         let (node, incarnation) = admitted(shared, batcher).await;
         hold_lease(shared, node, incarnation, first).await;
+        if shared.lease.lock().is_closed() {
+            return;
+        }
         first = false;
     }
 }

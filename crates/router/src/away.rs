@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use cluster::Incarnation;
 use jid::{BareJid, Jid};
 use parking_lot::Mutex;
 use stanza::{IqType, MessageType};
@@ -60,9 +61,10 @@ impl Router {
         self.runtime.spawn(wait(self.myself.clone(), account.clone(), Transit { was_away: true, ..transit }));
     }
 
+    /// Whether the table here may lack sessions that live: their node comes back, or this one is behind.
     fn may_be_away(&self) -> bool {
         let lately = |went: Instant| went.elapsed() < AWAY;
-        !self.whereabouts.is_serving() || self.away.last.lock().is_some_and(lately)
+        !self.whereabouts.is_serving() || self.is_blind() || self.away.last.lock().is_some_and(lately)
     }
 }
 
@@ -71,12 +73,18 @@ async fn wait(router: Weak<Router>, account: BareJid, transit: Transit) {
         // Before the first look too: the table may show a loss that is told of in this moment.
         sleep(LOOK).await;
         let Some(router) = router.upgrade() else { return };
+        if router.is_blind() {
+            router.renew_table().await;
+        }
         let rows = router.whereabouts.users(&account);
         let is_back =
             rows.iter().any(|row| transit.stanza.head.to.as_ref() == Some(&Jid::from(row.jid.clone())));
-        if is_back || !router.may_be_away() {
+        let (_, Incarnation(now)) = router.whereabouts.me();
+        // Another node had sent what this answers to an earlier life of this one, and routes it anew by now.
+        let is_void = transit.receipt.is_before(now);
+        if is_back || is_void || !router.may_be_away() {
             router.away.waiting.fetch_sub(1, Ordering::AcqRel);
-            return router.dispatch(transit);
+            return if is_void { router.finish(&transit, Fate::Ignored) } else { router.dispatch(transit) };
         }
     }
 }

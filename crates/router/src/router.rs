@@ -485,6 +485,11 @@ impl Router {
         self.peers.leaving(self, account, place.node()).map(Obstacle::Behind)
     }
 
+    /// Whether the last question for a newer table was not answered.
+    pub(crate) fn is_blind(&self) -> bool {
+        self.blind_until.lock().is_some()
+    }
+
     /// Waits until the table here is as new as the leader's is now, or it takes too long. Those who ask at the
     /// same time share one question; where it was not answered, nobody asks for a while.
     pub(crate) async fn renew_table(&self) {
