@@ -595,13 +595,16 @@ impl Services for Node {
         self.route_from(stanza, how, None).boxed()
     }
 
-    fn route_kept(&self, stanza: Stanza, kept: Arc<dyn Kept>) -> BoxFuture<'_, ()> {
+    fn route_kept(&self, stanza: Stanza, session: Sid, kept: Arc<dyn Kept>) -> BoxFuture<'_, ()> {
         async move {
-            let account = stanza.head.to.as_ref().map(Jid::to_bare);
-            if account.is_none_or(|account| self.nobody_for(&account, &stanza)) {
+            let is_there = {
+                let state = self.shared.state.lock();
+                let row = state.rows.iter().find(|row| row.view.sid() == session);
+                row.inspect(|row| Node::hand(self, row, &stanza)).is_some()
+            };
+            if !is_there {
                 return kept.returned().await;
             }
-            self.route(stanza, How::Ahead).await;
             let reads = match &mut self.shared.state.lock().unread {
                 Some(unread) => {
                     unread.push(kept.clone());
@@ -637,6 +640,7 @@ impl Services for Node {
         let rows = state.rows.iter().filter(|row| row.view.account() == account);
         rows.map(|row| Resource {
             jid: row.view.jid().clone(),
+            sid: row.view.sid(),
             priority: row.priority,
             here: row.node == self.number,
         })

@@ -12,7 +12,7 @@ use store::{AccountError, Store, StoreError};
 
 use crate::card::Card;
 use crate::module::SessionEvent;
-use crate::session::SessionView;
+use crate::session::{SessionView, Sid};
 
 /// Whether a stanza that a module sends passes the arriving handlers of its receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,7 @@ impl Removal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resource {
     pub jid: FullJid,
+    pub sid: Sid,
     /// `None`: bound, but not available.
     pub priority: Option<i8>,
     /// Its session is on this node.
@@ -97,9 +98,10 @@ pub trait Services: Send + Sync + 'static {
     /// Sends a stanza on its way; `from` and `to` must be set. Returns when it was handed on.
     fn route(&self, stanza: Stanza, how: How) -> BoxFuture<'_, ()>;
 
-    /// Sends a stanza of which the store has a copy as [`How::Ahead`] does, and says what became of it. So nothing is
-    /// lost with a node that hands over what was kept. Returns when it was handed on.
-    fn route_kept(&self, stanza: Stanza, kept: Arc<dyn Kept>) -> BoxFuture<'_, ()>;
+    /// Sends a stanza of which the store has a copy to one session of the account in its `to`, as [`How::Ahead`] does, and
+    /// says what became of it: where that session has gone it counts as returned. So nothing is lost with a node that
+    /// hands over what was kept. Returns when it was handed on.
+    fn route_kept(&self, stanza: Stanza, session: Sid, kept: Arc<dyn Kept>) -> BoxFuture<'_, ()>;
 
     /// Sends one stanza to many receivers: one body, one envelope per node. Arriving handlers
     /// run, and `to` of the stanza given is ignored.

@@ -131,6 +131,29 @@ impl Peers {
         None
     }
 
+    /// What is on its way to `node` for a session of the account that has ended: it will be refused there, and is older
+    /// than what goes to the same node for another session.
+    pub(crate) fn on_its_way_back(
+        &self,
+        router: &Router,
+        account: &BareJid,
+        node: NodeId,
+    ) -> Option<InFlight> {
+        if !self.some.load(Ordering::Acquire) {
+            return None;
+        }
+        let key = key(account.as_str());
+        let rows = LazyCell::new(|| router.whereabouts.users(account));
+        let is_here = |sid| rows.iter().any(|row| row.sid == sid);
+        let peers = self.peers.read();
+        let lanes = peers.values().filter(|peer| peer.node == node).map(|peer| &peer.lanes[lane_of(key)]);
+        lanes.into_iter().find_map(|lane| {
+            // In this order: nearly always nothing is on its way.
+            let in_flight = lane.in_flight(key)?;
+            lane.leaving(key, is_here).map(|_| in_flight)
+        })
+    }
+
     /// What a node other than `except` still has for a session of the account that has ended.
     pub(crate) fn leaving(
         &self,

@@ -477,6 +477,10 @@ impl Router {
         if let Some(in_flight) = self.peers.in_flight(account, place.node()) {
             return Some(Obstacle::InFlight(in_flight));
         }
+        if let Some(in_flight) = place.node().and_then(|node| self.peers.on_its_way_back(self, account, node))
+        {
+            return Some(Obstacle::InFlight(in_flight));
+        }
         // What came from another node may itself be what is waited for.
         let may_wait = transit.hops == 0 && transit.behind_until.is_none_or(|until| Instant::now() < until);
         if !may_wait || !matches!(subject, Subject::Message(_)) {

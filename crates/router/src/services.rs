@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use hooks::{
-    About, AccountError, Card, Hold, How, Kept, Removal, Resource, Services, SessionEvent, SessionView,
+    About, AccountError, Card, Hold, How, Kept, Removal, Resource, Services, SessionEvent, SessionView, Sid,
     Store, StoreError,
 };
 use jid::{BareJid, Jid};
@@ -33,9 +33,17 @@ impl Services for Router {
         Box::pin(ready(()))
     }
 
-    fn route_kept(&self, stanza: Stanza, kept: Arc<dyn Kept>) -> BoxFuture<'_, ()> {
+    fn route_kept(&self, stanza: Stanza, session: Sid, kept: Arc<dyn Kept>) -> BoxFuture<'_, ()> {
         let receipt = self.copies.receipt(kept, self.runtime.clone());
-        self.dispatch_ahead(Transit { receipt, ..Transit::new(stanza, Stage::Past) });
+        let account = stanza.head.to.as_ref().map(Jid::to_bare);
+        let rows = account.map(|account| self.whereabouts.users(&account)).unwrap_or_default();
+        let only = cluster::Sid(session.0);
+        if let Some(returned) = rows.iter().all(|row| row.sid != only).then(|| receipt.returned()).flatten() {
+            // A successor has claimed it, or will: it must not come from here as well.
+            return returned;
+        }
+        let only = Some(only);
+        self.dispatch_ahead(Transit { receipt, only, ..Transit::new(stanza, Stage::Past) });
         Box::pin(ready(()))
     }
 
@@ -56,7 +64,12 @@ impl Services for Router {
 
     fn online(&self, account: &BareJid) -> Vec<Resource> {
         let (me, _) = self.whereabouts.me();
-        let row = |row: cluster::Row| Resource { jid: row.jid, priority: row.priority, here: row.node == me };
+        let row = |row: cluster::Row| Resource {
+            jid: row.jid,
+            sid: Sid(row.sid.0),
+            priority: row.priority,
+            here: row.node == me,
+        };
         self.whereabouts.users(account).into_iter().map(row).collect()
     }
 

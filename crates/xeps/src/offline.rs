@@ -389,8 +389,7 @@ async fn flush(
     session: &Arc<SessionView>,
 ) -> Result<(), StoreError> {
     let account = session.account();
-    let local = |sid| services.local_sessions(account).iter().any(|here| here.sid().0 == sid);
-    let unsettled = pages.unsettled(account, local);
+    let unsettled = pages.unsettled(account, |sid| is_bound(&**services, account, sid));
     if !unsettled.is_empty() {
         let (over, time) = oneshot::channel::<()>();
         services.later(PREDECESSOR, Box::pin(async move { drop(over) }));
@@ -438,13 +437,14 @@ async fn flush_to(
     let until = |range: Range| Range { to: Bound::Excluded(key(end)), ..range.limit(PAGE) };
     let mut range = until(Range::all());
     loop {
+        if !is_here(&**services, session) {
+            // Its successor looks for itself.
+            return Ok(Flushed::All);
+        }
         let page = services.store().scan_versioned::<Waiting>(&partition(account), range).await?;
         let Some((last, _)) = page.last() else { return Ok(Flushed::All) };
         range = until(Range::after(last.clone()));
         let flushed = hand_over(services, pages, session, &claim, page, claiming).await?;
-        if !is_here(&**services, session) {
-            return Ok(Flushed::All);
-        }
         if flushed == Flushed::Part {
             return Ok(flushed);
         }
@@ -466,7 +466,8 @@ async fn hand_over(
         None => true,
         // Ours, though it was not heard whether it was made.
         Some(own) if own == claim => !handed.has(number(key)),
-        Some(other) => is_void(&**services, account, other, claim),
+        // Of a session that is gone it does not hold any more.
+        Some(other) => !is_bound(&**services, account, other.sid),
     };
     let free: Vec<Found> = page.into_iter().filter(is_free).collect();
     if free.is_empty() {
@@ -485,14 +486,14 @@ fn number(key: &[u8]) -> u64 {
     key.try_into().map_or(0, u64::from_be_bytes)
 }
 
-/// Whether a claim no longer holds: of one before us under our address, or of a session that is gone.
-fn is_void(services: &dyn Services, account: &BareJid, claim: &Claim, ours: &Claim) -> bool {
-    (claim.jid == ours.jid && claim.sid != ours.sid)
-        || services.online(account).iter().all(|resource| resource.jid.as_str() != claim.jid)
+/// Whether a session has its full JID still: one that was displaced may not know it yet.
+fn is_bound(services: &dyn Services, account: &BareJid, sid: u128) -> bool {
+    services.online(account).iter().any(|resource| resource.sid.0 == sid)
 }
 
 fn is_here(services: &dyn Services, session: &SessionView) -> bool {
     services.local_sessions(session.account()).iter().any(|here| here.sid() == session.sid())
+        && is_bound(services, session.account(), session.sid().0)
 }
 
 type Found = (Vec<u8>, Versioned<Waiting>);

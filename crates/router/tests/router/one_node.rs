@@ -292,17 +292,17 @@ impl Kept for Copy {
 async fn whoever_has_a_copy_of_a_stanza_hears_once_whether_it_was_written() {
     let (world, node) = single(vec![], Config::default()).await;
     let noted = Arc::new(Noted::default());
-    let send = async |id| {
+    let send = async |id, sid: cluster::Sid| {
         let stanza = parse(&chat("bob@localhost", id)).with_from(Jid::new("alice@localhost/a").unwrap());
-        node.router.route_kept(stanza, Arc::new(Copy(noted.clone()))).await;
+        node.router.route_kept(stanza, hooks::Sid(sid.0), Arc::new(Copy(noted.clone()))).await;
     };
     // Nobody is there.
-    send(0).await;
+    send(0, cluster::Sid(7_000)).await;
     until("it is returned", || noted.counts() == (0, 1)).await;
 
     let mut bob = node.login("bob@localhost/b", Some(1));
-    send(1).await;
-    send(2).await;
+    send(1, bob.sid).await;
+    send(2, bob.sid).await;
     let taken = bob.takes().await;
     assert_eq!(taken.len(), 2);
     // Taken is not written, and a node whose client has not got all is not at rest.
@@ -315,14 +315,17 @@ async fn whoever_has_a_copy_of_a_stanza_hears_once_whether_it_was_written() {
     until("the other one is returned", || noted.counts() == (1, 2)).await;
     assert!(node.router.rest(Duration::from_secs(5)).await);
 
-    // Of two sessions that each got it, one has written it.
+    // Of two sessions the one gets it that it is for.
     let mut one = node.login("bob@localhost/1", Some(1));
     let mut two = node.login("bob@localhost/2", Some(1));
-    send(3).await;
-    let (unwritten, written) = (one.takes().await, two.takes().await);
-    one.close(&world, unwritten);
-    drop(written);
+    send(3, one.sid).await;
+    drop(one.takes().await);
     until("it is written", || noted.counts() == (2, 2)).await;
+    // And none of them if that one was displaced.
+    let mut three = node.login("bob@localhost/1", Some(1));
+    send(4, one.sid).await;
+    until("it is returned", || noted.counts() == (2, 3)).await;
+    assert_eq!((one.rest(), two.rest(), three.rest()), (vec![], vec![], vec![]));
 }
 
 #[tokio::test]

@@ -312,6 +312,30 @@ async fn moves_with_unread_mail(to: usize) {
     until("all is settled", || all.nodes.iter().all(|node| node.unsettled() == 0)).await;
 }
 
+/// The session of the receiver ends and another one of the same node takes its full JID, as the sender's node has sent
+/// something to the first: that is refused, and must not be overtaken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_for_a_displaced_session_comes_before_what_is_newer() {
+    let all = cluster(2, Config::default()).await;
+    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    let first = all.nodes[1].login("bob@localhost/b", Some(0));
+    alice.chats("bob@localhost/b", 0).await;
+    until("the link is open", || first.mailbox.len() == 1).await;
+    all.links[1].cut();
+    for number in 1..=3 {
+        alice.chats("bob@localhost/b", number).await;
+    }
+    // Nothing of the first is left at the node when they come there.
+    first.close(&all.world, Vec::new());
+    let mut second = all.nodes[1].login("bob@localhost/b", Some(0));
+    for number in 4..=6 {
+        alice.chats("bob@localhost/b", number).await;
+    }
+    all.links[1].mend();
+    let heard = second.hears_ids(7).await;
+    assert_eq!(heard.iter().filter(|number| **number > 0).copied().collect::<Vec<_>>(), numbers(1..7));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_ended_session_did_not_read_comes_before_what_is_newer() {
     moves_with_unread_mail(2).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::channel::oneshot;
 use futures::future::BoxFuture;
-use hooks::{Kept, Services};
+use hooks::{Kept, Services, Sid};
 use jid::BareJid;
 use parking_lot::Mutex;
 use store::{Batch, Committed, Expect, StoreError, Versioned};
@@ -137,8 +137,8 @@ struct OnItsWay {
     moves: u8,
 }
 
-/// Hands claimed messages over, past all others, which are held. They go to the account: should the session that
-/// claimed them be gone by now, another one may have them.
+/// Hands claimed messages over to the session that has claimed them, past all others, which are held. Should it be gone
+/// by now, they come back.
 pub(super) async fn hand_on(
     services: &Arc<dyn Services>,
     pages: &Arc<Pages>,
@@ -162,7 +162,7 @@ pub(super) async fn hand_on(
         let message = (number(&key), found.value.bytes, found.version);
         let way = Arc::new(OnItsWay { page: page.clone(), message, moves });
         match found.value.stanza.stanza() {
-            Some(stanza) => services.route_kept(stanza.with_to(account.clone()), way).await,
+            Some(stanza) => services.route_kept(stanza.with_to(account.clone()), Sid(claim.sid), way).await,
             None => way.written().await,
         }
     }
@@ -331,8 +331,8 @@ impl Page {
         let takes = online.iter().filter(|one| one.priority.is_some_and(|priority| priority >= 0));
         let taker = takes.max_by_key(|one| one.here)?;
         let local = self.services.local_sessions(&self.account);
-        let session = local.iter().find(|here| *here.jid() == taker.jid);
-        let claim = Claim { jid: taker.jid.to_string(), sid: session.map_or(0, |here| here.sid().0) };
+        let session = local.iter().find(|here| here.sid() == taker.sid);
+        let claim = Claim { jid: taker.jid.to_string(), sid: taker.sid.0 };
         let handed = session.map(|here| here.notes().get_or_put(Handed::default)).unwrap_or_default();
         Some(Taker { claim, handed })
     }
