@@ -58,6 +58,7 @@ struct Known {
     /// When anybody first heard that a life of a node is over.
     gone: BTreeMap<Life, u64>,
     fenced: BTreeMap<Process, Vec<u64>>,
+    back: BTreeMap<Process, Vec<u64>>,
 }
 
 struct Session {
@@ -90,6 +91,7 @@ impl Known {
                 Event::Gone { life, .. } => {
                     known.gone.entry(*life).or_insert(at);
                 }
+                Event::Back { process, .. } => known.back.entry(*process).or_default().push(at),
                 Event::Fenced { process } => known.fenced.entry(*process).or_default().push(at),
                 Event::BindAsked { sid, jid, process } => {
                     known.by_jid.entry(jid.clone()).or_default().push(*sid);
@@ -226,9 +228,13 @@ fn is_undone(known: &Known, sid: Sid, session: &Session, bound_at: u64, now: u64
     let by_itself = session.unbound.is_some_and(|at| at <= now);
     let with_its_node = known.ends.get(&session.process).is_some_and(|at| *at <= now);
     // From the loss of a lease on, the row hangs on the next life of its node, which brings it back.
+    let is_back = |since: u64| {
+        let back = known.back.get(&session.process);
+        back.is_some_and(|times| times.iter().any(|at| (since..=bound_at).contains(at)))
+    };
+    let lost = |at: &u64| *at <= now && (*at + 1_000 >= bound_at || !is_back(*at));
     let fenced = known.fenced.get(&session.process);
-    let with_its_lease = fenced
-        .is_some_and(|times| times.iter().any(|at| *at + 1_000 >= bound_at && *at <= now))
+    let with_its_lease = fenced.is_some_and(|times| times.iter().any(lost))
         || session.lives.iter().any(|(_, life)| known.gone.get(life).is_some_and(|at| *at <= now));
     let successor = known.by_jid.get(&session.jid).into_iter().flatten().any(|other| {
         let Some(rival) = known.sessions.get(other) else { return false };
