@@ -432,15 +432,14 @@ impl Machine for RoutesMachine {
 
     fn snapshot(&mut self) -> io::Result<SnapshotWriter> {
         let routes = self.0.view.routes.read().clone();
-        Ok(Box::new(move |out| out.write_all(&routes.encode())))
+        Ok(Box::new(move |out| routes.write(out)))
     }
 
     fn install(&mut self, _mark: Bytes, snapshot: &mut dyn Read) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        snapshot.read_to_end(&mut bytes)?;
-        let damaged =
-            || io::Error::new(io::ErrorKind::InvalidData, "a snapshot of the route table is damaged");
-        self.0.install(Routes::decode(&bytes).ok_or_else(damaged)?);
+        let failed = |e: io::Error| {
+            io::Error::new(e.kind(), format!("failed to read a snapshot of the route table: {e}"))
+        };
+        self.0.install(Routes::read(snapshot).map_err(failed)?);
         Ok(())
     }
 }

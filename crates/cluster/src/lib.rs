@@ -10,6 +10,8 @@ pub mod role;
 
 // The route table.
 pub mod routes;
+mod accounts;
+mod written;
 pub mod table;
 pub mod tally;
 pub mod trust;

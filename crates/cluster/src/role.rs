@@ -16,6 +16,8 @@ pub struct Incarnation(pub u64);
 
 /// One life of one session: 128 random bits that make every route command idempotent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+// Aligned as the rest of a row of the table is, which takes a tenth less memory so.
+#[repr(Rust, packed(8))]
 pub struct Sid(pub u128);
 
 /// A voter or learner of the Raft groups: 64 random bits drawn with the data directory, so that a node
@@ -53,7 +55,7 @@ macro_rules! shown {
     ($($name:ident $pattern:literal),*) => {$(
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, $pattern, self.0)
+                write!(f, $pattern, { self.0 })
             }
         }
     )*};

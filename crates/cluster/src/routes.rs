@@ -4,12 +4,13 @@
 //! command that hides all of its sessions everywhere at the same index; hidden rows are swept later, by each
 //! node for itself, since nobody can see the difference.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use jid::{BareJid, FullJid, ResourcePart};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    accounts::{Accounts, bare_of},
     role::{Incarnation, MemberId, NodeId, Roles, Sid},
     tally::Tally,
     trust::{TokenFault, TokenRow, Trust},
@@ -203,39 +204,21 @@ pub enum Effect {
     NodeRemoved { key: u128 },
 }
 
-/// The table.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// The table; copies share their rows until one of them changes.
+#[derive(Clone, Debug, Default)]
 pub struct Routes {
-    nodes: BTreeMap<NodeId, NodeRow>,
-    users: HashMap<Box<str>, Vec<Row>>,
-    index: u64,
-    trust: Trust,
-    /// Behind the rest of a snapshot, where a version without it does not look.
-    #[serde(skip)]
-    doors: BTreeMap<NodeId, Doors>,
-    /// Behind the doors, where there are any.
-    #[serde(skip)]
-    leaving: BTreeSet<NodeId>,
+    pub(crate) nodes: BTreeMap<NodeId, NodeRow>,
+    pub(crate) users: Accounts,
+    pub(crate) index: u64,
+    pub(crate) trust: Trust,
+    pub(crate) doors: BTreeMap<NodeId, Doors>,
+    pub(crate) leaving: BTreeSet<NodeId>,
     /// Follows from the rest.
-    #[serde(skip)]
-    tally: Tally,
-}
-
-/// The table as its first version was written: without tokens and removed nodes.
-#[derive(Serialize, Deserialize)]
-struct RoutesV1 {
-    nodes: BTreeMap<NodeId, NodeRow>,
-    users: HashMap<Box<str>, Vec<Row>>,
-    index: u64,
+    pub(crate) tally: Tally,
 }
 
 /// Version of the commands in the log; the first byte of each.
 const COMMAND_VERSION: u8 = 1;
-/// Version of the table in a snapshot; the first byte of it.
-const TABLE_VERSION: u8 = 2;
-/// The version before tokens. It is still written while there are none, so that nodes of it can read it.
-const TABLE_VERSION_1: u8 = 1;
-
 impl Command {
     /// The bytes that go into the log.
     pub fn encode(&self) -> Vec<u8> {
@@ -279,13 +262,6 @@ fn decode<T: for<'a> Deserialize<'a>>(version: u8, bytes: &[u8]) -> Option<T> {
     postcard::from_bytes(rest).ok()
 }
 
-/// The account's part of a full JID, without a copy.
-pub(crate) fn bare_of(jid: &FullJid) -> &str {
-    let whole = jid.as_str();
-    // A slash may stand neither in the local part nor in the domain (RFC 7622, 3.1).
-    whole.split('/').next().unwrap_or(whole)
-}
-
 impl Routes {
     /// An empty table.
     pub fn new() -> Routes {
@@ -302,55 +278,10 @@ impl Routes {
         self.users.len()
     }
 
-    /// The bytes of a snapshot; hidden rows stay behind.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut visible = self.clone();
-        let nodes = &self.nodes;
-        visible.users.retain(|_, rows| {
-            rows.retain(|row| visible_in(nodes, row));
-            !rows.is_empty()
-        });
-        let bytes = if visible.trust.is_empty() {
-            let Routes { nodes, users, index, .. } = visible;
-            encode(TABLE_VERSION_1, &RoutesV1 { nodes, users, index })
-        } else {
-            encode(TABLE_VERSION, &visible)
-        };
-        let bytes = postcard::to_extend(&self.doors, bytes).expect("a map of texts can be written to memory");
-        if self.leaving.is_empty() {
-            return bytes;
-        }
-        postcard::to_extend(&self.leaving, bytes).expect("a set of numbers can be written to memory")
-    }
-
-    /// Reads what [`Routes::encode`] wrote, in this version or the one before, now or before there were doors or
-    /// nodes that leave.
-    pub fn decode(bytes: &[u8]) -> Option<Routes> {
-        let (version, rest) = bytes.split_first()?;
-        let (mut routes, rest): (Routes, &[u8]) = match *version {
-            TABLE_VERSION => postcard::take_from_bytes(rest).ok()?,
-            TABLE_VERSION_1 => {
-                let (table, rest) = postcard::take_from_bytes(rest).ok()?;
-                let RoutesV1 { nodes, users, index } = table;
-                (Routes { nodes, users, index, ..Routes::default() }, rest)
-            }
-            _ => return None,
-        };
-        if !rest.is_empty() {
-            let (doors, rest) = postcard::take_from_bytes(rest).ok()?;
-            routes.doors = doors;
-            if !rest.is_empty() {
-                routes.leaving = postcard::from_bytes(rest).ok()?;
-            }
-        }
-        routes.count();
-        Some(routes)
-    }
-
     /// Adds up the table as it is.
     pub(crate) fn count(&mut self) {
         self.tally = Tally::default();
-        for row in self.users.values().flatten().filter(|row| visible_in(&self.nodes, row)) {
+        for row in self.users.each().filter(|row| visible_in(&self.nodes, row)) {
             self.tally.add(row);
         }
         self.count_rest();
@@ -415,23 +346,23 @@ impl Routes {
 
     /// The visible sessions of an account.
     pub fn users<'a>(&'a self, bare: &BareJid) -> impl Iterator<Item = &'a Row> + use<'a> {
-        self.rows(bare.as_str()).iter().filter(|row| self.is_visible(row))
+        self.users.rows(bare.as_str()).iter().filter(|row| self.is_visible(row))
     }
 
     /// The visible session that has a full JID.
     pub fn full(&self, jid: &FullJid) -> Option<&Row> {
-        self.rows(bare_of(jid)).iter().find(|row| row.jid == *jid && self.is_visible(row))
+        self.users.rows(bare_of(jid)).iter().find(|row| row.jid == *jid && self.is_visible(row))
     }
 
     /// Every visible session.
     pub fn each(&self) -> impl Iterator<Item = &Row> {
-        self.users.values().flatten().filter(|row| self.is_visible(row))
+        self.users.each().filter(|row| self.is_visible(row))
     }
 
     /// All rows of one life of a node, visible or hidden.
     pub fn rows_of(&self, node: NodeId, incarnation: Incarnation) -> Vec<Row> {
         let mine = |row: &&Row| row.node == node && row.incarnation == incarnation;
-        self.users.values().flatten().filter(mine).cloned().collect()
+        self.users.each().filter(mine).cloned().collect()
     }
 
     /// Removes one hidden row for good; the sweep after a node is gone.
@@ -697,23 +628,15 @@ impl Routes {
         Outcome::Resynced { refused }
     }
 
-    fn rows(&self, bare: &str) -> &[Row] {
-        self.users.get(bare).map_or(&[], Vec::as_slice)
-    }
-
     fn change(&mut self, jid: &FullJid, sid: Sid, change: impl FnOnce(&mut Row)) -> Outcome {
-        let nodes = &self.nodes;
-        let rows = self.users.get_mut(bare_of(jid)).map_or(&mut [][..], Vec::as_mut_slice);
-        let mut visible = rows.iter_mut().filter(|row| visible_in(nodes, row));
-        match visible.find(|row| row.sid == sid && row.jid == *jid) {
-            Some(row) => {
-                self.tally.take(row);
-                change(row);
-                self.tally.add(row);
-                Outcome::Done
-            }
-            None => Outcome::Stale,
-        }
+        let Routes { nodes, users, tally, .. } = self;
+        let mine = |row: &Row| row.sid == sid && visible_in(nodes, row);
+        let changed = users.change(jid, mine, |row| {
+            tally.take(row);
+            change(row);
+            tally.add(row);
+        });
+        if changed { Outcome::Done } else { Outcome::Stale }
     }
 
     /// Puts a row in the place of whatever has its full JID.
@@ -722,20 +645,11 @@ impl Routes {
         if self.is_visible(&row) {
             self.tally.add(&row);
         }
-        let rows = match self.users.get_mut(bare_of(&row.jid)) {
-            Some(rows) => rows,
-            None => self.users.entry(bare_of(&row.jid).into()).or_insert_with(|| Vec::with_capacity(1)),
-        };
-        rows.push(row);
+        self.users.push(row);
     }
 
     fn remove(&mut self, jid: &FullJid, which: impl Fn(&Row) -> bool) -> Option<Row> {
-        let rows = self.users.get_mut(bare_of(jid))?;
-        let at = rows.iter().position(|row| row.jid == *jid && which(row))?;
-        let row = rows.remove(at);
-        if rows.is_empty() {
-            self.users.remove(bare_of(jid));
-        }
+        let row = self.users.remove(jid, which)?;
         if self.is_visible(&row) {
             self.tally.take(&row);
         }
@@ -768,6 +682,8 @@ fn renamed(jid: &FullJid, sid: Sid) -> Option<FullJid> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     fn jid(jid: &str) -> FullJid {
@@ -1003,6 +919,14 @@ mod tests {
         }
     }
 
+    /// The table as its first version read it: without tokens and removed nodes.
+    #[derive(Deserialize)]
+    struct RoutesV1 {
+        nodes: BTreeMap<NodeId, NodeRow>,
+        users: HashMap<Box<str>, Vec<Row>>,
+        index: u64,
+    }
+
     /// The first bytes of each command of version 1, as logs of that version hold them.
     #[test]
     fn what_version_1_wrote_is_still_read() {
@@ -1026,8 +950,12 @@ mod tests {
         // A table without tokens is written as it was, and read by either version.
         let routes = table();
         let bytes = routes.encode();
-        assert_eq!(bytes[0], TABLE_VERSION_1);
-        assert_eq!(decode::<RoutesV1>(TABLE_VERSION_1, &bytes).unwrap().index, 3);
+        let RoutesV1 { nodes, users, index } = decode(1, &bytes).expect("a table as version 1 reads it");
+        assert_eq!((nodes.len(), index), (2, 3));
+        assert_eq!(
+            users.into_iter().collect::<Vec<_>>(),
+            [("a@x".into(), routes.users.rows("a@x").to_vec())]
+        );
         assert_eq!(sessions(&Routes::decode(&bytes).unwrap()), sessions(&routes));
     }
 
@@ -1159,10 +1087,11 @@ mod tests {
         let mut routes = table();
         let doors = Doors { starttls: "one.example:5222".into(), direct_tls: "one.example:5223".into() };
         let command = Command::NodeDoors { node: NodeId(1), incarnation: Incarnation(1), doors };
-        let without = encode(TABLE_VERSION, &routes);
+        let mut without = routes.encode();
+        assert_eq!(without.pop(), Some(0), "an empty map of doors ends it");
         assert_eq!(sessions(&Routes::decode(&without).unwrap()), sessions(&routes));
         routes.apply(4, command, &mut Vec::new());
-        let before: Before = decode(TABLE_VERSION_1, &routes.encode()).unwrap();
+        let before: Before = decode(1, &routes.encode()).unwrap();
         assert_eq!((before.nodes.len(), before.users.len(), before.index), (2, 1, 4));
         // Half of it is damage, not a table without doors.
         let whole = routes.encode();

@@ -102,13 +102,18 @@ impl State {
             }
         };
         let mark = mark_of(meta);
-        self.thread.install(mark.clone(), file.clone()).await?;
+        let install = self.thread.install(mark.clone(), file.clone());
         let body = if self.durable {
+            install.await?;
             SnapshotBody::Fresh(self.thread.clone())
         } else {
             let (dir, kept) = (self.dir.clone(), meta.clone());
             let copy: SnapshotWriter = Box::new(move |out| io::copy(&mut file.clone(), out).map(drop));
-            SnapshotBody::File(seam::blocking(move || keep(&dir, &kept, copy)).await??)
+            let keep = seam::blocking(move || keep(&dir, &kept, copy));
+            // Neither waits for the other: what a majority agreed on may be kept before it is shown.
+            let (installed, kept) = futures::future::join(install, keep).await;
+            installed?;
+            SnapshotBody::File(kept??)
         };
         *self.current.lock() = Some((meta.clone(), body));
         *self.restored.lock() = mark;
