@@ -23,6 +23,10 @@ const HISTORY: &str = "ROOKERY_HISTORY";
 const KNOWN: &[(u64, &str)] = &[
     (1, "what waited for a lost node overtook what came back from there"),
     (60, "a node whose disk was full kept its lease, and served by a table that stood still"),
+    (2253, "errors for senders whose node was without its lease at the time came to nobody"),
+    (2919, "a leader whose clock jumped as its quorum was old cut leases short"),
+    (3992, "what a node refused for a displaced session was overtaken by what came for its successor there"),
+    (4033, "what waited was handed over by a displaced session too"),
 ];
 /// How many others the test runs, if nobody says how many, and for how long at most.
 const OTHERS: u64 = 10;
