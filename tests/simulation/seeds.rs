@@ -26,6 +26,7 @@ const KNOWN: &[(u64, &str)] = &[
     (2253, "errors for senders whose node was without its lease at the time came to nobody"),
     (2919, "a leader whose clock jumped as its quorum was old cut leases short"),
     (3992, "what a node refused for a displaced session was overtaken by what came for its successor there"),
+    (5071, "of what came back from a node the first gave way to the second"),
     (4033, "what waited was handed over by a displaced session too"),
 ];
 /// How many others the test runs, if nobody says how many, and for how long at most.

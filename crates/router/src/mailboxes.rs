@@ -115,6 +115,12 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    /// Whether something in it is not written yet.
+    fn holds_something(&self) -> bool {
+        let queue = self.queue.lock();
+        !queue.items.is_empty() || queue.is_writing
+    }
+
     /// Stanzas that wait.
     pub(crate) fn len(&self) -> usize {
         self.queue.lock().items.len()
@@ -141,6 +147,8 @@ struct Queue {
     bytes: usize,
     end: Option<End>,
     waker: Option<Waker>,
+    /// What was drained last may not be written yet: nobody has asked for more since.
+    is_writing: bool,
     /// Since when half of the bound or more waits.
     crowded_since: Option<Instant>,
 }
@@ -204,21 +212,47 @@ impl Mailboxes {
     /// Takes the mailbox away. What waited in it, and before that `unwritten`, is routed anew. Closing
     /// twice is no error.
     pub(crate) fn close(&self, view: &SessionView, unwritten: Vec<Delivery>) {
-        let mut found = None;
-        if let Some(mut slots) = self.slots.get_mut(view.account())
-            && let Some(at) = slots.iter().position(|slot| slot.view.sid() == view.sid())
-        {
-            found = Some(slots.remove(at));
-        }
-        self.slots.remove_if(view.account(), |_, slots| slots.is_empty());
-        let Some(slot) = found else {
+        let Some(slot) = self.find(view.account(), view.sid()) else {
             self.give_back(view.account(), unwritten);
             return;
         };
-        self.waiting.mailboxes.fetch_sub(1, Ordering::Relaxed);
-        let mut queue = slot.queue.lock();
-        self.end(&mut queue, End::Closed, view.account(), unwritten, None);
+        {
+            let mut queue = slot.queue.lock();
+            queue.is_writing = false;
+            self.end(&mut queue, End::Closed, view.account(), unwritten, None);
+        }
+        // Behind that: whoever does not find it finds what was in it in the queue of its account.
+        let mut removed = false;
+        if let Some(mut slots) = self.slots.get_mut(view.account()) {
+            let before = slots.len();
+            slots.retain(|slot| slot.view.sid() != view.sid());
+            removed = slots.len() < before;
+        }
+        self.slots.remove_if(view.account(), |_, slots| slots.is_empty());
+        if removed {
+            self.waiting.mailboxes.fetch_sub(1, Ordering::Relaxed);
+        }
         slot.room.notify_waiters();
+    }
+
+    /// A mailbox of the account whose session has lost its route and has not closed it yet, and that is not empty: what
+    /// is in it comes back, and is older than what goes to another session.
+    pub(crate) fn leftover(&self, account: &BareJid, is_bound: impl Fn(Sid) -> bool) -> Option<Arc<Slot>> {
+        let slots = self.slots.get(account)?;
+        slots.iter().find(|slot| !is_bound(slot.view.sid()) && slot.holds_something()).cloned()
+    }
+
+    /// Returns when nothing is left in such a mailbox.
+    pub(crate) async fn emptied(&self, slot: &Slot) {
+        loop {
+            let mut room = pin!(slot.room.notified());
+            // Before the look, or a change in between would wake nobody.
+            room.as_mut().enable();
+            if self.find(slot.view.account(), slot.view.sid()).is_none() {
+                return;
+            }
+            room.await;
+        }
     }
 
     /// Takes out of every mailbox what is void.
@@ -343,6 +377,7 @@ impl Mailbox {
     /// As [`Mailbox::ready`], for a hand-written future or actor. One waker is kept.
     pub fn poll_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut queue = self.slot.queue.lock();
+        queue.is_writing = false;
         if !queue.items.is_empty() || queue.end.is_some() {
             return Poll::Ready(());
         }
@@ -383,6 +418,7 @@ impl Mailbox {
             count += 1;
         }
         queue.bytes -= taken;
+        queue.is_writing = count > 0;
         let batch: Vec<Delivery> = queue.items.drain(..count).collect();
         if queue.items.is_empty() && queue.items.capacity() > 64 {
             // An idle session keeps no scratch from its busiest moment.

@@ -21,7 +21,7 @@ use crate::keysmith::{Keysmith, MakeKeys};
 use crate::lane::{InFlight, Leaving};
 use crate::late::LateEnds;
 use crate::lost;
-use crate::mailboxes::{Delivery, Mailbox, MailboxLimits, Mailboxes, Waiting};
+use crate::mailboxes::{Delivery, Mailbox, MailboxLimits, Mailboxes, Slot, Waiting};
 use crate::metrics::{Counters, Fate, LaneFacts};
 use crate::peer::{self, Peers};
 use crate::queues::{Entered, Line, Queues, Work};
@@ -427,15 +427,13 @@ impl Router {
                 Some(Obstacle::InFlight(in_flight)) => in_flight.confirmed().await,
                 Some(Obstacle::Held) => self.holds.opened(account).await,
                 Some(Obstacle::Behind(leaving)) => {
-                    let now = Instant::now();
-                    let until = *transit.behind_until.get_or_insert(now + self.config.refused_wait());
-                    let from = transit.stanza.head.from.as_ref();
-                    let Some(came_back) = self.queues.came_back(account, from) else { continue };
-                    tokio::select! {
-                        biased;
-                        // It comes back to this very queue.
-                        _ = came_back.notified() => return self.queues.yield_to_returned(self, account, transit),
-                        _ = tokio::time::timeout_at(until, leaving.settled()) => {}
+                    if self.waits_behind(account, &mut transit, leaving.settled()).await {
+                        return self.queues.yield_to_returned(self, account, transit);
+                    }
+                }
+                Some(Obstacle::Leftover(slot)) => {
+                    if self.waits_behind(account, &mut transit, self.mailboxes.emptied(&slot)).await {
+                        return self.queues.yield_to_returned(self, account, transit);
                     }
                 }
                 Some(Obstacle::Doubt) => {
@@ -453,6 +451,31 @@ impl Router {
                     self.arrive_now(account, subject, copy, rows).await;
                 }
             }
+        }
+    }
+
+    /// Waits until what is older is `over`, at most for the bound; whether something came back that goes first.
+    async fn waits_behind(
+        &self,
+        account: &BareJid,
+        transit: &mut Transit,
+        over: impl Future<Output = ()>,
+    ) -> bool {
+        let now = Instant::now();
+        let until = *transit.behind_until.get_or_insert(now + self.config.refused_wait());
+        let over = tokio::time::timeout_at(until, over);
+        let from = transit.stanza.head.from.as_ref();
+        // Who came back before keeps its place in front of who does now.
+        let came_back = if transit.came_back { None } else { self.queues.came_back(account, from) };
+        let Some(came_back) = came_back else {
+            let _ = over.await;
+            return false;
+        };
+        tokio::select! {
+            biased;
+            // It comes back to this very queue.
+            _ = came_back.notified() => true,
+            _ = over => false,
         }
     }
 
@@ -481,9 +504,18 @@ impl Router {
         {
             return Some(Obstacle::InFlight(in_flight));
         }
-        // What came from another node may itself be what is waited for.
-        let may_wait = transit.hops == 0 && transit.behind_until.is_none_or(|until| Instant::now() < until);
+        let may_wait = transit.behind_until.is_none_or(|until| Instant::now() < until);
         if !may_wait || !matches!(subject, Subject::Message(_)) {
+            return None;
+        }
+        if !transit.came_back
+            && let Some(slot) =
+                self.mailboxes.leftover(account, |sid| rows.iter().any(|row| row.sid.0 == sid.0))
+        {
+            return Some(Obstacle::Leftover(slot));
+        }
+        if transit.hops > 0 {
+            // It may itself be what is waited for.
             return None;
         }
         self.peers.leaving(self, account, place.node()).map(Obstacle::Behind)
@@ -560,6 +592,8 @@ enum Obstacle {
     Doubt,
     /// Older stanzas are at another node, for a session that has ended, and come back from there.
     Behind(Leaving),
+    /// Older stanzas are in the mailbox of a session of this node that is about to end, and come back from there.
+    Leftover(Arc<Slot>),
 }
 
 /// Where a stanza goes from here.

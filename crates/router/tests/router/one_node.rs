@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures::future::BoxFuture;
 use hooks::bench::parse;
-use hooks::{Accounts, Credentials, How, Kept, Module, ScramKeys, Services, Store};
-use jid::Jid;
+use hooks::{Accounts, Credentials, How, Kept, Module, ScramKeys, Services, SessionView, Store};
+use jid::{FullJid, Jid};
 use router::{Config, End, Fate};
 use stanza::Kind;
 
@@ -255,6 +255,30 @@ async fn what_a_closed_session_did_not_write_is_kept_before_what_comes_later() {
     assert_eq!(keeper.ids(), (2..=20).collect::<Vec<_>>());
     // Closing once more does no harm.
     node.router.close(&bob.view, Vec::new());
+}
+
+#[tokio::test]
+async fn what_a_displaced_session_has_not_written_comes_before_what_is_newer() {
+    let (world, node) = single(vec![], Config::default()).await;
+    let alice = node.login("alice@localhost/a", Some(0));
+    let mut first = node.login("bob@localhost/b", Some(0));
+    for id in 1..=4 {
+        alice.chats("bob@localhost/b", id).await;
+    }
+    // All of them were drained, and are on their way to a client that does not read.
+    let mut drained = first.takes().await;
+    let mut second = node.login("bob@localhost/b", Some(0));
+    alice.chats("bob@localhost/b", 5).await;
+    alice.chats("bob@localhost", 6).await;
+    until("they wait", || node.router.account_queues() == 1).await;
+    drained.drain(..1).for_each(|delivery| delivery.receipt.settle());
+    first.close(&world, drained);
+    assert_eq!(second.hears_ids(5).await, [2, 3, 4, 5, 6]);
+    // One that is about to be bound holds nobody up.
+    let view = SessionView::new(FullJid::new("bob@localhost/c").unwrap(), hooks::Sid(77), true);
+    let _third = node.router.open(Arc::new(view));
+    alice.chats("bob@localhost", 7).await;
+    assert_eq!(second.hears_ids(1).await, [7]);
 }
 
 /// Notes what became of stanzas that the store has.
