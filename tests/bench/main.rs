@@ -1,14 +1,15 @@
 //! Measures what a chat message, a login and an idle session cost the server, from the kernel's accounting.
 //!
-//! `cargo run --release -p tests --bin bench -- [chat|login|idle|guess|bigroster|soak|storm]... [--binary PATH] [--logins N]
+//! `cargo run --release -p tests --bin bench -- [chat|nodes|login|idle|guess|bigroster|soak|storm]... [--binary PATH] [--logins N]
 //! [--at-once N] [--rounds N] [--cycles N] [--messages N] [--seed N] [--last-stage NAME]` prints one line per figure. Every message
 //! is numbered and checked for loss, duplicates and order. `guess` tries to tell from the time of an answer whether
-//! an account exists, `soak` lets crowds come and go, `storm` lets one come all at once; they are only done where they
-//! are asked for.
+//! an account exists, `soak` lets crowds come and go, `storm` lets one come all at once, `nodes` compares clusters of one to three
+//! nodes; they are only done where they are asked for.
 
 mod bigroster;
 mod guess;
 mod link;
+mod nodes;
 mod process;
 mod scram;
 mod soak;
@@ -32,6 +33,8 @@ const PAIRS: usize = 20;
 const MESSAGES: usize = 20_000;
 /// Messages of a pair that are on their way at most.
 const WINDOW: usize = 64;
+/// Messages that each sender sends where clusters are compared.
+const NODES_MESSAGES: usize = 5_000;
 /// Logins before those that are measured; then, where nothing else is asked for, how many are, how many run at once,
 /// and how often.
 const WARM_UP: usize = 200;
@@ -86,9 +89,11 @@ async fn main() -> Result<()> {
                 let (count, at_once) = (number()?, number()?);
                 return storm::crowd(&address, storm::Storm { logins: count, at_once, rounds: 1 }).await;
             }
-            "chat" | "login" | "idle" | "guess" | "bigroster" | "soak" | "storm" => wanted.push(arg),
+            "chat" | "nodes" | "login" | "idle" | "guess" | "bigroster" | "soak" | "storm" => {
+                wanted.push(arg)
+            }
             _ => bail!(
-                "unknown argument `{arg}`: expected `chat`, `login`, `idle`, `guess`, `bigroster`, `soak`, `storm`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--rounds`, `--cycles`, `--messages`, `--seed` with a number"
+                "unknown argument `{arg}`: expected `chat`, `nodes`, `login`, `idle`, `guess`, `bigroster`, `soak`, `storm`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--rounds`, `--cycles`, `--messages`, `--seed` with a number"
             ),
         }
     }
@@ -112,6 +117,9 @@ async fn main() -> Result<()> {
     }
     if runs("bigroster") {
         bigroster::run(&binary, BASE_PORT + 200).await?;
+    }
+    if wanted.iter().any(|w| w == "nodes") {
+        nodes::run(&binary, Load { count: NODES_MESSAGES, rounds: logins.rounds, at_once: 1 }).await?;
     }
     // It is about the machine as much as about the server.
     if wanted.iter().any(|w| w == "storm") {
@@ -140,8 +148,8 @@ async fn chat(server: &Server) -> Result<()> {
     let mut running = JoinSet::new();
     for (n, (a, b)) in pairs.into_iter().enumerate() {
         let window = Arc::new(Semaphore::new(WINDOW));
-        running.spawn(send(a, n, window.clone()));
-        running.spawn(receive(b, window));
+        running.spawn(send(a, n, MESSAGES, window.clone()));
+        running.spawn(receive(b, MESSAGES, window));
     }
     let mut ends = Vec::new();
     while let Some(end) = running.join_next().await {
@@ -158,12 +166,12 @@ async fn chat(server: &Server) -> Result<()> {
     Ok(())
 }
 
-async fn send(mut link: Link, pair: usize, window: Arc<Semaphore>) -> Result<Link> {
+async fn send(mut link: Link, pair: usize, messages: usize, window: Arc<Semaphore>) -> Result<Link> {
     let mut next = 0;
-    while next < MESSAGES {
+    while next < messages {
         let mut permits = 1;
         window.acquire().await?.forget();
-        while permits < 16 && next + permits < MESSAGES && window.try_acquire().map(|p| p.forget()).is_ok() {
+        while permits < 16 && next + permits < messages && window.try_acquire().map(|p| p.forget()).is_ok() {
             permits += 1;
         }
         let mut text = String::new();
@@ -180,9 +188,9 @@ async fn send(mut link: Link, pair: usize, window: Arc<Semaphore>) -> Result<Lin
     Ok(link)
 }
 
-async fn receive(mut link: Link, window: Arc<Semaphore>) -> Result<Link> {
+async fn receive(mut link: Link, messages: usize, window: Arc<Semaphore>) -> Result<Link> {
     let mut expected = 0;
-    while expected < MESSAGES {
+    while expected < messages {
         link.fill().await?;
         let mut done = 0;
         let seen = expected;
@@ -201,6 +209,12 @@ async fn receive(mut link: Link, window: Arc<Semaphore>) -> Result<Link> {
         window.add_permits(expected - seen);
     }
     Ok(link)
+}
+
+/// The median of the figures, and the least.
+fn middle(figures: &mut [f64]) -> (f64, f64) {
+    figures.sort_by(f64::total_cmp);
+    (figures[figures.len() / 2], figures[0])
 }
 
 /// CPU per TLS handshake, per login (TLS 1.3 handshake without resumption, SCRAM-SHA-1, bind, roster, presence)
@@ -232,10 +246,6 @@ async fn login(server: &Server, load: Load) -> Result<()> {
         beyond.push(each(in_cpu.saturating_sub(handshake_cpu)));
     }
     drop(warm);
-    let middle = |figures: &mut Vec<f64>| {
-        figures.sort_by(f64::total_cmp);
-        (figures[figures.len() / 2], figures[0])
-    };
     let [login, handshake, beyond, logout] =
         [logins, handshakes, beyond, logouts].map(|mut figures| middle(&mut figures));
     println!(

@@ -86,14 +86,7 @@ impl Server {
 
     /// Creates an account through the admin service.
     pub fn add_user(&self, name: &str, password: &str) -> Result<()> {
-        let out = Command::new(&self.binary)
-            .args(["user", "add", &format!("{name}@localhost"), "--password", password, "--admin"])
-            .arg(format!("http://{}", self.admin))
-            .output()?;
-        if !out.status.success() {
-            bail!("failed to add `{name}`: {}", String::from_utf8_lossy(&out.stderr));
-        }
-        Ok(())
+        add_user(&self.binary, &self.admin, name, password)
     }
 
     /// A line of the metrics page.
@@ -120,11 +113,7 @@ impl Server {
 
     /// User and system time of all threads so far, in microseconds (clock ticks of the kernel).
     pub fn cpu_us(&self) -> Result<u64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let after_name = stat.rsplit_once(')').context("no name in stat")?.1;
-        let fields: Vec<&str> = after_name.split_whitespace().collect();
-        let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        Ok(ticks * 10_000)
+        cpu_us(self.child.id())
     }
 
     /// Proportional set size, in KiB.
@@ -141,4 +130,25 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// User and system time of all threads of a process so far, in microseconds (clock ticks of the kernel).
+pub fn cpu_us(process: u32) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let after_name = stat.rsplit_once(')').context("no name in stat")?.1;
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    Ok(ticks * 10_000)
+}
+
+/// Creates an account through the admin service at an address.
+pub fn add_user(binary: &Path, admin: &str, name: &str, password: &str) -> Result<()> {
+    let out = Command::new(binary)
+        .args(["user", "add", &format!("{name}@localhost"), "--password", password, "--admin"])
+        .arg(format!("http://{admin}"))
+        .output()?;
+    if !out.status.success() {
+        bail!("failed to add `{name}`: {}", String::from_utf8_lossy(&out.stderr));
+    }
+    Ok(())
 }

@@ -41,6 +41,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 pub enum Layout {
     /// A single node without a `[cluster]`.
     One,
+    /// Two nodes, each frontend and backend.
+    Two,
     /// Three nodes, each frontend and backend.
     Three,
     /// Three backends and two frontends.
@@ -59,6 +61,7 @@ impl Layout {
         let (front, back): (&[&str], &[&str]) = (&["frontend"], &["backend"]);
         let roles = match self {
             Layout::One => vec![("node", both)],
+            Layout::Two => vec![("node", both); 2],
             Layout::Three => vec![("node", both); 3],
             Layout::Five => vec![("node", both); 5],
             Layout::Split => {
@@ -73,6 +76,7 @@ impl fmt::Display for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Layout::One => "one node",
+            Layout::Two => "two nodes",
             Layout::Three => "three nodes",
             Layout::Split => "split roles",
             Layout::Five => "five nodes",
