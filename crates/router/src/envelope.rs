@@ -179,6 +179,31 @@ mod tests {
         assert_eq!(before, after);
     }
 
+    /// What nodes of version 0.1.0 send to one another, byte by byte.
+    #[test]
+    fn what_version_1_sent_is_still_read() {
+        let written = seal(
+            &full_stanza(),
+            Purpose::Deliver,
+            2,
+            vec![target(Some(&jid("bob@localhost/desk")), Some(Sid(7)))],
+        );
+        let hex: String = written.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "080210021801220d626f62406c6f63616c686f73742a15616c696365406c6f63616c686f73742f70686f6e6532036127\
+             313a0463686174420264654a2b3c626f64793e68692026616d703b206279653c2f626f64793e3c7820786d6c6e733d27\
+             75726e3a79272f3e52260a12626f62406c6f63616c686f73742f6465736b121000000000000000000000000000000007\
+             5a0f0a0575726e3a7812016e1a033c763e5a0812016e1a033c763e"
+        );
+        let opened = open(written).unwrap();
+        assert_eq!(
+            (opened.purpose, opened.hops, opened.stanza.head),
+            (Purpose::Deliver, 2, full_stanza().head)
+        );
+        assert_eq!(opened.targets, [(Some(jid("bob@localhost/desk")), Some(Sid(7)))]);
+    }
+
     #[test]
     fn what_is_not_set_stays_not_set() {
         let stanza = Stanza::new(Head::new(Kind::Presence), Bytes::new());

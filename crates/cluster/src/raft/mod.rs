@@ -13,3 +13,5 @@ mod state;
 pub(crate) mod survivor;
 pub(crate) mod types;
 pub(crate) mod wal;
+#[cfg(test)]
+mod wire_tests;

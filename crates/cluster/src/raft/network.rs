@@ -374,7 +374,7 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes, Status> {
     postcard::to_stdvec(value).map(Bytes::from).map_err(|e| Status::internal(e.to_string()))
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
     postcard::from_bytes(bytes).map_err(|e| Status::invalid_argument(format!("an unreadable message: {e}")))
 }
 

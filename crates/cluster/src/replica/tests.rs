@@ -283,6 +283,28 @@ fn a_command_that_is_repeated_happens_once_even_after_a_restart_or_a_snapshot() 
     assert_eq!(found.iter().map(|(key, r)| (&key[..], r.version)).collect::<Vec<_>>(), [(&b"k"[..], 1)]);
 }
 
+/// A snapshot of the store as a backend of version 0.1.0 sends it, with its memory of commands.
+const SNAPSHOT_1: &str = "726f6f6b6572790107000000006b6565706572090000006120636c75737465720b00000000726166742f706c61636508\
+    00000000000000000000011900000000726166742f72656d656d62657265642f0000000000000001180000000a160a10\
+    0000000000000000000000000000000712020a000c00000061000361406804746573746b120000000101000000000000\
+    004708b684843b646b76ffffffffd77cc556";
+
+#[test]
+fn a_snapshot_of_version_1_is_still_read() {
+    let digits: Vec<&str> = SNAPSHOT_1.as_bytes().chunks(2).map(|two| str::from_utf8(two).unwrap()).collect();
+    let bytes: Vec<u8> = digits.iter().map(|two| u8::from_str_radix(two, 16).unwrap()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let disk = disk(folder.path());
+    let mut machine = StoreMachine::open(disk.clone()).unwrap();
+    machine.install(Bytes::from_static(b"place"), &mut &bytes[..]).unwrap();
+    let found = disk.get(&account("a@h"), T, b"k").unwrap().unwrap();
+    assert_eq!((found.version, &found.value[..]), (1, &b"v"[..]));
+    // The command that put it there is known, so that it does not happen once more.
+    let again = command(7, vec![put("k", "other")]).encode_to_vec();
+    machine.apply(&[entry(2, vec![again.into()])]).unwrap();
+    assert_eq!(disk.get(&account("a@h"), T, b"k").unwrap().unwrap().version, 1);
+}
+
 #[test]
 fn the_memory_of_commands_is_bounded_and_the_same_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
