@@ -256,6 +256,26 @@ struct GoneSince {
 /// How long after a return others may tell of the losses before it.
 const TOLD_LATE: Duration = Duration::from_secs(60);
 
+impl Gone {
+    /// The lease is lost.
+    fn lost(&self) {
+        let mut gone = self.0.lock();
+        gone.forget_old();
+        gone.back = None;
+    }
+}
+
+impl GoneSince {
+    /// Whether it is over, and all was told.
+    fn forget_old(&mut self) -> bool {
+        let is_old = self.back.is_some_and(|back| back.elapsed() > TOLD_LATE);
+        if is_old {
+            self.sessions = HashSet::new();
+        }
+        is_old
+    }
+}
+
 impl Delivering for Presence {
     fn delivering(&self, session: &SessionView, stanza: &mut Stanza) -> Verdict {
         if stanza.head.kind != Kind::Presence {
@@ -263,8 +283,7 @@ impl Delivering for Presence {
         }
         let Some(gone) = session.notes().get::<Gone>() else { return Verdict::Pass };
         let mut gone = gone.0.lock();
-        if gone.back.is_some_and(|back| back.elapsed() > TOLD_LATE) {
-            gone.sessions = HashSet::new();
+        if gone.forget_old() {
             return Verdict::Pass;
         }
         let Some(from) = stanza.head.from.as_ref().filter(|from| from.is_full()) else {
@@ -586,7 +605,8 @@ impl Following for Presence {
                 if session.presence().is_some() {
                     let seen = self.seen(&**services, session);
                     session.notes().put(Seen(seen));
-                    session.notes().put(Gone::default());
+                    // Not anew: it may lose the lease once more before all is told of the time before.
+                    session.notes().get_or_put(Gone::default).lost();
                 }
                 Answer::Now(())
             }

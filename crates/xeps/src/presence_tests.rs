@@ -220,10 +220,15 @@ fn a_session_that_was_fenced_hears_once_of_each_who_has_gone_meanwhile() {
         // It is told by others, found out by the session itself, and told once more.
         bench.kill(1).await;
         services.announce(hooks::SessionEvent::Returned(bob.view().clone())).await;
-        services.announce(event).await;
+        services.announce(event.clone()).await;
         let of_desk = |heard: &String| heard.ends_with("alice@localhost/desk");
         let heard: Vec<String> = short(&bob).into_iter().filter(of_desk).collect();
         assert_eq!(heard, ["unavailable alice@localhost/desk"]);
+        // Nor does it hear that again as its node loses the lease once more.
+        services.announce(hooks::SessionEvent::Fenced(bob.view().clone())).await;
+        services.announce(hooks::SessionEvent::Returned(bob.view().clone())).await;
+        services.announce(event).await;
+        assert!(short(&bob).iter().all(|heard| !of_desk(heard)));
         let desk = bench.online("alice@localhost/desk").await;
         desk.close().await;
         let heard: Vec<String> = short(&bob).into_iter().filter(of_desk).collect();
