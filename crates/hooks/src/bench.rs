@@ -398,7 +398,7 @@ impl Node {
             return self.deliver_to(&stanza, &account, None).await;
         }
         if stanza.head.kind == Kind::Iq && to.is_bare() {
-            return self.answer(stanza, Some(account), sender).await;
+            return self.ask(stanza, account, sender).await;
         }
         // Presence to an account is seen on each of its nodes; anything else, and what changes a
         // subscription, on one.
@@ -424,6 +424,22 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// A request to an account, answered on its behalf once its guards have passed who asks.
+    async fn ask(&self, stanza: Stanza, account: BareJid, sender: Option<Arc<SessionView>>) {
+        let mut passage = Passage::new(stanza, self.services()).with_account(account.clone());
+        passage.sender = sender.clone();
+        passage.offline = self.nobody_for(&account, &passage.stanza);
+        // As in the real server: what an account asks of itself passes nobody's guard.
+        if !passage.is_own() {
+            match self.registry.arriving(&mut passage).await {
+                Verdict::Pass => {}
+                Verdict::Stop => return,
+                Verdict::Refuse(error) => return self.bounce(&passage.stanza, &error).await,
+            }
+        }
+        self.answer(passage.stanza, Some(account), sender).await;
     }
 
     /// The nodes with a session that `to` may mean, the one of the highest priority first.

@@ -145,6 +145,11 @@ impl SessionView {
         std::mem::take(&mut self.directed.lock())
     }
 
+    /// Takes those receivers of directed presence that `is_wanted` names.
+    pub fn take_directed_if(&self, is_wanted: impl Fn(&Jid) -> bool) -> Vec<Jid> {
+        self.directed.lock().extract_if(|jid| is_wanted(jid)).collect()
+    }
+
     /// What modules remember about this session, by type.
     pub fn notes(&self) -> &Notes {
         &self.notes

@@ -7,6 +7,8 @@ use hooks::{Module, Switches};
 use toml_edit::Value;
 
 use crate::anonymous::Anonymous;
+use crate::blocking::Blocking;
+use crate::blocklists::Blocklists;
 use crate::disco::Disco;
 use crate::forgeries::Forgeries;
 use crate::offline::Offline;
@@ -21,11 +23,14 @@ use crate::strangers::Strangers;
 use crate::subscription::Subscription;
 use crate::time::Time;
 use crate::version::Version;
-use crate::{anonymous, disco, offline, presence, registration, rosters, strangers, subscription, version};
+use crate::{
+    anonymous, blocking, disco, offline, presence, registration, rosters, strangers, subscription, version,
+};
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 14] = [
     "anonymous",
+    "blocking",
     "disco",
     "roster",
     "strangers",
@@ -69,6 +74,7 @@ impl Switch {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModulesConfig {
     pub anonymous: anonymous::Config,
+    pub blocking: blocking::Config,
     pub disco: disco::Config,
     pub roster: rosters::Config,
     pub strangers: strangers::Config,
@@ -113,6 +119,15 @@ impl ModulesConfig {
         self.switches.get(module).map_or_else(|| Switch::of(module).enabled, |switch| switch.enabled)
     }
 
+    /// The only hosts on which a module is on; `None`: all of them.
+    fn hosts_of(&self, module: &str) -> Option<Vec<String>> {
+        if !self.is_enabled(module) {
+            return Some(Vec::new());
+        }
+        let hosts = self.switches.get(module).map(|switch| switch.hosts.clone());
+        hosts.filter(|hosts| !hosts.is_empty())
+    }
+
     /// The default settings with every module switched on, for the pages that show all of them.
     pub fn all() -> ModulesConfig {
         let switches = NAMES.map(|name| (name.to_owned(), Switch::default())).into();
@@ -122,6 +137,7 @@ impl ModulesConfig {
     fn of(&mut self, module: &str) -> Box<dyn Settings + '_> {
         match module {
             "anonymous" => Box::new(&mut self.anonymous),
+            "blocking" => Box::new(&mut self.blocking),
             "disco" => Box::new(&mut self.disco),
             "roster" => Box::new(&mut self.roster),
             "strangers" => Box::new(&mut self.strangers),
@@ -138,9 +154,13 @@ impl ModulesConfig {
 /// The modules that are enabled, in their order. Each call makes new ones, with caches of their own.
 pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let rosters = Arc::new(Rosters::new(config.roster.clone()));
+    let blocking::Config { items_max, bytes_max, .. } = config.blocking;
+    let blocklists = Arc::new(Blocklists::new(items_max, bytes_max, config.hosts_of("blocking")));
     let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
         // Before all others: what it refuses must not have been noted by anybody.
         ("anonymous", Arc::new(Anonymous::new(config.anonymous.clone()))),
+        // Before all others too, and before presence reads the lists of a session that is back.
+        ("blocking", Arc::new(Blocking::new(config.blocking.clone(), blocklists.clone(), rosters.clone()))),
         ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone()))),
         // Before subscription and presence: a new session's cached roster is forgotten before they read it.
         ("roster", Arc::new(RosterModule::new(rosters.clone()))),
@@ -148,7 +168,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("strangers", Arc::new(Strangers::new(config.strangers.clone(), rosters.clone()))),
         ("forgeries", Arc::new(Forgeries)),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
-        ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone()))),
+        ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists))),
         // After everything that may answer or consume a message: it keeps what nobody else took.
         ("offline", Arc::new(Offline::new(config.offline.clone()))),
         ("ping", Arc::new(Ping::new(rosters))),

@@ -5,12 +5,16 @@
 //! - [`ping`], the smallest module, then [`disco`], [`roster`], [`strangers`], [`subscription`],
 //!   [`presence`], [`offline`], [`forgeries`].
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
+//! - [`blocking`]: whom users do not want to hear; `blocklists` keeps the lists, which presence asks too.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
-//!   `pushes`: in which order sessions hear of their changes.
+//!   `pushes`: in which order sessions hear of their changes. `cache`: what is cached, and how it is forgotten.
 //! - [`settings`]: how a module says which keys its `[modules.NAME]` table has.
 //! - [`pages`]: the pages of `docs/` that are made from the modules' cards.
 
 pub mod anonymous;
+pub mod blocking;
+mod blocklists;
+mod cache;
 pub mod disco;
 mod failure;
 pub mod forgeries;

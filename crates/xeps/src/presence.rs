@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use stanza::address::same_account;
 use stanza::{Condition, Kind, PresenceType, Stanza, StanzaError, ns};
 
+use crate::blocklists::{Blocklist, Blocklists};
 use crate::failure::{Failure, bad_request, store_failed};
 use crate::rosters::{Roster, Rosters, Standing};
 
@@ -30,11 +31,12 @@ crate::settings! {
 pub struct Presence {
     config: Config,
     rosters: Arc<Rosters>,
+    blocklists: Arc<Blocklists>,
 }
 
 impl Presence {
-    pub fn new(config: Config, rosters: Arc<Rosters>) -> Presence {
-        Presence { config, rosters }
+    pub fn new(config: Config, rosters: Arc<Rosters>, blocklists: Arc<Blocklists>) -> Presence {
+        Presence { config, rosters, blocklists }
     }
 }
 
@@ -130,6 +132,7 @@ impl Presence {
         let priority = priority(&passage.stanza)?;
         let account = session.account();
         let roster = self.rosters.of(services, account).await?;
+        let blocked = self.blocklists.of(services, account).await?;
         let before = session.priority();
         // From before anybody can see that this session takes messages until it has what was kept for it:
         // later messages wait.
@@ -145,11 +148,14 @@ impl Presence {
             return Err(error.into());
         }
         let mut to = contacts(services, &roster, |standing| standing.from).await;
+        // Once more, behind all that was awaited: who was blocked meanwhile must not hear of it.
+        let blocked = self.blocklists.of(services, account).await.unwrap_or(blocked);
+        to.retain(|contact| !blocked.blocks(account, contact));
         // RFC 6121, 4.2.2: own devices are subscribed without saying so, this one among them.
         to.push(Jid::from(account.clone()));
         tell(services, presence, to).await;
         if before.is_none() {
-            probe(services, session, &roster).await;
+            probe(services, session, &roster, &blocked).await;
         }
         let event = SessionEvent::Available { session: session.clone(), before, priority };
         services.announce(event).await;
@@ -202,6 +208,11 @@ impl Presence {
         match self.rosters.of(services, account).await {
             Ok(roster) => {
                 let mut watchers = contacts(services, &roster, |standing| standing.from).await;
+                match self.blocklists.of(services, account).await {
+                    Ok(blocked) => watchers.retain(|watcher| !blocked.blocks(account, watcher)),
+                    // Who is blocked holds the account for gone, and may hear it once more.
+                    Err(error) => drop(store_failed(NAME, &error)),
+                }
                 if let Err(at) = position(&watchers, own.as_str()) {
                     watchers.insert(at, own);
                 }
@@ -327,6 +338,13 @@ impl Presence {
             }
         };
         let mut to = contacts(services, &roster, |standing| standing.from).await;
+        let blocked = self.blocklists.of(services, account).await.unwrap_or_else(|error| {
+            drop(store_failed(NAME, &error));
+            // Any of them may be blocked: own devices alone are told.
+            to.clear();
+            Arc::default()
+        });
+        to.retain(|contact| !blocked.blocks(account, contact));
         to.push(Jid::from(account.clone()));
         tell(services, presence, to).await;
         let seen = session.notes().get::<Seen>();
@@ -344,7 +362,7 @@ impl Presence {
         if let Some(gone) = session.notes().get::<Gone>() {
             gone.0.lock().back = Some(Instant::now());
         }
-        probe(services, session, &roster).await;
+        probe(services, session, &roster, &blocked).await;
         if let Some(priority) = session.priority() {
             let session = session.clone();
             let is_so = |one: &hooks::Resource| one.jid == *session.jid() && one.priority == Some(priority);
@@ -379,7 +397,11 @@ fn priority(stanza: &Stanza) -> Result<i8, StanzaError> {
 const SLICE: usize = 128;
 
 /// The contacts whose standing is the one that is wanted.
-async fn contacts(services: &dyn Services, roster: &Roster, wanted: impl Fn(Standing) -> bool) -> Vec<Jid> {
+pub async fn contacts(
+    services: &dyn Services,
+    roster: &Roster,
+    wanted: impl Fn(Standing) -> bool,
+) -> Vec<Jid> {
     let mut contacts = Vec::new();
     for (at, (jid, item)) in roster.items.iter().enumerate() {
         if at % SLICE == SLICE - 1 {
@@ -409,12 +431,15 @@ async fn tell(services: &dyn Services, stanza: Stanza, to: Vec<Jid>) {
 }
 
 /// RFC 6121, 4.3.1: asks contacts and own devices whether they are available.
-async fn probe(services: &dyn Services, session: &SessionView, roster: &Roster) {
+async fn probe(services: &dyn Services, session: &SessionView, roster: &Roster, blocked: &Blocklist) {
     let probe = Stanza::presence(Some("probe"));
     let (mut ours, mut others) = (Vec::new(), Vec::new());
     for (at, jid) in contacts(services, roster, |standing| standing.to).await.into_iter().enumerate() {
         if at % SLICE == SLICE - 1 {
             services.pause().await;
+        }
+        if blocked.blocks(session.account(), &jid) {
+            continue;
         }
         if !services.is_local_host(jid.domain().as_str()) {
             others.push(jid);

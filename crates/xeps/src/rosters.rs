@@ -1,16 +1,15 @@
 //! The rosters of accounts: kept in the store, cached with the sessions of their account.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hooks::Services;
 use jid::{BareJid, Jid};
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use stanza::{Condition, StanzaError};
 use store::{Batch, Committed, Expect, Partition, StoreError, Stored, Table, Versioned};
 
+use crate::cache::{Cache, KEY};
 use crate::failure::Failure;
 use crate::kept::Kept;
 use crate::pushes::{self, Version};
@@ -135,28 +134,18 @@ pub struct Changed<R> {
 
 /// How often a change starts anew when another writer was first.
 const ATTEMPTS: usize = 32;
-const SHARDS: usize = 64;
 /// Contacts beyond which a roster is freed aside: it consists of some small pieces for each of them.
 const LONG: usize = 1_000;
-/// The one key of an account's roster.
-const KEY: &[u8] = b"";
-
-#[derive(Default)]
-struct Shard {
-    /// Grows when anything of the shard is forgotten, so that an older read is not cached after it.
-    forgotten: u64,
-    rosters: HashMap<BareJid, Arc<Roster>>,
-}
 
 /// Access to all rosters. Modules share one.
 pub struct Rosters {
     config: Config,
-    shards: [Mutex<Shard>; SHARDS],
+    cache: Cache<Roster>,
 }
 
 impl Rosters {
     pub fn new(config: Config) -> Rosters {
-        Rosters { config, shards: std::array::from_fn(|_| Mutex::default()) }
+        Rosters { config, cache: Cache::default() }
     }
 
     pub fn config(&self) -> &Config {
@@ -165,50 +154,27 @@ impl Rosters {
 
     /// The roster where it is cached: awaits nothing.
     pub fn cached(&self, account: &BareJid) -> Option<Arc<Roster>> {
-        self.shard(account).lock().rosters.get(account).cloned()
+        self.cache.get(account)
     }
 
     /// The account's roster, from the cache while it has sessions here.
     pub async fn of(&self, services: &dyn Services, account: &BareJid) -> Result<Arc<Roster>, StoreError> {
-        match self.cached(account) {
-            Some(roster) => Ok(roster),
-            None => self.read(services, account).await,
-        }
+        self.cache.of(services, account).await
     }
 
     /// The account's roster as the store has it now.
     pub async fn read(&self, services: &dyn Services, account: &BareJid) -> Result<Arc<Roster>, StoreError> {
-        let before = self.shard(account).lock().forgotten;
-        let stored: Option<Roster> = services.store().get(&partition(account), KEY).await?;
-        let roster = Arc::new(stored.unwrap_or_default());
-        if !services.local_sessions(account).is_empty() {
-            let mut shard = self.shard(account).lock();
-            if shard.forgotten == before {
-                shard.rosters.insert(account.clone(), roster.clone());
-            }
-        }
-        Ok(roster)
+        self.cache.read(services, account).await
     }
 
     /// Forgets the cached roster; one that is being read now is not cached.
     pub fn forget(&self, account: &BareJid) {
-        let mut shard = self.shard(account).lock();
-        shard.forgotten += 1;
-        let former = shard.rosters.remove(account);
-        drop(shard);
-        drop(former);
+        self.cache.forget(account);
     }
 
     /// As `forget`, unless the cached roster is of this version.
     pub fn forget_unless(&self, account: &BareJid, version: Version) {
-        let mut shard = self.shard(account).lock();
-        if shard.rosters.get(account).is_some_and(|roster| roster.version() == version) {
-            return;
-        }
-        shard.forgotten += 1;
-        let former = shard.rosters.remove(account);
-        drop(shard);
-        drop(former);
+        self.cache.forget_unless(account, |roster| roster.version() == version);
     }
 
     /// Changes the item of `contact`, and the request that waits from it, in one step. `change`
@@ -338,12 +304,6 @@ impl Rosters {
         }
         roster.changes += 1;
         Ok(())
-    }
-
-    fn shard(&self, account: &BareJid) -> &Mutex<Shard> {
-        let mut hasher = DefaultHasher::new();
-        account.hash(&mut hasher);
-        &self.shards[hasher.finish() as usize % SHARDS]
     }
 }
 

@@ -9,6 +9,7 @@ use hooks::{Module, Offer, Stranger};
 use stanza::{Condition, ErrorKind, StanzaError};
 
 use super::*;
+use crate::blocklists::Blocklists;
 use crate::presence::Presence;
 use crate::roster::RosterModule;
 use crate::rosters::Rosters;
@@ -23,7 +24,7 @@ fn bench(config: Config) -> Bench {
         vec![
             Arc::new(RosterModule::new(rosters.clone())) as Arc<dyn Module>,
             Arc::new(Subscription::new(Default::default(), rosters.clone())),
-            Arc::new(Presence::new(Default::default(), rosters)),
+            Arc::new(Presence::new(Default::default(), rosters, Arc::new(Blocklists::new(1, 1, None)))),
             Arc::new(Registration::new(config.clone(), &reserved)),
         ]
     })
