@@ -11,9 +11,11 @@ use crate::blocking::Blocking;
 use crate::blocklists::Blocklists;
 use crate::disco::Disco;
 use crate::forgeries::Forgeries;
+use crate::last::Last;
 use crate::offline::Offline;
 use crate::ping::Ping;
 use crate::presence::Presence;
+use crate::private::Private;
 use crate::registration::Registration;
 use crate::roster::RosterModule;
 use crate::rosters::Rosters;
@@ -22,13 +24,15 @@ use crate::settings::{Key, Settings, Wrong};
 use crate::strangers::Strangers;
 use crate::subscription::Subscription;
 use crate::time::Time;
+use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
-    anonymous, blocking, disco, offline, presence, registration, rosters, strangers, subscription, version,
+    anonymous, blocking, disco, last, offline, presence, private, registration, rosters, strangers,
+    subscription, vcard, version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 17] = [
     "anonymous",
     "blocking",
     "disco",
@@ -38,6 +42,9 @@ pub const NAMES: [&str; 14] = [
     "subscription",
     "presence",
     "offline",
+    "private",
+    "vcard",
+    "last",
     "ping",
     "version",
     "time",
@@ -81,6 +88,9 @@ pub struct ModulesConfig {
     pub subscription: subscription::Config,
     pub presence: presence::Config,
     pub offline: offline::Config,
+    pub private: private::Config,
+    pub vcard: vcard::Config,
+    pub last: last::Config,
     pub version: version::Config,
     pub registration: registration::Config,
     /// Names of accounts that cannot be registered in-band: `[accounts] reserved`, which is no module's.
@@ -144,6 +154,9 @@ impl ModulesConfig {
             "subscription" => Box::new(&mut self.subscription),
             "presence" => Box::new(&mut self.presence),
             "offline" => Box::new(&mut self.offline),
+            "private" => Box::new(&mut self.private),
+            "vcard" => Box::new(&mut self.vcard),
+            "last" => Box::new(&mut self.last),
             "version" => Box::new(&mut self.version),
             "registration" => Box::new(&mut self.registration),
             _ => Box::new(Nothing::default()),
@@ -171,6 +184,10 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists))),
         // After everything that may answer or consume a message: it keeps what nobody else took.
         ("offline", Arc::new(Offline::new(config.offline.clone()))),
+        ("private", Arc::new(Private::new(config.private.clone()))),
+        ("vcard", Arc::new(VCard::new(config.vcard.clone()))),
+        // Last of those who hear that a session has gone: what it writes keeps nobody waiting who is told of it.
+        ("last", Arc::new(Last::new(config.last.clone(), rosters.clone()))),
         ("ping", Arc::new(Ping::new(rosters))),
         ("version", Arc::new(Version::new(config.version.clone()))),
         ("time", Arc::new(Time)),

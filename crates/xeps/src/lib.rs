@@ -4,6 +4,8 @@
 //! - [`index`]: the list of modules, whose order is the order of their handlers.
 //! - [`ping`], the smallest module, then [`disco`], [`roster`], [`strangers`], [`subscription`],
 //!   [`presence`], [`offline`], [`forgeries`].
+//! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
+//!   last there.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
 //! - [`blocking`]: whom users do not want to hear; `blocklists` keeps the lists, which presence asks too.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
@@ -20,10 +22,12 @@ mod failure;
 pub mod forgeries;
 pub mod index;
 mod kept;
+pub mod last;
 pub mod offline;
 pub mod pages;
 pub mod ping;
 pub mod presence;
+pub mod private;
 mod pushes;
 pub mod registration;
 pub mod roster;
@@ -33,6 +37,7 @@ pub mod settings;
 pub mod strangers;
 pub mod subscription;
 pub mod time;
+pub mod vcard;
 pub mod version;
 mod xml;
 

@@ -15,6 +15,7 @@ use stanza::{Condition, Kind, PresenceType, Stanza, StanzaError, ns};
 
 use crate::blocklists::{Blocklist, Blocklists};
 use crate::failure::{Failure, bad_request, store_failed};
+use crate::last::last_seen;
 use crate::rosters::{Roster, Rosters, Standing};
 
 const NAME: &str = "presence";
@@ -564,7 +565,13 @@ impl Presence {
             // Another node answers.
             return Ok(());
         } else if may_see {
-            answer("unavailable").with_to(from)
+            let mut answer = answer("unavailable").with_to(from);
+            match last_seen(services, account).await {
+                Ok(seen) => seen.iter().for_each(|seen| seen.write_to(&mut answer)),
+                // The answer is right without it.
+                Err(error) => drop(store_failed(NAME, &error)),
+            }
+            answer
         } else if self.believes(services, &bare, account).await? {
             // Heals a roster that believes in a subscription which is not there. The same for an account that
             // does not exist.

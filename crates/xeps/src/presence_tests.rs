@@ -333,7 +333,8 @@ fn contacts_elsewhere_are_probed_from_the_bare_jid_and_told_of_absence() {
         bench.route("<presence type='probe' id='p' from='romeo@remote' to='alice@localhost'/>").await;
         assert_eq!(
             bench.outside(),
-            ["<presence to='romeo@remote' from='alice@localhost' id='p' type='unavailable'/>"]
+            ["<presence to='romeo@remote' from='alice@localhost' id='p' type='unavailable'>\
+              <delay xmlns='urn:xmpp:delay' stamp='2026-01-01T00:00:00Z'/></presence>"]
         );
         bench.online("alice@localhost/phone").await;
         let mut heard = bench.outside();
@@ -409,7 +410,8 @@ fn a_clients_probe_is_answered_by_what_the_roster_allows() {
         alice.send("<presence type='probe' id='q' to='bob@localhost'/>").await;
         assert_eq!(
             alice.hears(),
-            ["<presence to='alice@localhost/phone' from='bob@localhost' id='q' type='unavailable'/>"]
+            ["<presence to='alice@localhost/phone' from='bob@localhost' id='q' type='unavailable'>\
+              <delay xmlns='urn:xmpp:delay' stamp='2026-01-01T00:00:00Z'/></presence>"]
         );
         for to in [
             "alice@localhost",

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use hooks::{Answer, Arriving, Card, Hooks, Leaving, Module, Passage, Step};
 use jid::{BareJid, Jid};
 use stanza::address::same_account;
-use stanza::{Condition, Head, Kind, StanzaError};
+use stanza::{Condition, Head, IqType, Kind, Stanza, StanzaError};
 
 use crate::failure::store_failed;
 use crate::rosters::{Roster, Rosters};
+use crate::vcard;
 
 const NAME: &str = "strangers";
 
@@ -17,6 +18,8 @@ crate::settings! {
     pub struct Config {
         /// Whether a session that is named by its full address gets requests (iq) of those who may not see its presence; if not, they are told `service-unavailable`, as if it were not there.
         iq_to_sessions: bool = false,
+        /// Whether anybody gets the vCards of accounts (XEP-0054 calls them world-readable): of somebody who has one it can then be told that the account exists.
+        vcards: bool = false,
     }
 }
 
@@ -66,7 +69,11 @@ impl Leaving for Strangers {
             return Answer::PASS;
         };
         let is_account = to.is_bare() && to.node().is_some();
-        if !is_account || same_account(to, account) || !passage.services.is_local_host(to.domain().as_str()) {
+        if !is_account
+            || self.is_open(&passage.stanza)
+            || same_account(to, account)
+            || !passage.services.is_local_host(to.domain().as_str())
+        {
             return Answer::PASS;
         }
         let judge = |roster: &Roster, to: &Jid| match roster.standing(to).to {
@@ -96,7 +103,10 @@ impl Arriving for Strangers {
         };
         // Judged on the sender's side, which is here.
         let is_judged = to.is_bare() && passage.sender.is_some();
-        let is_open = to.is_full() && self.config.iq_to_sessions;
+        let is_open = match to.is_full() {
+            true => self.config.iq_to_sessions,
+            false => self.is_open(&passage.stanza),
+        };
         if is_judged || is_open || same_account(from, account) || self.is_met(passage, account, from, to) {
             return Answer::PASS;
         }
@@ -117,6 +127,13 @@ impl Arriving for Strangers {
 }
 
 impl Strangers {
+    /// Whether anybody may ask an account this: for what it shows to all.
+    fn is_open(&self, stanza: &Stanza) -> bool {
+        self.config.vcards
+            && stanza.iq_type() == Ok(IqType::Get)
+            && stanza.payload().is_some_and(|payload| payload.has_ns(vcard::NS))
+    }
+
     /// Whether who asks is one of our hosts, or was sent presence by the session that is asked.
     fn is_met(&self, passage: &Passage, account: &BareJid, from: &Jid, to: &Jid) -> bool {
         let services = &*passage.services;

@@ -1,0 +1,238 @@
+//! [XEP-0054]: vcard-temp, and [XEP-0153]: vCard-Based Avatars. What users tell others about themselves.
+//!
+//! A host has no vCard of its own. The hash of a photo is a client's to put into its presence (XEP-0153, section 4): what
+//! a client says there passes through as it is, and the server puts in none.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hooks::{Addressee, Answer, Answering, Card, Hooks, Module, Passage, Reply, Status, Xep};
+use serde::{Deserialize, Serialize};
+use stanza::{Condition, IqType, StanzaError, dom};
+use store::{Stored, Table};
+
+use crate::cache::KEY;
+use crate::failure::{Failure, bad_request};
+use crate::rosters::partition;
+
+const NAME: &str = "vcard";
+/// The namespace of vCards.
+pub const NS: &str = "vcard-temp";
+
+crate::settings! {
+    /// `[modules.vcard]`
+    pub struct Config {
+        /// The largest vCard, in bytes, at most 900000; a larger one is refused with `policy-violation`.
+        bytes_max: usize = 128 * 1024,
+    }
+}
+
+/// The largest value that every engine can keep, with room for what stands around it.
+const BYTES_MAX: usize = 900_000;
+
+/// The vCard of an account, as XML that stands for itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    xml: Vec<u8>,
+}
+
+impl Stored for Kept {
+    const TABLE: Table = Table("vcard");
+    const SCHEMA: u8 = 1;
+}
+
+/// Keeps the vCard of each account and shows it to others.
+pub struct VCard {
+    config: Config,
+}
+
+impl VCard {
+    pub fn new(config: Config) -> VCard {
+        VCard { config }
+    }
+}
+
+impl Module for VCard {
+    fn card(&self) -> Card {
+        Card {
+            xeps: &[
+                Xep { number: 54, title: "vcard-temp", version: "1.3.0", status: Status::Active },
+                Xep { number: 153, title: "vCard-Based Avatars", version: "1.1.1", status: Status::Active },
+            ],
+            host_features: &[NS],
+            account_features: &[NS],
+            ..Card::new(
+                NAME,
+                "Keeps what users tell about themselves, a picture too; its hash in presence is the client's and passes through.",
+            )
+        }
+    }
+
+    fn plug(self: Arc<Self>, hooks: &mut Hooks) {
+        hooks.answering(Addressee::Account, NS, self);
+    }
+}
+
+impl Answering for VCard {
+    fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
+        let is_set = match passage.stanza.iq_type() {
+            Ok(IqType::Set) => true,
+            Ok(IqType::Get) => false,
+            _ => return Answer::Now(Reply::Error(bad_request("neither get nor set"))),
+        };
+        if is_set && !passage.is_own() {
+            // XEP-0054, 3.2.
+            return Answer::Now(Reply::Error(StanzaError::new(Condition::Forbidden)));
+        }
+        Answer::later(async move {
+            let answer = match is_set {
+                true => self.set(passage).await,
+                false => self.get(passage).await,
+            };
+            answer.unwrap_or_else(|failure| Reply::Error(failure.answer(NAME)))
+        })
+    }
+}
+
+impl VCard {
+    async fn get(&self, passage: &Passage) -> Result<Reply, Failure> {
+        let account = passage.account.as_ref().ok_or_else(|| bad_request("no account"))?;
+        if passage.stanza.child("vCard", NS).is_none() {
+            return Err(bad_request("no vCard is asked for").into());
+        }
+        let kept: Option<Kept> = passage.services.store().get(&partition(account), KEY).await?;
+        match kept {
+            Some(kept) => Ok(Reply::Written(Bytes::from(kept.xml))),
+            // XEP-0054, 3.1.
+            None if passage.is_own() => Err(StanzaError::new(Condition::ItemNotFound).into()),
+            // XEP-0054, 3.3: as of an account that does not exist.
+            None => Err(StanzaError::new(Condition::ServiceUnavailable).into()),
+        }
+    }
+
+    async fn set(&self, passage: &Passage) -> Result<Reply, Failure> {
+        let account = passage.account.as_ref().ok_or_else(|| bad_request("no account"))?;
+        let vcard = passage.stanza.child("vCard", NS).ok_or_else(|| bad_request("no vCard"))?;
+        let store = passage.services.store();
+        if vcard.nodes().next().is_none() {
+            store.delete::<Kept>(&partition(account), KEY).await?;
+            return Ok(Reply::empty());
+        }
+        let xml = dom::to_bytes(vcard);
+        if xml.len() > self.config.bytes_max.min(BYTES_MAX) {
+            let error = StanzaError::new(Condition::PolicyViolation);
+            return Err(error.with_text("the vCard is too large").into());
+        }
+        store.put(&partition(account), KEY, &Kept { xml: xml.to_vec() }).await?;
+        Ok(Reply::empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+    use hooks::bench::{Bench, Client};
+
+    use super::*;
+    use crate::index::{ModulesConfig, modules};
+    use crate::roster::tests::friends;
+
+    fn bench(config: ModulesConfig) -> Bench {
+        Bench::cluster(2, &["localhost"], move || modules(&config))
+    }
+
+    /// The payload of the answer, or its condition.
+    async fn ask(client: &Client, to: &str, kind: &str, payload: &str) -> String {
+        client.hears();
+        let to = if to.is_empty() { String::new() } else { format!(" to='{to}@localhost'") };
+        client.send(&format!("<iq{to} type='{kind}' id='1'>{payload}</iq>")).await;
+        let heard = client.hears_stanzas();
+        assert_eq!(heard.len(), 1, "{heard:?}");
+        match heard[0].as_error() {
+            Some(error) => error.condition.tag().to_owned(),
+            None => String::from_utf8(heard[0].body().to_vec()).unwrap(),
+        }
+    }
+
+    const GET: &str = "<vCard xmlns='vcard-temp'/>";
+    const CARD: &str = "<vCard xmlns='vcard-temp'><FN>Bob &amp; Co</FN><PHOTO><TYPE>image/png</TYPE>\
+                        <BINVAL>iVBORw0KGgo=</BINVAL></PHOTO></vCard>";
+
+    #[test]
+    fn a_vcard_is_set_got_replaced_and_taken_back() {
+        block_on(async {
+            let bench = bench(ModulesConfig::default());
+            let bob = bench.login("bob@localhost/phone").await;
+            assert_eq!(ask(&bob, "", "get", GET).await, "item-not-found");
+            assert_eq!(ask(&bob, "", "set", CARD).await, "");
+            assert_eq!(ask(&bob, "", "get", GET).await, CARD);
+            assert_eq!(ask(&bob, "bob", "get", GET).await, CARD);
+            let other = "<vCard xmlns='vcard-temp' version='3.0'><FN>Robert</FN></vCard>";
+            assert_eq!(ask(&bob, "bob", "set", other).await, "");
+            assert_eq!(ask(&bob, "", "get", GET).await, other);
+            assert_eq!(ask(&bob, "", "set", GET).await, "");
+            assert_eq!(ask(&bob, "", "get", GET).await, "item-not-found");
+            assert_eq!(ask(&bob, "", "set", "<other xmlns='vcard-temp'/>").await, "bad-request");
+            assert_eq!(ask(&bob, "", "get", "<other xmlns='vcard-temp'/>").await, "bad-request");
+        });
+    }
+
+    #[test]
+    fn contacts_see_it_whether_its_owner_is_there_or_not_and_cannot_change_it() {
+        block_on(async {
+            let bench = bench(ModulesConfig::default());
+            let (alice, bob) = friends(&bench).await;
+            assert_eq!(ask(&alice, "bob", "get", GET).await, "service-unavailable");
+            ask(&bob, "", "set", CARD).await;
+            assert_eq!(ask(&alice, "bob", "get", GET).await, CARD);
+            assert_eq!(ask(&alice, "bob", "set", CARD).await, "forbidden");
+            bob.close().await;
+            let desk = bench.login_at(1, "alice@localhost/desk").await;
+            assert_eq!(ask(&desk, "bob", "get", GET).await, CARD);
+        });
+    }
+
+    #[test]
+    fn strangers_hear_the_same_of_every_account_unless_the_config_shows_them_vcards() {
+        block_on(async {
+            for shown in [false, true] {
+                let mut config = ModulesConfig::default();
+                config.strangers.vcards = shown;
+                let bench = bench(config);
+                let bob = bench.login("bob@localhost/phone").await;
+                bench.account("carol@localhost");
+                ask(&bob, "", "set", CARD).await;
+                let eve = bench.login("eve@localhost/phone").await;
+                let expected = if shown { CARD } else { "service-unavailable" };
+                assert_eq!(ask(&eve, "bob", "get", GET).await, expected);
+                for (to, kind) in [("carol", "get"), ("nobody", "get"), ("carol", "set"), ("nobody", "set")] {
+                    assert_eq!(ask(&eve, to, kind, GET).await, "service-unavailable", "{kind} {to}");
+                }
+                assert_eq!(ask(&eve, "bob", "set", CARD).await, "service-unavailable");
+            }
+        });
+    }
+
+    #[test]
+    fn a_vcard_has_a_largest_size_and_goes_with_its_account() {
+        block_on(async {
+            let mut config = ModulesConfig::default();
+            config.vcard.bytes_max = CARD.len();
+            let bench = bench(config);
+            let bob = bench.login("bob@localhost/phone").await;
+            assert_eq!(ask(&bob, "", "set", CARD).await, "");
+            let larger = CARD.replace("Co", "Company");
+            assert_eq!(ask(&bob, "", "set", &larger).await, "policy-violation");
+            assert_eq!(ask(&bob, "", "get", GET).await, CARD);
+            bench.remove_account("bob@localhost").await;
+            let bob = bench.login("bob@localhost/phone").await;
+            assert_eq!(ask(&bob, "", "get", GET).await, "item-not-found");
+        });
+    }
+
+    #[test]
+    fn the_stored_bytes_of_schema_1_stay_readable() {
+        let kept: Kept = store::record::decode(&[1, 4, b'<', b'a', b'/', b'>']).unwrap();
+        assert_eq!(kept.xml, b"<a/>");
+    }
+}
