@@ -394,7 +394,8 @@ impl Node {
         }
         let account = to.to_bare();
         // As the real server does: a message that cannot be delivered straight passes the handlers after all.
-        if how != How::Normal && !(stanza.head.kind == Kind::Message && self.nobody_for(&account, &stanza)) {
+        let again = how != How::Normal;
+        if again && !(stanza.head.kind == Kind::Message && self.nobody_for(&account, &stanza)) {
             return self.deliver_to(&stanza, &account, None).await;
         }
         if stanza.head.kind == Kind::Iq && to.is_bare() {
@@ -410,16 +411,16 @@ impl Node {
                 Ok(PresenceType::Available | PresenceType::Unavailable | PresenceType::Probe)
             );
         match nodes.as_slice() {
-            [] => self.arrive(stanza, account, None).await,
+            [] => self.arrive(stanza, account, again, None).await,
             [first, ..] if !everywhere => {
                 if let Some(node) = self.peer(*first) {
-                    node.arrive(stanza, account, None).await;
+                    node.arrive(stanza, account, again, None).await;
                 }
             }
             nodes => {
                 for number in nodes {
                     if let Some(node) = self.peer(*number) {
-                        node.arrive(stanza.clone(), account.clone(), Some(*number)).await;
+                        node.arrive(stanza.clone(), account.clone(), again, Some(*number)).await;
                     }
                 }
             }
@@ -461,9 +462,10 @@ impl Node {
     }
 
     /// Step 10: the receiver's side. `only`: deliver to sessions of this node alone.
-    async fn arrive(&self, stanza: Stanza, account: BareJid, only: Option<usize>) {
+    async fn arrive(&self, stanza: Stanza, account: BareJid, again: bool, only: Option<usize>) {
         let mut passage = Passage::new(stanza, self.services()).with_account(account.clone());
         passage.offline = self.nobody_for(&account, &passage.stanza);
+        passage.again = again;
         match self.registry.arriving(&mut passage).await {
             Verdict::Pass => self.deliver_to(&passage.stanza, &account, only).await,
             Verdict::Stop => {}
@@ -490,6 +492,8 @@ impl Node {
         let reached = {
             let state = self.shared.state.lock();
             let rows: Vec<&Row> = state.rows.iter().filter(|row| here(row)).collect();
+            // RFC 6121, 8.5.2.1.1: the most available ones.
+            let best = rows.iter().filter_map(|row| row.priority).filter(|priority| *priority >= 0).max();
             if let Some(row) = rows.iter().find(|row| exact(row)) {
                 self.hand(row, stanza);
                 true
@@ -504,7 +508,7 @@ impl Node {
                         _ => to.is_bare() && row.priority.is_some(),
                     },
                     Kind::Message => match stanza.message_type() {
-                        MessageType::Normal | MessageType::Chat => row.priority.is_some_and(|p| p >= 0),
+                        MessageType::Normal | MessageType::Chat => best.is_some() && row.priority == best,
                         MessageType::Headline => to.is_bare() && row.priority.is_some_and(|p| p >= 0),
                         MessageType::Groupchat | MessageType::Error => false,
                     },

@@ -21,11 +21,14 @@ pub struct Passage {
     /// On arriving, as far as this node knows: no session may have this message (RFC 6121, 8.5.2.1.1
     /// and 8.5.3.2.1), or, for other stanzas, none is available.
     pub offline: bool,
+    /// On arriving: the handlers have seen this very stanza before, and it comes once more because the session
+    /// that it was given to has gone; or it was sent past them (`How::Direct`), and nobody is there for it.
+    pub again: bool,
 }
 
 impl Passage {
     pub fn new(stanza: Stanza, services: Arc<dyn Services>) -> Passage {
-        Passage { stanza, sender: None, account: None, services, offline: false }
+        Passage { stanza, sender: None, account: None, services, offline: false, again: false }
     }
 
     pub fn with_sender(mut self, sender: Arc<SessionView>) -> Passage {

@@ -204,6 +204,7 @@ impl Router {
         };
         let mut passage = self.passage(&mut transit, Some(account.clone()));
         passage.offline = offline;
+        passage.again = transit.stage == Stage::Past;
         // What an account asks of itself passes nobody's guard.
         let own = decision == Decision::Answer && passage.is_own();
         let verdict = match own {

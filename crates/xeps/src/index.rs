@@ -9,6 +9,7 @@ use toml_edit::Value;
 use crate::anonymous::Anonymous;
 use crate::blocking::Blocking;
 use crate::blocklists::Blocklists;
+use crate::carbons::Carbons;
 use crate::disco::Disco;
 use crate::forgeries::Forgeries;
 use crate::last::Last;
@@ -32,7 +33,7 @@ use crate::{
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 18] = [
     "anonymous",
     "blocking",
     "disco",
@@ -41,6 +42,7 @@ pub const NAMES: [&str; 17] = [
     "forgeries",
     "subscription",
     "presence",
+    "carbons",
     "offline",
     "private",
     "vcard",
@@ -182,6 +184,8 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("forgeries", Arc::new(Forgeries)),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
         ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists))),
+        // Before offline, which stops what it keeps: a session that the message itself is not for has its copy then.
+        ("carbons", Arc::new(Carbons::default())),
         // After everything that may answer or consume a message: it keeps what nobody else took.
         ("offline", Arc::new(Offline::new(config.offline.clone()))),
         ("private", Arc::new(Private::new(config.private.clone()))),

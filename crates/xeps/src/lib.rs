@@ -3,7 +3,7 @@
 //! Read in this order:
 //! - [`index`]: the list of modules, whose order is the order of their handlers.
 //! - [`ping`], the smallest module, then [`disco`], [`roster`], [`strangers`], [`subscription`],
-//!   [`presence`], [`offline`], [`forgeries`].
+//!   [`presence`], [`offline`], [`forgeries`], [`carbons`].
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
@@ -17,9 +17,12 @@ pub mod anonymous;
 pub mod blocking;
 mod blocklists;
 mod cache;
+pub mod carbons;
 pub mod disco;
 mod failure;
 pub mod forgeries;
+mod forwarded;
+mod hints;
 pub mod index;
 mod kept;
 pub mod last;

@@ -19,6 +19,7 @@ use store::{Batch, Committed, Expect, Range, StoreError, Stored, Table, Versione
 
 use self::handing::{Handed, Pages, Taker};
 use crate::failure::{Failure, store_failed};
+use crate::hints::Hints;
 use crate::kept::Kept;
 use crate::rosters::partition;
 use crate::time::utc;
@@ -108,6 +109,12 @@ impl Module for Offline {
                     status: Status::Active,
                 },
                 Xep { number: 203, title: "Delayed Delivery", version: "2.0", status: Status::Final },
+                Xep {
+                    number: 334,
+                    title: "Message Processing Hints",
+                    version: "1.0.0",
+                    status: Status::Stable,
+                },
             ],
             host_features: &["msgoffline"],
             ..Card::new(NAME, "Keeps messages for users who are away and delivers them at the next login.")
@@ -120,7 +127,7 @@ impl Module for Offline {
     }
 }
 
-/// What XEP-0160, section 3 says of a message to nobody.
+/// What XEP-0160, section 3 and XEP-0334, section 4 say of a message to nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Keep,
@@ -131,9 +138,12 @@ enum Fate {
 }
 
 fn fate(stanza: &Stanza) -> Fate {
+    let hints = Hints::of(stanza);
     match stanza.message_type() {
+        // No answer either, as for a chat state: whoever says this of a message could see by it who is there.
+        MessageType::Normal | MessageType::Chat if hints.no_store => Fate::Forget,
         MessageType::Normal => Fate::Keep,
-        MessageType::Chat if is_chat_state_only(stanza) => Fate::Forget,
+        MessageType::Chat if is_chat_state_only(stanza) && !hints.store => Fate::Forget,
         MessageType::Chat => Fate::Keep,
         MessageType::Groupchat | MessageType::Headline | MessageType::Error => Fate::Leave,
     }

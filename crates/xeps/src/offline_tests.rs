@@ -87,6 +87,7 @@ fn a_session_with_a_negative_priority_gets_nothing_until_it_is_raised() {
 #[test]
 fn what_is_kept_depends_on_the_type() {
     let chat_state = "<composing xmlns='http://jabber.org/protocol/chatstates'/>";
+    let hint = |name: &str| format!("<{name} xmlns='urn:xmpp:hints'/>");
     let cases = [
         ("<message><body>x</body></message>".to_owned(), Fate::Keep),
         ("<message type='normal'><x xmlns='jabber:x:conference'/></message>".to_owned(), Fate::Keep),
@@ -95,6 +96,11 @@ fn what_is_kept_depends_on_the_type() {
         (format!("<message type='chat'>{chat_state}<body>x</body></message>"), Fate::Keep),
         (format!("<message type='chat'>{chat_state}</message>"), Fate::Forget),
         (format!("<message type='chat'><thread>t</thread>{chat_state}</message>"), Fate::Forget),
+        (format!("<message type='chat'>{chat_state}{}</message>", hint("store")), Fate::Keep),
+        (format!("<message type='chat'><body>x</body>{}</message>", hint("no-store")), Fate::Forget),
+        (format!("<message><body>x</body>{}</message>", hint("no-store")), Fate::Forget),
+        (format!("<message><body>x</body>{}</message>", hint("no-permanent-store")), Fate::Keep),
+        (format!("<message type='headline'><body>x</body>{}</message>", hint("no-store")), Fate::Leave),
         ("<message type='groupchat'><body>x</body></message>".to_owned(), Fate::Leave),
         ("<message type='headline'><body>x</body></message>".to_owned(), Fate::Leave),
         ("<message type='error'><body>x</body></message>".to_owned(), Fate::Leave),
