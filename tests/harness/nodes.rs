@@ -441,6 +441,7 @@ impl Nodes {
             }
             text += "\n[modules.registration]\nenabled = true\nhosts = [\"other.example\"]\n";
             text += "per_address_per_hour = 100000\nper_node_per_hour = 100000\n";
+            text += "\n[modules.archive]\nenabled = true\nhosts = [\"other.example\"]\n";
             // For whoever looks for the cause of a failure.
             if let Ok(filter) = std::env::var("ROOKERY_LOG") {
                 text += &format!("\n[log]\nfilter = {filter:?}\n");

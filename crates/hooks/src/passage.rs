@@ -24,11 +24,21 @@ pub struct Passage {
     /// On arriving: the handlers have seen this very stanza before, and it comes once more because the session
     /// that it was given to has gone; or it was sent past them (`How::Direct`), and nobody is there for it.
     pub again: bool,
+    /// On leaving: the id under which the archive of the sender's account has it (XEP-0359), for its other devices.
+    pub archived: Option<Box<str>>,
 }
 
 impl Passage {
     pub fn new(stanza: Stanza, services: Arc<dyn Services>) -> Passage {
-        Passage { stanza, sender: None, account: None, services, offline: false, again: false }
+        Passage {
+            stanza,
+            sender: None,
+            account: None,
+            services,
+            offline: false,
+            again: false,
+            archived: None,
+        }
     }
 
     pub fn with_sender(mut self, sender: Arc<SessionView>) -> Passage {

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use stanza::address::same_account;
 use stanza::{Condition, Head, IqType, Kind, MessageType, Stanza, StanzaError};
 
+use crate::archive;
 use crate::failure::bad_request;
 use crate::forwarded;
 use crate::hints::{Hints, mentions};
@@ -167,7 +168,14 @@ impl Leaving for Carbons {
             return Answer::PASS;
         }
         self.remember(sender, message);
-        copy(Side::Sent, account, message, others, &passage.services)
+        match &passage.archived {
+            // XEP-0313, 3.4.
+            Some(id) => {
+                let message = archive::with_id(message, account, id);
+                copy(Side::Sent, account, &message, others, &passage.services)
+            }
+            None => copy(Side::Sent, account, message, others, &passage.services),
+        }
     }
 }
 
@@ -237,7 +245,7 @@ fn opening(side: Side) -> &'static str {
 }
 
 /// The sessions that get the message itself (RFC 6121, 8.5.2.1.1 and 8.5.3); `None`: it is sent back.
-fn receivers(message: &Stanza, online: &[Resource]) -> Option<Vec<hooks::Sid>> {
+pub fn receivers(message: &Stanza, online: &[Resource]) -> Option<Vec<hooks::Sid>> {
     let to = message.head.to.as_ref()?;
     if let Some(exact) = online.iter().find(|one| one.jid.as_str() == to.as_str()) {
         return Some(vec![exact.sid]);

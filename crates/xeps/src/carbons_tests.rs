@@ -1,6 +1,6 @@
 //! Tests of `carbons.rs`, against a whole server in memory.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use futures::executor::block_on;
 use hooks::bench::{Bench, Client, parse};
@@ -278,6 +278,13 @@ fn what_one_says_to_oneself_reaches_each_other_device_once() {
     });
 }
 
+/// What this thread has cost so far, whatever else the machine does; nothing where the system does not tell.
+fn cpu() -> Duration {
+    let told = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let ns = told.split(' ').next().and_then(|ns| ns.parse().ok());
+    Duration::from_nanos(ns.unwrap_or_default())
+}
+
 /// Prints what a copy costs: `cargo test --release -p xeps --lib -- --nocapture copies_cost`.
 #[test]
 fn copies_cost_no_read_of_the_store() {
@@ -299,11 +306,11 @@ fn copies_cost_no_read_of_the_store() {
                 facts.get.count + facts.scan.count
             };
             let before = reads();
-            let start = Instant::now();
+            let start = cpu();
             for _ in 0..ROUNDS {
                 alice.send(&say).await;
             }
-            spent.push(start.elapsed() / ROUNDS);
+            spent.push(cpu().saturating_sub(start) / ROUNDS);
             assert_eq!(reads(), before);
             assert!(all.iter().all(|client| messages(client).len() == ROUNDS as usize));
         }

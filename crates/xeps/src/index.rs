@@ -7,6 +7,7 @@ use hooks::{Module, Switches};
 use toml_edit::Value;
 
 use crate::anonymous::Anonymous;
+use crate::archive::Archive;
 use crate::blocking::Blocking;
 use crate::blocklists::Blocklists;
 use crate::carbons::Carbons;
@@ -28,12 +29,12 @@ use crate::time::Time;
 use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
-    anonymous, blocking, disco, last, offline, presence, private, registration, rosters, strangers,
+    anonymous, archive, blocking, disco, last, offline, presence, private, registration, rosters, strangers,
     subscription, vcard, version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 18] = [
+pub const NAMES: [&str; 19] = [
     "anonymous",
     "blocking",
     "disco",
@@ -42,6 +43,7 @@ pub const NAMES: [&str; 18] = [
     "forgeries",
     "subscription",
     "presence",
+    "archive",
     "carbons",
     "offline",
     "private",
@@ -55,7 +57,7 @@ pub const NAMES: [&str; 18] = [
 ];
 
 /// Modules that are there only if they are asked for.
-pub const OFF: [&str; 1] = ["registration"];
+pub const OFF: [&str; 2] = ["archive", "registration"];
 
 crate::settings! {
     /// What every `[modules.NAME]` table may say.
@@ -89,6 +91,7 @@ pub struct ModulesConfig {
     pub strangers: strangers::Config,
     pub subscription: subscription::Config,
     pub presence: presence::Config,
+    pub archive: archive::Config,
     pub offline: offline::Config,
     pub private: private::Config,
     pub vcard: vcard::Config,
@@ -155,6 +158,7 @@ impl ModulesConfig {
             "strangers" => Box::new(&mut self.strangers),
             "subscription" => Box::new(&mut self.subscription),
             "presence" => Box::new(&mut self.presence),
+            "archive" => Box::new(&mut self.archive),
             "offline" => Box::new(&mut self.offline),
             "private" => Box::new(&mut self.private),
             "vcard" => Box::new(&mut self.vcard),
@@ -184,6 +188,8 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("forgeries", Arc::new(Forgeries)),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
         ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists))),
+        // Before carbons and offline: what they copy and keep says under which id it is archived.
+        ("archive", Arc::new(Archive::new(config.archive.clone(), rosters.clone()))),
         // Before offline, which stops what it keeps: a session that the message itself is not for has its copy then.
         ("carbons", Arc::new(Carbons::default())),
         // After everything that may answer or consume a message: it keeps what nobody else took.

@@ -59,6 +59,14 @@ impl Kept {
         Some(Stanza::new(head, self.body.clone().into()))
     }
 
+    pub fn from(&self) -> Option<&str> {
+        self.from.as_deref()
+    }
+
+    pub fn to(&self) -> Option<&str> {
+        self.to.as_deref()
+    }
+
     /// About how many bytes it takes.
     pub fn size(&self) -> usize {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);

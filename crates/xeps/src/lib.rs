@@ -3,7 +3,7 @@
 //! Read in this order:
 //! - [`index`]: the list of modules, whose order is the order of their handlers.
 //! - [`ping`], the smallest module, then [`disco`], [`roster`], [`strangers`], [`subscription`],
-//!   [`presence`], [`offline`], [`forgeries`], [`carbons`].
+//!   [`presence`], [`offline`], [`forgeries`], [`carbons`], [`archive`].
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
@@ -17,6 +17,7 @@ pub mod anonymous;
 pub mod blocking;
 mod blocklists;
 mod cache;
+pub mod archive;
 pub mod carbons;
 pub mod disco;
 mod failure;

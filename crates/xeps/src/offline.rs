@@ -387,7 +387,7 @@ fn flush_at_last(
 }
 
 /// How long to wait before something is tried once more: from a second to a minute, eight times.
-fn again(tried: u32) -> Option<Duration> {
+pub(crate) fn again(tried: u32) -> Option<Duration> {
     (tried < 8).then(|| Duration::from_secs(1 << tried.min(6)).min(Duration::from_secs(60)))
 }
 

@@ -1,0 +1,203 @@
+//! What an archive is made of: ids that sort by time, messages by id, and which of them are of whom.
+
+use jid::{BareJid, Jid};
+use serde::{Deserialize, Serialize};
+use store::{Batch, Key, Stored, Table};
+
+use crate::kept::Kept;
+use crate::rosters::partition;
+
+/// The id of an archived message: microseconds since 1970, then chance, so that ids sort by time and nobody guesses
+/// one (XEP-0313, 3; XEP-0359, 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id([u8; 16]);
+
+impl Id {
+    pub fn new(micros: u64, chance: [u8; 8]) -> Id {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&micros.to_be_bytes());
+        id[8..].copy_from_slice(&chance);
+        Id(id)
+    }
+
+    /// The first one that a moment could have.
+    pub fn first_of(micros: u64) -> Id {
+        Id::new(micros, [0; 8])
+    }
+
+    /// The last one that a moment could have.
+    pub fn last_of(micros: u64) -> Id {
+        Id::new(micros, [0xff; 8])
+    }
+
+    pub fn micros(self) -> u64 {
+        self.0[..8].iter().fold(0, |micros, byte| micros << 8 | u64::from(*byte))
+    }
+
+    /// Some of its chance.
+    pub fn chance(self) -> u8 {
+        self.0[15]
+    }
+
+    /// The id that clients wrote, if it can be one.
+    pub fn read(text: &str) -> Option<Id> {
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let digits: &[u8; 32] = text.as_bytes().try_into().ok()?;
+        let mut id = [0; 16];
+        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Some(Id(id))
+    }
+
+    pub fn of_key(key: &[u8]) -> Option<Id> {
+        Some(Id(key.try_into().ok()?))
+    }
+
+    pub fn key(self) -> Key {
+        self.0.to_vec()
+    }
+}
+
+impl std::fmt::Display for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A message of an archive, under its id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Archived {
+    pub stanza: Kept,
+    /// It came to the account, or else the account sent it.
+    pub incoming: bool,
+}
+
+impl Stored for Archived {
+    const TABLE: Table = Table("archive");
+    const SCHEMA: u8 = 1;
+}
+
+impl Archived {
+    /// Whether the message is with that address: a bare one stands for all of its resources (XEP-0313, 4.1.1).
+    pub fn is_with(&self, with: &Jid) -> bool {
+        let other = if self.incoming { self.stanza.from() } else { self.stanza.to() };
+        let Some(other) = other else { return false };
+        match with.is_full() {
+            true => other == with.as_str(),
+            false => bare(other) == with.as_str(),
+        }
+    }
+}
+
+/// Says that a message is with somebody: under the mark of their bare address, then its id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct With {
+    /// The mark of their full address, to pass over others without reading them.
+    pub full: u64,
+}
+
+impl Stored for With {
+    const TABLE: Table = Table("archive_with");
+    const SCHEMA: u8 = 1;
+}
+
+/// A number for an address, the same at every node and in every version (FNV-1a). Two may have the same, so whoever finds a
+/// message by it looks at the message too.
+pub fn mark(address: &str) -> u64 {
+    address
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn bare(address: &str) -> &str {
+    address.split('/').next().unwrap_or(address)
+}
+
+/// Where it says that a message is with somebody.
+pub fn with_key(with: &str, id: Id) -> Key {
+    let mut key = mark(bare(with)).to_be_bytes().to_vec();
+    key.extend_from_slice(&id.0);
+    key
+}
+
+/// The id of such a key.
+pub fn id_of_with_key(key: &[u8]) -> Option<Id> {
+    Id::of_key(key.get(8..)?)
+}
+
+/// A message that is to be archived.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    pub account: BareJid,
+    pub id: Id,
+    pub message: Archived,
+}
+
+impl Entry {
+    pub fn size(&self) -> usize {
+        self.message.stanza.size() + 128
+    }
+
+    /// Adds what it writes.
+    pub fn put(&self, batch: Batch) -> Batch {
+        let with = self.message.with();
+        let batch = batch.put(self.id.key(), &self.message);
+        batch.put(with_key(with, self.id), &With { full: mark(with) })
+    }
+
+    pub fn batch(&self) -> Batch {
+        Batch::new(partition(&self.account))
+    }
+}
+
+impl Archived {
+    /// With whom it is.
+    pub fn with(&self) -> &str {
+        let other = if self.incoming { self.stanza.from() } else { self.stanza.to() };
+        other.unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hooks::bench::parse;
+
+    use super::*;
+
+    #[test]
+    fn ids_are_read_as_they_were_written_and_sort_by_time() {
+        let id = Id::new(1_767_225_600_000_001, [1, 2, 3, 4, 5, 6, 7, 0xff]);
+        assert_eq!(id.to_string(), "000647484620400101020304050607ff".to_owned());
+        assert_eq!((Id::read(&id.to_string()), id.micros()), (Some(id), 1_767_225_600_000_001));
+        assert!(Id::last_of(1) < Id::first_of(2) && Id::first_of(2) < Id::last_of(2));
+        for wrong in ["", "0", "000647484620400101020304050607FF", &"g".repeat(32), &"0".repeat(33)] {
+            assert_eq!(Id::read(wrong), None, "{wrong}");
+        }
+        assert_eq!(id_of_with_key(&with_key("a@b/c", id)), Some(id));
+        assert_eq!(with_key("a@b/c", id), with_key("a@b", id));
+    }
+
+    #[test]
+    fn a_message_is_with_its_correspondent() {
+        let message = parse("<message from='a@h/1' to='b@h/2'/>");
+        let (out, into) = (false, true);
+        for (incoming, with, is) in [
+            (into, "a@h", true),
+            (into, "a@h/1", true),
+            (into, "a@h/2", false),
+            (into, "b@h", false),
+            (out, "b@h", true),
+            (out, "b@h/2", true),
+            (out, "a@h", false),
+            (out, "h", false),
+        ] {
+            let archived = Archived { stanza: Kept::of(&message), incoming };
+            assert_eq!(archived.is_with(&Jid::new(with).unwrap()), is, "{incoming} {with}");
+        }
+    }
+}

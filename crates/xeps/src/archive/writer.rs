@@ -1,0 +1,248 @@
+//! Appends to the archives of all accounts of a node, many at a time, beside the messages themselves.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use futures::future::BoxFuture;
+use hooks::Services;
+use jid::BareJid;
+use parking_lot::Mutex;
+use store::{Batch, StoreError};
+
+use super::NAME;
+use super::entries::{Entry, Id};
+use super::sweep;
+
+/// The most messages that are written at a time.
+const BATCH: usize = 256;
+/// The most bytes that are written at a time, but for a single larger message: in a cluster it is one entry of a log.
+const BATCH_BYTES: usize = 256 * 1024;
+/// The most bytes that wait to be written at one node; further messages are delivered and not archived.
+const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Of so many messages one has its archive looked at for what is to go.
+const SWEEP_EVERY: u8 = 64;
+
+/// What waits to be written.
+#[derive(Default)]
+struct Pending {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    /// Somebody is about to write it.
+    runs: bool,
+}
+
+/// Appends to archives.
+pub struct Writer {
+    pending: Mutex<Pending>,
+    /// Held by who writes, so that who has had it knows that all that waited before is written.
+    writing: futures::lock::Mutex<()>,
+    /// The moment of the last id, so that ids of this node keep the order of the messages.
+    last: AtomicU64,
+    lost: AtomicU64,
+    /// Accounts whose archives are to be looked at for what is to go.
+    swept: Mutex<Vec<BareJid>>,
+    limits: sweep::Limits,
+}
+
+impl Writer {
+    pub fn new(limits: sweep::Limits) -> Writer {
+        Writer {
+            pending: Mutex::default(),
+            writing: futures::lock::Mutex::new(()),
+            last: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            swept: Mutex::default(),
+            limits,
+        }
+    }
+
+    pub fn limits(&self) -> sweep::Limits {
+        self.limits
+    }
+
+    /// The id of a message that has come just now.
+    pub fn id(&self, services: &dyn Services) -> Id {
+        let now = micros(services);
+        let next = |last: u64| Some(now.max(last + 1));
+        let last = self.last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
+        let mut chance = [0; 8];
+        services.random(&mut chance);
+        Id::new(now.max(last + 1), chance)
+    }
+
+    /// Has a message written soon; `false`: too many wait, since the store is slow or fails.
+    pub fn append(self: &Arc<Self>, services: &Arc<dyn Services>, entry: Entry) -> bool {
+        let begins = {
+            let mut pending = self.pending.lock();
+            if pending.bytes + entry.size() > PENDING_BYTES_MAX {
+                drop(pending);
+                self.lose(1, "too much waits for the store");
+                return false;
+            }
+            pending.bytes += entry.size();
+            pending.entries.push_back(entry);
+            !std::mem::replace(&mut pending.runs, true)
+        };
+        if begins {
+            services.later(Duration::ZERO, self.clone().drain(services.clone(), 0));
+        }
+        true
+    }
+
+    /// Writes all that waits now.
+    ///
+    /// # Errors
+    /// The store's; what waits is tried again later.
+    pub async fn flush(&self, services: &dyn Services) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().await;
+        let mut left = self.pending.lock().entries.len();
+        while left > 0 {
+            let written = self.write(services).await?;
+            if written == 0 {
+                break;
+            }
+            left = left.saturating_sub(written);
+        }
+        Ok(())
+    }
+
+    fn drain(self: Arc<Self>, services: Arc<dyn Services>, tried: u32) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            loop {
+                let written = {
+                    let _writing = self.writing.lock().await;
+                    self.write(&*services).await
+                };
+                match written {
+                    Ok(0) => {
+                        let mut pending = self.pending.lock();
+                        pending.runs = !pending.entries.is_empty();
+                        if !pending.runs {
+                            return;
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        let waits = self.pending.lock().entries.len();
+                        tracing::warn!(module = NAME, %error, waits, "failed to write to archives");
+                        let Some(pause) = crate::offline::again(tried) else {
+                            return self.give_up();
+                        };
+                        services.later(pause, self.clone().drain(services.clone(), tried + 1));
+                        return;
+                    }
+                }
+                let swept = std::mem::take(&mut *self.swept.lock());
+                for account in swept {
+                    sweep::soon(&services, account, self.limits);
+                }
+            }
+        })
+    }
+
+    /// What waited through all attempts is lost to its archives.
+    fn give_up(&self) {
+        let lost = {
+            let mut pending = self.pending.lock();
+            pending.runs = false;
+            pending.bytes = 0;
+            std::mem::take(&mut pending.entries).len()
+        };
+        self.lose(lost, "the store failed for too long");
+    }
+
+    fn lose(&self, count: usize, why: &str) {
+        let before = self.lost.fetch_add(count as u64, Ordering::Relaxed);
+        let lost = before + count as u64;
+        // Not a line for each of thousands.
+        if count > 1 || lost.is_power_of_two() {
+            tracing::error!(module = NAME, lost, why, "messages were delivered and not archived");
+        }
+    }
+
+    /// Writes some of what waits; how many.
+    async fn write(&self, services: &dyn Services) -> Result<usize, StoreError> {
+        let mut taken = Taken { writer: self, entries: Vec::new() };
+        {
+            let mut pending = self.pending.lock();
+            let mut bytes = 0;
+            while let Some(size) = pending.entries.front().map(Entry::size) {
+                let is_full = taken.entries.len() == BATCH || bytes + size > BATCH_BYTES;
+                if is_full && !taken.entries.is_empty() {
+                    break;
+                }
+                bytes += size;
+                taken.entries.extend(pending.entries.pop_front());
+            }
+            pending.bytes = pending.bytes.saturating_sub(bytes);
+        }
+        let count = taken.entries.len();
+        while !taken.entries.is_empty() {
+            match services.store().commit(batches(&taken.entries)).await {
+                Ok(_) => {
+                    let is_swept = |entry: &Entry| entry.id.chance().is_multiple_of(SWEEP_EVERY);
+                    self.swept
+                        .lock()
+                        .extend(taken.entries.drain(..).filter(is_swept).map(|entry| entry.account));
+                }
+                // Nobody asks for it any more; the others are put once more, which changes nothing.
+                Err(StoreError::Gone { partition }) => {
+                    let before = taken.entries.len();
+                    taken.entries.retain(|entry| entry.account.as_str() != partition.name());
+                    if taken.entries.len() == before {
+                        return Err(StoreError::Gone { partition });
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(count)
+    }
+}
+
+fn batches(entries: &[Entry]) -> Vec<Batch> {
+    let mut at: HashMap<&BareJid, usize> = HashMap::new();
+    let mut batches: Vec<Batch> = Vec::new();
+    for entry in entries {
+        let at = *at.entry(&entry.account).or_insert_with(|| {
+            batches.push(entry.batch());
+            batches.len() - 1
+        });
+        let batch = std::mem::replace(&mut batches[at], entry.batch());
+        batches[at] = entry.put(batch);
+    }
+    batches
+}
+
+/// Microseconds since 1970.
+pub fn micros(services: &dyn Services) -> u64 {
+    let since = services.now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// What is being written: it waits again where that comes to nothing.
+struct Taken<'a> {
+    writer: &'a Writer,
+    entries: Vec<Entry>,
+}
+
+impl Taken<'_> {
+    fn bytes(&self) -> usize {
+        self.entries.iter().map(Entry::size).sum()
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if self.entries.is_empty() {
+            return;
+        }
+        let mut pending = self.writer.pending.lock();
+        pending.bytes += self.bytes();
+        for entry in self.entries.drain(..).rev() {
+            pending.entries.push_front(entry);
+        }
+    }
+}
