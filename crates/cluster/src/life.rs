@@ -489,7 +489,10 @@ async fn renew(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation) -> 
         let cluster = shared.links.cluster_bytes();
         let request = RenewRequest { cluster, node: node.0, incarnation: incarnation.0, passed_on: false };
         let mut client = shared.membership(&address).ok()?;
-        let reply = timeout(RENEWAL, client.renew(Request::new(request))).await.ok()?;
+        let Ok(reply) = timeout(RENEWAL, client.renew(Request::new(request))).await else {
+            shared.links.forget(&address);
+            return None;
+        };
         reply
             .inspect_err(|status| tracing::debug!(address, status = status.message(), "a renewal failed"))
             .ok()

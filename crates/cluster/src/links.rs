@@ -114,6 +114,12 @@ impl Links {
         Ok(channel)
     }
 
+    /// Makes the link to an address anew at its next use: over the one there is nothing came back in time. What was lost
+    /// on it TCP sends again after a pause that grows, also when the way is free again; a new connection does not wait.
+    pub(crate) fn forget(&self, address: &str) {
+        self.channels.lock().remove(address);
+    }
+
     /// Makes all links anew at their next use, with the certificate that is in service then. Streams that are open
     /// go on.
     pub(crate) fn renew(&self) {
@@ -270,5 +276,25 @@ mod tests {
         assert!((&mut firsts).await.is_err() && (&mut seconds).await.is_err());
         assert_eq!(others.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         assert_eq!(links.living.by_nth.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn behind_a_call_that_nothing_answered_the_next_one_takes_a_new_connection() {
+        use proto::membership::{RenewRequest, membership_client::MembershipClient};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let links = Links::new(None);
+        let ask = || {
+            let mut client = MembershipClient::new(links.channel(&address).unwrap());
+            tokio::spawn(async move { client.renew(RenewRequest::default()).await.map(drop) })
+        };
+        let first = ask();
+        let (_silent, _) = listener.accept().await.unwrap();
+        first.abort();
+        links.forget(&address);
+        let second = ask();
+        let accepted = tokio::time::timeout(Duration::from_secs(20), listener.accept()).await;
+        assert!(accepted.is_ok_and(|accepted| accepted.is_ok()), "no new connection");
+        second.abort();
     }
 }
