@@ -1,5 +1,6 @@
 //! The one decision on the way of a stanza: here, a peer, a service or another domain; and what sessions call.
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
@@ -508,9 +509,12 @@ impl Router {
         if !may_wait || !matches!(subject, Subject::Message(_)) {
             return None;
         }
+        // By the table: `rows` has only those that this stanza may go to. Those are asked first, and nearly always suffice.
+        let table = LazyCell::new(|| self.whereabouts.users(account));
+        let has = |rows: &[Row], sid: hooks::Sid| rows.iter().any(|row| row.sid.0 == sid.0);
+        let is_bound = |sid| has(rows, sid) || has(&table, sid);
         if !transit.came_back
-            && let Some(slot) =
-                self.mailboxes.leftover(account, |sid| rows.iter().any(|row| row.sid.0 == sid.0))
+            && let Some(slot) = self.mailboxes.leftover(account, is_bound)
         {
             return Some(Obstacle::Leftover(slot));
         }

@@ -312,6 +312,21 @@ async fn moves_with_unread_mail(to: usize) {
     until("all is settled", || all.nodes.iter().all(|node| node.unsettled() == 0)).await;
 }
 
+/// One session of the account does not read: what another node has sent to the other one alone does not wait for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_for_one_session_does_not_wait_for_another_one() {
+    // Longer than the test waits for anything.
+    let all = cluster(2, Config { refused_wait_ms: 60_000, ..Config::default() }).await;
+    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    let slow = all.nodes[1].login("bob@localhost/slow", Some(0));
+    let mut quick = all.nodes[1].login("bob@localhost/quick", Some(0));
+    alice.chats("bob@localhost/slow", 1).await;
+    until("it waits", || slow.mailbox.len() == 1).await;
+    let direct = "<message from='alice@localhost/a' to='bob@localhost/quick' type='chat' id='2'><body>2</body></message>";
+    all.nodes[0].router.route(parse(direct), hooks::How::Direct).await;
+    assert_eq!(quick.hears_ids(1).await, [2]);
+}
+
 /// The session of the receiver ends and another one of the same node takes its full JID, as the sender's node has sent
 /// something to the first: that is refused, and must not be overtaken.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
