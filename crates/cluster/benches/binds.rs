@@ -7,7 +7,6 @@
 mod support;
 
 use std::{
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,7 +16,7 @@ use std::{
 
 use cluster::{Cluster, ConflictPolicy, Sid};
 use jid::FullJid;
-use support::{BOTH, Node, config, deps, write_seeds};
+use support::three;
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, timeout},
@@ -94,19 +93,6 @@ async fn run(asked: &Asked) {
     for node in nodes {
         node.kill().await;
     }
-}
-
-async fn three(dir: &Path) -> Vec<Node> {
-    let seeds = dir.join("seeds");
-    let mut nodes = Vec::new();
-    for name in ["a", "b", "c"] {
-        nodes.push(Node::start(config(&seeds, 3), deps(name, BOTH, dir)).await);
-    }
-    write_seeds(&seeds, &nodes);
-    for node in &nodes {
-        node.ready().await;
-    }
-    nodes
 }
 
 /// Begins each bind when it is due, at each node in turn; how many they were, and how many were under way at most.

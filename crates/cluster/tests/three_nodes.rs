@@ -5,21 +5,8 @@ mod support;
 use std::{collections::BTreeSet, time::Duration};
 
 use cluster::{Change, ClusterError, ConflictPolicy, NodeId, NodeState, Sid};
-use support::{BACKEND, BOTH, FRONTEND, Node, SOON, config, deps, full, log, write_seeds};
+use support::{BACKEND, BOTH, FRONTEND, Node, SOON, config, deps, full, log, three, write_seeds};
 use tokio::time::{Instant, timeout};
-
-async fn three(dir: &std::path::Path) -> Vec<Node> {
-    let seeds = dir.join("seeds");
-    let mut nodes = Vec::new();
-    for name in ["a", "b", "c"] {
-        nodes.push(Node::start(config(&seeds, 3), deps(name, BOTH, dir)).await);
-    }
-    write_seeds(&seeds, &nodes);
-    for node in &nodes {
-        node.ready().await;
-    }
-    nodes
-}
 
 /// Waits until the nodes' tables have all that was agreed so far.
 async fn level(nodes: &[Node]) {

@@ -104,3 +104,17 @@ pub fn log() {
         .with_test_writer()
         .try_init();
 }
+
+/// Three nodes of both roles that have found each other.
+pub async fn three(dir: &Path) -> Vec<Node> {
+    let seeds = dir.join("seeds");
+    let mut nodes = Vec::new();
+    for name in ["a", "b", "c"] {
+        nodes.push(Node::start(config(&seeds, 3), deps(name, BOTH, dir)).await);
+    }
+    write_seeds(&seeds, &nodes);
+    for node in &nodes {
+        node.ready().await;
+    }
+    nodes
+}
