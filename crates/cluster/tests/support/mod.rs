@@ -1,7 +1,13 @@
 //! Nodes of a cluster in one process, with their listeners on loopback.
 #![allow(dead_code)]
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use cluster::{
     Change, Cluster, ClusterError, Config, ConflictPolicy, Deps, Discovery, NodeId, Roles, Sid, Times,
@@ -22,10 +28,21 @@ pub struct Node {
     serving: JoinHandle<()>,
 }
 
+/// Where a node of the test that keeps its seeds there listens, at a port of the kernel's choice.
+///
+/// Tests run side by side. With one address for all of them, the port of a node that was killed
+/// can soon belong to another test's cluster, and who still looks for the dead node there refuses to start.
+fn listen(seeds: &Path) -> SocketAddr {
+    let mut hasher = DefaultHasher::new();
+    seeds.parent().hash(&mut hasher);
+    let [a, b, c, ..] = hasher.finish().to_be_bytes();
+    SocketAddr::from((Ipv4Addr::new(127, a, b, c.clamp(1, 254)), 0))
+}
+
 /// Settings of a node that looks for the others in a file.
 pub fn config(seeds: &Path, expect: usize) -> Config {
     Config {
-        listen: Some("127.0.0.1:0".parse().unwrap()),
+        listen: Some(listen(seeds)),
         expect,
         discovery: Discovery::File(seeds.into()),
         plain: true,
