@@ -11,10 +11,10 @@ pub mod verdict;
 
 pub use card::{Card, Status, Xep};
 pub use module::{
-    Addressee, Answering, Arriving, Delivering, Following, Forgetting, Greeting, Leaving, Module, Offer,
-    Offering, SessionEvent, Speaking, Stranger, Why,
+    Addressee, Answering, Arriving, Delivering, Following, Forgetting, Greeting, Holding, Leaving, Module,
+    Moving, Offer, Offering, SessionEvent, Speaking, Stranger, Why,
 };
-pub use passage::Passage;
+pub use passage::{Passage, Underway};
 pub use registry::{Clash, Hooks, Registry, Step, Switches};
 pub use services::{About, Hold, How, Kept, Removal, Resource, Services};
 pub use session::{Full, Notes, SessionView, Sid};

@@ -37,6 +37,13 @@ pub trait Delivering: Send + Sync + 'static {
     fn delivering(&self, session: &SessionView, stanza: &mut Stanza) -> Verdict;
 }
 
+/// Says what can wait while nobody looks at a client (XEP-0352). Must not wait for anything.
+pub trait Holding: Send + Sync + 'static {
+    /// `None`: it cannot wait, and all that waits goes before it. Otherwise what it is about: it takes the place of what
+    /// waits about the same.
+    fn holding(&self, session: &SessionView, stanza: &Stanza) -> Option<String>;
+}
+
 /// To whom an iq is addressed that the server answers itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Addressee {
@@ -105,6 +112,8 @@ pub enum Why {
     Closed,
     /// The connection was lost, or the session broke.
     Lost,
+    /// The client went on with it at another node: nobody is to notice.
+    Moved,
 }
 
 /// What happens to sessions.
@@ -125,6 +134,9 @@ pub enum SessionEvent {
     /// The node has its lease back and the session is in the table again. What was told and kept meanwhile it
     /// has not heard, and its contacts may believe it gone.
     Returned(Arc<SessionView>),
+    /// A session came here from another node, with the connection of its client (XEP-0198): bound, and available if it
+    /// was so there. Its contacts have noticed nothing.
+    Resumed(Arc<SessionView>),
     /// A session died with its node. Told once in the cluster, on any node.
     Lost { account: BareJid, jid: FullJid },
 }
@@ -137,6 +149,7 @@ impl SessionEvent {
             | SessionEvent::Unavailable(session)
             | SessionEvent::Fenced(session)
             | SessionEvent::Returned(session)
+            | SessionEvent::Resumed(session)
             | SessionEvent::Closed { session, .. } => session.account(),
             SessionEvent::Lost { account, .. } => account,
         }
@@ -146,6 +159,16 @@ impl SessionEvent {
 /// Is told what happens to sessions, in the order of the list.
 pub trait Following: Send + Sync + 'static {
     fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()>;
+}
+
+/// Keeps something about a session that must go with it when its client resumes it at another node (XEP-0198).
+pub trait Moving: Send + Sync + 'static {
+    /// What is to go along, as text that this version and the next one can read; `None`: nothing.
+    fn pack(&self, session: &SessionView) -> Option<String>;
+
+    /// Takes up what [`Moving::pack`] gave at the other node, before anything else happens to the session here. What it
+    /// cannot read it leaves as it is with a new session.
+    fn unpack(&self, session: &SessionView, packed: &str);
 }
 
 /// Is told that an account is about to be removed: its sessions have ended, its data can still be read. All that

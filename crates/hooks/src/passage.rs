@@ -1,5 +1,6 @@
 //! A stanza on its way past the handlers, with what they need to judge it.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use jid::BareJid;
@@ -8,6 +9,24 @@ use stanza::address::same_account;
 
 use crate::services::Services;
 use crate::session::SessionView;
+
+/// Held while a client's stanza is on its way: when the last clone is gone, the stanza counts as handled (XEP-0198, 4).
+/// Whoever keeps the stanza later than it passes holds one until it is kept for good.
+#[derive(Clone)]
+pub struct Underway(#[expect(dead_code, reason = "its end is what counts")] Arc<dyn Any + Send + Sync>);
+
+impl Underway {
+    /// Drops `what` when the stanza is handled.
+    pub fn new(what: impl Any + Send + Sync) -> Underway {
+        Underway(Arc::new(what))
+    }
+}
+
+impl std::fmt::Debug for Underway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Underway")
+    }
+}
 
 /// A stanza on its way, on one side of it.
 pub struct Passage {
@@ -26,6 +45,8 @@ pub struct Passage {
     pub again: bool,
     /// On leaving: the id under which the archive of the sender's account has it (XEP-0359), for its other devices.
     pub archived: Option<Box<str>>,
+    /// Whose client waits to hear that the stanza is handled; `None`: nobody's.
+    pub underway: Option<Underway>,
 }
 
 impl Passage {
@@ -38,6 +59,7 @@ impl Passage {
             offline: false,
             again: false,
             archived: None,
+            underway: None,
         }
     }
 

@@ -9,8 +9,8 @@ use stanza::Stanza;
 
 use crate::card::Card;
 use crate::module::{
-    Addressee, Answering, Arriving, Delivering, Following, Forgetting, Greeting, Leaving, Module, Offer,
-    Offering, SessionEvent, Speaking, Stranger,
+    Addressee, Answering, Arriving, Delivering, Following, Forgetting, Greeting, Holding, Leaving, Module,
+    Moving, Offer, Offering, SessionEvent, Speaking, Stranger,
 };
 use crate::passage::Passage;
 use crate::services::Services;
@@ -92,11 +92,13 @@ pub struct Hooks {
     leaving: Vec<(Step, Plugged<dyn Leaving>)>,
     arriving: Vec<(Step, Plugged<dyn Arriving>)>,
     delivering: Vec<(Step, Plugged<dyn Delivering>)>,
+    holding: Vec<Plugged<dyn Holding>>,
     answering: HashMap<(Addressee, String), Plugged<dyn Answering>>,
     greeting: HashMap<String, Plugged<dyn Greeting>>,
     offering: Vec<Plugged<dyn Offering>>,
     speaking: HashMap<String, Plugged<dyn Speaking>>,
     following: Vec<Plugged<dyn Following>>,
+    moving: Vec<Plugged<dyn Moving>>,
     forgetting: Vec<Plugged<dyn Forgetting>>,
     clash: Option<Clash>,
 }
@@ -115,6 +117,11 @@ impl Hooks {
     pub fn delivering(&mut self, step: Step, handler: Arc<dyn Delivering>) {
         let plugged = self.plugged(handler);
         self.delivering.push((step, plugged));
+    }
+
+    pub fn holding(&mut self, handler: Arc<dyn Holding>) {
+        let plugged = self.plugged(handler);
+        self.holding.push(plugged);
     }
 
     /// Claims iqs to `addressee` whose payload is in `namespace`.
@@ -152,6 +159,11 @@ impl Hooks {
     pub fn following(&mut self, handler: Arc<dyn Following>) {
         let plugged = self.plugged(handler);
         self.following.push(plugged);
+    }
+
+    pub fn moving(&mut self, handler: Arc<dyn Moving>) {
+        let plugged = self.plugged(handler);
+        self.moving.push(plugged);
     }
 
     pub fn forgetting(&mut self, handler: Arc<dyn Forgetting>) {
@@ -262,6 +274,15 @@ impl Registry {
         Verdict::Pass
     }
 
+    /// What a stanza is about that can wait until somebody looks at the client again; `None`: it cannot.
+    pub fn holding(&self, session: &SessionView, stanza: &Stanza) -> Option<String> {
+        let host = Some(session.account().domain().as_str());
+        self.hooks.holding.iter().filter(|plugged| plugged.is_on(host)).find_map(|plugged| {
+            let _blame = Blame { module: plugged.module, hook: "holding" };
+            plugged.handler.holding(session, stanza)
+        })
+    }
+
     /// Answers an iq of type get or set for a host or, where `passage.account` is set, for that
     /// account. `None`: nobody claimed its namespace.
     pub async fn answer(&self, passage: &mut Passage) -> Option<Reply> {
@@ -325,6 +346,27 @@ impl Registry {
         }
     }
 
+    /// What the modules want to go along with a session to another node, by the name of the module.
+    pub fn pack(&self, session: &SessionView) -> Vec<(&'static str, String)> {
+        let host = Some(session.account().domain().as_str());
+        let on = self.hooks.moving.iter().filter(|plugged| plugged.is_on(host));
+        on.filter_map(|plugged| {
+            let _blame = Blame { module: plugged.module, hook: "moving" };
+            Some((plugged.module, plugged.handler.pack(session)?))
+        })
+        .collect()
+    }
+
+    /// Gives a module what came along with a session; nothing where it is not on here.
+    pub fn unpack(&self, session: &SessionView, module: &str, packed: &str) {
+        let host = Some(session.account().domain().as_str());
+        let found = self.hooks.moving.iter().find(|plugged| plugged.module == module && plugged.is_on(host));
+        if let Some(plugged) = found {
+            let _blame = Blame { module: plugged.module, hook: "moving" };
+            plugged.handler.unpack(session, packed);
+        }
+    }
+
     /// Tells every module that `account` is about to be removed.
     pub async fn forget(&self, account: &BareJid, services: &Arc<dyn Services>) {
         let host = account.domain().as_str();
@@ -354,6 +396,9 @@ impl Registry {
         for (step, plugged) in &hooks.delivering {
             add("Delivering", format!("{step:?}"), plugged.module);
         }
+        for plugged in &hooks.holding {
+            add("Holding", String::new(), plugged.module);
+        }
         let mut claims: Vec<_> = hooks.answering.iter().collect();
         claims.sort_by_key(|((addressee, namespace), _)| (*addressee as u8, namespace.clone()));
         for ((addressee, namespace), plugged) in claims {
@@ -374,6 +419,9 @@ impl Registry {
         }
         for plugged in &hooks.following {
             add("Following", String::new(), plugged.module);
+        }
+        for plugged in &hooks.moving {
+            add("Moving", String::new(), plugged.module);
         }
         for plugged in &hooks.forgetting {
             add("Forgetting", String::new(), plugged.module);

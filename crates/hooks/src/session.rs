@@ -31,6 +31,7 @@ pub struct SessionView {
     presence: Mutex<Option<Stanza>>,
     priority: AtomicI16,
     interested: AtomicBool,
+    inactive: AtomicBool,
     directed: Mutex<HashSet<Jid>>,
     notes: Notes,
 }
@@ -47,6 +48,7 @@ impl SessionView {
             presence: Mutex::new(None),
             priority: AtomicI16::new(NOT_AVAILABLE),
             interested: AtomicBool::new(false),
+            inactive: AtomicBool::new(false),
             directed: Mutex::new(HashSet::new()),
             notes: Notes::default(),
         }
@@ -114,6 +116,16 @@ impl SessionView {
         self.interested.store(true, Ordering::Release);
     }
 
+    /// Whether nobody looks at the client (XEP-0352): what can wait does.
+    pub fn is_inactive(&self) -> bool {
+        self.inactive.load(Ordering::Acquire)
+    }
+
+    /// The client says whether anybody looks at it.
+    pub fn set_inactive(&self, inactive: bool) {
+        self.inactive.store(inactive, Ordering::Release);
+    }
+
     /// Remembers a receiver of directed presence (RFC 6121, 4.6.3), at most `max` of them.
     pub fn direct_to(&self, to: Jid, max: usize) -> Result<(), Full> {
         let mut directed = self.directed.lock();
@@ -143,6 +155,11 @@ impl SessionView {
     /// Takes all receivers of directed presence, to be told that the session is unavailable.
     pub fn take_directed(&self) -> HashSet<Jid> {
         std::mem::take(&mut self.directed.lock())
+    }
+
+    /// All receivers of directed presence.
+    pub fn directed(&self) -> Vec<Jid> {
+        self.directed.lock().iter().cloned().collect()
     }
 
     /// Takes those receivers of directed presence that `is_wanted` names.

@@ -300,6 +300,7 @@ impl Router {
         let stanza = std::mem::replace(&mut transit.stanza, Stanza::new(head, Default::default()));
         let mut passage = Passage::new(stanza, self.services());
         passage.sender = transit.sender.clone();
+        passage.underway = transit.underway.clone();
         passage.account = account;
         passage
     }
@@ -392,7 +393,11 @@ impl Router {
         }
         let work = back.into_iter().map(|delivery| {
             let mut transit = Transit::returned(delivery);
-            transit.attempts = transit.attempts.saturating_add(1);
+            transit.attempts = match transit.only {
+                // It has not failed to reach anybody: its session goes on elsewhere.
+                Some(_) => 0,
+                None => transit.attempts.saturating_add(1),
+            };
             Work::Stanza(Box::new(transit))
         });
         self.queues.give_back(self, account, work);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use cluster::{Incarnation, NodeId, Sid};
+use hooks::Underway;
 use jid::{BareJid, Jid};
 use parking_lot::{Mutex, MutexGuard};
 use proto::relay::{Ack, Batch, Purpose, Refusal};
@@ -68,6 +69,8 @@ pub(crate) struct Item {
     pub attempts: u8,
     pub receipt: Receipt,
     pub settled: bool,
+    /// Whose client waits to hear that it is handled: once the other node has it.
+    pub underway: Option<Underway>,
 }
 
 /// Hashes of the receiving accounts.
@@ -426,7 +429,8 @@ impl LaneState {
     fn mark_received(&mut self, received: u64) {
         for number in self.received + 1..=received {
             let Some(at) = number.checked_sub(self.oldest) else { continue };
-            let Some(item) = self.items.get(at as usize) else { break };
+            let Some(item) = self.items.get_mut(at as usize) else { break };
+            item.underway = None;
             self.unreceived_bytes -= item.parcel.len();
             for key in item.accounts.as_slice() {
                 if let Some((count, _)) = self.in_flight.get_mut(key) {
@@ -445,6 +449,7 @@ impl LaneState {
         let at = usize::try_from(number.checked_sub(self.oldest)?).ok()?;
         let item = self.items.get_mut(at).filter(|item| !item.settled)?;
         item.settled = true;
+        item.underway = None;
         self.unsettled -= 1;
         self.unsettled_bytes -= item.parcel.len();
         let receipt = std::mem::take(&mut item.receipt);

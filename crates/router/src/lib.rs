@@ -10,6 +10,7 @@
 //! - [`services`]: what modules may ask of the server.
 //! - [`removal`], [`keysmith`]: the end of an account, and the keys of a new password.
 //! - [`envelope`], [`peer`], [`lane`], [`link`], [`relay`]: acknowledged streams to and from other nodes.
+//! - [`takeover`]: sessions that their clients resume at another node.
 //! - [`lost`]: what is done for the sessions of a node that is gone.
 //! - [`late`]: what is done about an end that comes behind the presence of a successor.
 //! - [`rest`]: when a node that ends has nothing left to do.
@@ -34,6 +35,7 @@ mod link;
 pub mod relay;
 mod lost;
 mod rest;
+pub mod takeover;
 mod late;
 pub mod whereabouts;
 pub mod config;
@@ -45,4 +47,5 @@ pub use mailboxes::{Delivery, End, Mailbox, Waiting};
 pub use metrics::{Counters, Fate, LaneFacts};
 pub use receipt::Receipt;
 pub use router::{Deps, Router};
+pub use takeover::{Ask, Given, Moving, Refusal, Thread, Yielding};
 pub use whereabouts::Whereabouts;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use dashmap::DashMap;
-use hooks::{SessionView, Sid};
+use hooks::{SessionView, Sid, Underway};
 use jid::{BareJid, Jid};
 use parking_lot::Mutex;
 use stanza::Stanza;
@@ -34,12 +34,22 @@ pub struct Delivery {
     pub(crate) hops: u8,
     /// How often it has already failed to reach the session that was chosen for it.
     pub(crate) attempts: u8,
+    /// What its own session has become at another node, if it is to go there.
+    pub(crate) successor: Option<Successor>,
 }
 
 impl Delivery {
     /// A delivery with the stanza's own `to`, that nobody waits to see settled.
     pub fn new(stanza: Arc<Stanza>) -> Delivery {
-        Delivery { stanza, to: None, receipt: Receipt::none(), one_of_several: false, hops: 0, attempts: 0 }
+        Delivery {
+            stanza,
+            to: None,
+            receipt: Receipt::none(),
+            one_of_several: false,
+            hops: 0,
+            attempts: 0,
+            successor: None,
+        }
     }
 
     /// The stanza for the delivering hooks, with this receiver's `to`. Copies the head (never the body) if
@@ -66,10 +76,23 @@ impl Delivery {
         self.to.as_ref().or(self.stanza.head.to.as_ref())
     }
 
+    /// The node that sent it here; `None`: this one.
+    pub(crate) fn sent_by(&self) -> Option<u64> {
+        self.receipt.node()
+    }
+
     /// Bytes that this delivery counts for in a mailbox.
     pub fn cost(&self) -> usize {
         self.stanza.wire_len()
     }
+}
+
+/// A session at another node in which one of this node goes on.
+#[derive(Debug, Clone)]
+pub(crate) struct Successor {
+    pub sid: cluster::Sid,
+    /// Held until that node has what is for it.
+    pub underway: Underway,
 }
 
 /// Bounds of one mailbox.
@@ -212,6 +235,17 @@ impl Mailboxes {
     /// Takes the mailbox away. What waited in it, and before that `unwritten`, is routed anew. Closing
     /// twice is no error.
     pub(crate) fn close(&self, view: &SessionView, unwritten: Vec<Delivery>) {
+        self.close_for(view, unwritten, None);
+    }
+
+    /// As [`Mailboxes::close`]; with a successor, all of it is for that session, which this one has become.
+    pub(crate) fn close_for(
+        &self,
+        view: &SessionView,
+        mut unwritten: Vec<Delivery>,
+        successor: Option<&Successor>,
+    ) {
+        unwritten.iter_mut().for_each(|delivery| delivery.successor = successor.cloned());
         let Some(slot) = self.find(view.account(), view.sid()) else {
             self.give_back(view.account(), unwritten);
             return;
@@ -219,6 +253,7 @@ impl Mailboxes {
         {
             let mut queue = slot.queue.lock();
             queue.is_writing = false;
+            queue.items.iter_mut().for_each(|delivery| delivery.successor = successor.cloned());
             self.end(&mut queue, End::Closed, view.account(), unwritten, None);
         }
         // Behind that: whoever does not find it finds what was in it in the queue of its account.
@@ -388,20 +423,30 @@ impl Mailbox {
         Poll::Pending
     }
 
+    /// Puts what another node sent before all else that waits, in its order: that node had a session before, and hands
+    /// over what it had for it.
+    pub fn bring_forward(&mut self, node: u64) {
+        let mut queue = self.slot.queue.lock();
+        let items = std::mem::take(&mut queue.items);
+        let (first, rest): (Vec<_>, Vec<_>) =
+            items.into_iter().partition(|delivery| delivery.sent_by() == Some(node));
+        queue.items = first.into_iter().chain(rest).collect();
+    }
+
+    /// As [`Mailbox::ended`], for a hand-written future: ready once the mailbox has ended.
+    pub fn poll_ended(&self, context: &mut Context<'_>) -> Poll<End> {
+        let mut queue = self.slot.queue.lock();
+        if let Some(end) = queue.end {
+            return Poll::Ready(end);
+        }
+        queue.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+
     /// Returns when the mailbox has ended, whatever waits in it: for a session that is held up by a client that
     /// does not read. Takes the place of [`Mailbox::ready`] as who is woken.
     pub async fn ended(&self) -> End {
-        poll_fn(|context| {
-            let mut queue = self.slot.queue.lock();
-            match queue.end {
-                Some(end) => Poll::Ready(end),
-                None => {
-                    queue.waker = Some(context.waker().clone());
-                    Poll::Pending
-                }
-            }
-        })
-        .await
+        poll_fn(|context| self.poll_ended(context)).await
     }
 
     /// Takes deliveries in their order until `bytes_max` is reached; at least one, if one waits.

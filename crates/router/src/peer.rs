@@ -213,6 +213,7 @@ impl Router {
             attempts: transit.attempts,
             receipt: transit.receipt.clone(),
             settled: false,
+            underway: transit.underway.clone(),
         };
         let submitted = match self.peers.get(self, node, incarnation) {
             Some(peer) => peer.lanes[lane_of(key)].submit(item, &self.config),
@@ -256,6 +257,7 @@ impl Router {
                 attempts: 0,
                 receipt: Receipt::none(),
                 settled: false,
+                underway: None,
             };
             let fate = match lane.submit(item, &self.config) {
                 Ok(()) => Fate::Relayed,

@@ -12,7 +12,9 @@ use futures::stream::{self, BoxStream};
 use jid::Jid;
 use parking_lot::Mutex;
 use proto::relay::relay_server::Relay;
-use proto::relay::{Ack, Answering, Batch, Open, Opened, Purpose, Refusal, Sending, answering, sending};
+use proto::relay::{
+    Ack, Answering, Batch, Open, Opened, Purpose, Refusal, Sending, Take, Taken, answering, sending,
+};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
@@ -82,6 +84,7 @@ impl RelayService {
 #[tonic::async_trait]
 impl Relay for RelayService {
     type CarryStream = BoxStream<'static, Result<Answering, Status>>;
+    type TakeOverStream = BoxStream<'static, Result<Taken, Status>>;
 
     async fn carry(
         &self,
@@ -126,6 +129,11 @@ impl Relay for RelayService {
             }
         });
         Ok(Response::new(stream::iter([Ok(opened)]).chain(acks).boxed()))
+    }
+
+    async fn take_over(&self, request: Request<Take>) -> Result<Response<Self::TakeOverStream>, Status> {
+        let router = self.router.upgrade().ok_or_else(|| Status::unavailable("stopping"))?;
+        router.give(request).await
     }
 }
 

@@ -2,15 +2,16 @@
 
 use std::cell::LazyCell;
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::SystemTime;
 
 use cluster::{Incarnation, NodeId, Row, Sid};
-use hooks::{Accounts, Card, Passage, Registry, Services, SessionView, Store};
+use hooks::{Accounts, Card, Passage, Registry, Services, SessionView, Store, Underway};
 use jid::{BareJid, FullJid, Jid};
 use parking_lot::Mutex;
 use stanza::{Condition, Kind, PresenceType, Stanza, StanzaError};
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::arrival;
@@ -22,13 +23,14 @@ use crate::keysmith::{Keysmith, MakeKeys};
 use crate::lane::{InFlight, Leaving};
 use crate::late::LateEnds;
 use crate::lost;
-use crate::mailboxes::{Delivery, Mailbox, MailboxLimits, Mailboxes, Slot, Waiting};
+use crate::mailboxes::{Delivery, Mailbox, MailboxLimits, Mailboxes, Slot, Successor, Waiting};
 use crate::metrics::{Counters, Fate, LaneFacts};
 use crate::peer::{self, Peers};
 use crate::queues::{Entered, Line, Queues, Work};
 use crate::receipt::Copies;
 use crate::relay::LanesIn;
 use crate::removal;
+use crate::takeover::Yielding;
 use crate::transit::{Stage, Transit};
 use crate::whereabouts::SharedWhereabouts;
 
@@ -79,6 +81,8 @@ pub struct Router {
     pub(crate) late_ends: LateEnds,
     pub(crate) away: Away,
     pub(crate) counters: Counters,
+    /// Who gives sessions of this node away.
+    pub(crate) sessions: OnceLock<Arc<dyn Yielding>>,
     pub(crate) runtime: Handle,
     pub(crate) since: Instant,
 }
@@ -113,6 +117,7 @@ impl Router {
             late_ends: LateEnds::default(),
             away: Away::default(),
             counters: Counters::default(),
+            sessions: OnceLock::new(),
             runtime: Handle::current(),
             since: Instant::now(),
             config,
@@ -132,7 +137,8 @@ impl Router {
     /// fails and never waits for another actor or node: what cannot be delivered is stored or bounced. Stanzas
     /// of one session to one receiver keep the order of the calls.
     pub async fn send(&self, passage: Passage) {
-        let transit = Transit { sender: passage.sender, ..Transit::new(passage.stanza, Stage::Fresh) };
+        let Passage { stanza, sender, underway, .. } = passage;
+        let transit = Transit { sender, underway, ..Transit::new(stanza, Stage::Fresh) };
         self.dispatch(transit);
     }
 
@@ -148,6 +154,24 @@ impl Router {
     /// routed anew: to another session of the account, to the offline store, or back to its sender.
     pub fn close(&self, view: &SessionView, unwritten: Vec<Delivery>) {
         self.mailboxes.close(view, unwritten);
+    }
+
+    /// As [`Router::close`], of a session that goes on at another node as `successor`: what it has not had goes there,
+    /// and to nobody else.
+    /// Ready when that node has all of it, or will not get it. Call it when the table here shows the successor.
+    pub fn close_for(
+        &self,
+        view: &SessionView,
+        unwritten: Vec<Delivery>,
+        successor: hooks::Sid,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (last, all_gone) = oneshot::channel::<()>();
+        let successor = Successor { sid: Sid(successor.0), underway: Underway::new(last) };
+        self.mailboxes.close_for(view, unwritten, Some(&successor));
+        async move {
+            // Nobody says anything: it is the end of the last holder that is waited for.
+            let _ = all_gone.await;
+        }
     }
 
     /// Whether this node holds its lease under this incarnation.
@@ -374,6 +398,12 @@ impl Router {
             rows.retain(|row| row.sid == only);
         }
         rows
+    }
+
+    /// Whether its session goes on in the one that it is for.
+    pub(crate) fn has_successor(&self, account: &BareJid, transit: &Transit) -> bool {
+        let Some(only) = transit.only else { return false };
+        self.whereabouts.users(account).iter().any(|row| row.sid == only)
     }
 
     /// Sends a stanza to an account on, when nobody is before it.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cluster::Sid;
-use hooks::SessionView;
+use hooks::{SessionView, Underway};
 use stanza::Stanza;
 use tokio::time::Instant;
 
@@ -52,6 +52,8 @@ pub(crate) struct Transit {
     pub came_back: bool,
     /// It has waited for a session that was away, see [`crate::away`].
     pub was_away: bool,
+    /// Whose client waits to hear that it is handled (XEP-0198, 4).
+    pub underway: Option<Underway>,
 }
 
 impl Transit {
@@ -71,17 +73,21 @@ impl Transit {
             behind_until: None,
             came_back: false,
             was_away: false,
+            underway: None,
         }
     }
 
     /// A delivery that did not reach its client. The arriving handlers have seen it.
     pub(crate) fn returned(mut delivery: Delivery) -> Transit {
         delivery.stanza_mut();
+        let (only, underway) = delivery.successor.map(|next| (next.sid, next.underway)).unzip();
         Transit {
             receipt: delivery.receipt,
             attempts: delivery.attempts,
             hops: delivery.hops,
             one_of_several: delivery.one_of_several,
+            only,
+            underway,
             ..Transit::new(Arc::unwrap_or_clone(delivery.stanza), Stage::Past)
         }
     }

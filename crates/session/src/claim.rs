@@ -70,6 +70,13 @@ impl Held {
         self.doubtful.borrow_mut().extend(self.current.take());
     }
 
+    /// Takes on what an earlier connection of the same client asked for.
+    pub(crate) fn inherit(&self, mut claims: Vec<Claim>) {
+        let current = claims.pop();
+        self.doubtful.borrow_mut().extend(claims);
+        self.current.replace(current);
+    }
+
     /// Takes all of them.
     pub(crate) fn take(&self) -> Vec<Claim> {
         let mut all = self.doubtful.take();

@@ -23,6 +23,13 @@ pub trait Claims: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Bound, BindError>>;
     /// Takes that back; nothing happens if the session owns it no more.
     fn unbind<'a>(&'a self, jid: &'a FullJid, sid: Sid) -> BoxFuture<'a, Result<(), Unavailable>>;
+    /// Goes on here with a session of another node under a new life; false if it is no longer there.
+    fn attach<'a>(
+        &'a self,
+        jid: &'a FullJid,
+        sid: Sid,
+        successor: Sid,
+    ) -> BoxFuture<'a, Result<bool, Unavailable>>;
     /// Claims living sessions again after the lease came back; returns those whose full JIDs are taken.
     fn resync(&self, living: Vec<Living>) -> BoxFuture<'_, Result<Vec<Sid>, Unavailable>>;
     /// Grows with every order to end a session, see [`TableView::kicks`](cluster::TableView::kicks).
@@ -53,6 +60,15 @@ impl Claims for Cluster {
 
     fn unbind<'a>(&'a self, jid: &'a FullJid, sid: Sid) -> BoxFuture<'a, Result<(), Unavailable>> {
         Box::pin(Cluster::unbind(self, jid, sid))
+    }
+
+    fn attach<'a>(
+        &'a self,
+        jid: &'a FullJid,
+        sid: Sid,
+        successor: Sid,
+    ) -> BoxFuture<'a, Result<bool, Unavailable>> {
+        Box::pin(Cluster::attach(self, jid, sid, successor))
     }
 
     fn resync(&self, living: Vec<Living>) -> BoxFuture<'_, Result<Vec<Sid>, Unavailable>> {

@@ -9,9 +9,12 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hooks::{How, Passage, SessionEvent, SessionView, Verdict};
+use futures::future::BoxFuture;
+use hooks::{How, Passage, SessionEvent, SessionView, Underway, Verdict};
+use minidom::Element;
 use router::{Delivery, End, Mailbox};
 use stanza::{Condition, Kind, Stanza, StanzaError, StreamCondition, StreamError, ns};
+use stream::management::{self, Said};
 use stream::negotiation::stray;
 use stream::writer::ending;
 use stream::{ReadError, Reader, StreamEvent, Writer, features};
@@ -20,7 +23,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::claim::Held;
 use crate::gate::Permit;
+use crate::management::Management;
 use crate::outcome::{Farewell, Outcome};
+use crate::outliving::{Outliving, Yield};
 use crate::shape::{Fault, stamp};
 use crate::shaper::Shaper;
 use crate::socket::{SCRATCH, Wire};
@@ -43,6 +48,18 @@ pub(crate) struct Connection {
     pub held: Held,
     /// Answers of the inbound half that wait for the outbound half.
     replies: RefCell<BytesMut>,
+    /// Those of them that are stanzas, where the client acknowledges what it gets.
+    own: RefCell<Vec<Delivery>>,
+    /// How the client and this node tell each other what they have had (XEP-0198); `None`: not at all.
+    pub management: RefCell<Option<Management>>,
+    /// Whether the client may begin that, and whether it may resume the session then.
+    pub manageable: Cell<Manageable>,
+    /// How another connection is given the session.
+    pub yielding: Arc<Yield>,
+    /// How the session that is about to begin came here.
+    pub came_by: Cell<CameBy>,
+    /// A session that the client wants to go on with, until it does.
+    pub resumed: RefCell<Option<Box<Outliving>>>,
     /// The outbound half, when it waits for replies or mail.
     writer: Cell<Option<Waker>>,
     /// The inbound half, when it waits for room among the replies.
@@ -53,6 +70,29 @@ pub(crate) struct Connection {
     pub busy: Cell<bool>,
     /// Whether the inbound half waits for the lease of this node before it takes anything.
     pub fenced: Cell<bool>,
+}
+
+/// How a session came to its connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CameBy {
+    /// It was bound on it.
+    #[default]
+    Bound,
+    /// It was here, and its client came back.
+    Resumed,
+    /// It was at another node.
+    Moved,
+}
+
+/// Whether a client may have its stream managed (XEP-0198).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manageable {
+    /// It was not offered.
+    No,
+    /// What is acknowledged only.
+    Counted,
+    /// The session outlives its connection as well.
+    Resumable,
 }
 
 /// What the inbound half may still do.
@@ -80,6 +120,12 @@ impl Connection {
             open: Cell::new(false),
             held: Held::default(),
             replies: RefCell::new(BytesMut::new()),
+            own: RefCell::default(),
+            management: RefCell::new(None),
+            manageable: Cell::new(Manageable::No),
+            yielding: Arc::default(),
+            came_by: Cell::default(),
+            resumed: RefCell::new(None),
             writer: Cell::new(None),
             reader: Cell::new(None),
             pace: Cell::new(Pace::Read),
@@ -133,6 +179,11 @@ impl Connection {
         }
     }
 
+    /// A stanza of the client is about to be handled, which it will hear of.
+    fn begin(&self) -> Option<Underway> {
+        self.management.borrow().as_ref().map(Management::begin)
+    }
+
     /// A stanza was read.
     fn took_stanza(&self) {
         if let Some(shaper) = &mut *self.shaper.borrow_mut() {
@@ -153,17 +204,48 @@ impl Connection {
     }
 
     /// Leaves an answer to the outbound half.
-    fn reply(&self, stanza: &Stanza) {
-        stanza.write(&mut self.replies.borrow_mut());
+    fn reply(&self, stanza: Stanza) {
+        if self.management.borrow().is_some() {
+            self.own.borrow_mut().push(Delivery::new(Arc::new(stanza)));
+        } else {
+            stanza.write(&mut self.replies.borrow_mut());
+        }
+        self.wake_writer();
+    }
+
+    /// Leaves what is no stanza to the outbound half.
+    fn say(&self, element: &Element) {
+        Writer::opened().element(element, &mut self.replies.borrow_mut());
+        self.wake_writer();
+    }
+
+    fn wake_writer(&self) {
         if let Some(writer) = self.writer.take() {
             writer.wake();
         }
     }
 
+    /// Whether the session may live on without this connection.
+    pub(crate) fn is_resumable(&self) -> bool {
+        self.management.borrow().as_ref().is_some_and(|managed| managed.resumption.is_some())
+    }
+
+    /// Bytes of answers that wait.
+    fn replies_waiting(&self) -> usize {
+        self.replies.borrow().len() + self.own.borrow().iter().map(Delivery::cost).sum::<usize>()
+    }
+
+    /// Whether the client has acknowledged enough to be written to.
+    fn has_room(&self) -> bool {
+        let limits = &self.world.config.limits;
+        let (stanzas, bytes) = (limits.unacknowledged_stanzas, limits.unacknowledged_bytes);
+        self.management.borrow().as_ref().is_none_or(|managed| managed.has_room(stanzas, bytes))
+    }
+
     /// Waits until answers take less than their bound: meanwhile the client is not read.
     async fn room(&self) {
         poll_fn(|cx| {
-            let full = self.replies.borrow().len() >= self.world.config.limits.reply_bytes;
+            let full = self.replies_waiting() >= self.world.config.limits.reply_bytes;
             // Where the session ends nobody makes room any more.
             if !full || self.pace.get() != Pace::Read {
                 return Poll::Ready(());
@@ -181,19 +263,52 @@ impl Connection {
         self.replies.take()
     }
 
-    /// Waits for mail or for replies.
-    async fn work(&self, mailbox: &Mailbox) {
+    /// Waits for mail, for replies, or for something to say about what was handled.
+    async fn work(&self, post: &Post, view: &SessionView) {
         poll_fn(|cx| {
-            if !self.replies.borrow().is_empty() {
+            if !self.replies.borrow().is_empty() || !self.own.borrow().is_empty() || post.is_due(view) {
                 return Poll::Ready(());
             }
-            if mailbox.poll_ready(cx).is_ready() {
+            if let Some(managed) = &*self.management.borrow() {
+                if managed.is_to_ask() {
+                    return Poll::Ready(());
+                }
+                if let Poll::Ready(handled) = managed.handled.poll_owed(cx) {
+                    management::acknowledge(handled, &mut self.replies.borrow_mut());
+                    return Poll::Ready(());
+                }
+            }
+            let mail = if self.has_room() {
+                post.mailbox.poll_ready(cx).is_ready()
+            } else {
+                post.mailbox.poll_ended(cx).is_ready()
+            };
+            if mail {
                 return Poll::Ready(());
             }
             self.writer.set(Some(cx.waker().clone()));
             Poll::Pending
         })
         .await
+    }
+
+    /// As [`Connection::work`]; false where the client does not say in time what it has handled.
+    async fn work_in_time(&self, post: &Post, view: &SessionView) -> bool {
+        let patience = self.world.config.limits.acknowledgement();
+        loop {
+            let late_at = || self.management.borrow().as_ref().and_then(|managed| managed.late_at(patience));
+            let Some(until) = late_at() else {
+                self.work(post, view).await;
+                return true;
+            };
+            // Boxed: an idle session awaits no answer.
+            if Box::pin(timeout_at(until, self.work(post, view))).await.is_ok() {
+                return true;
+            }
+            if late_at().is_some_and(|until| until <= Instant::now()) {
+                return false;
+            }
+        }
     }
 
     /// The negotiation has closed the stream already.
@@ -252,11 +367,16 @@ pub(crate) async fn inbound(
 ) -> Outcome {
     let world = &connection.world;
     let mut begun: Option<Instant> = None;
+    let came_by = connection.came_by.get();
     if world.config.limits.exempts(view.account()) {
         connection.shaper.replace(None);
     }
     connection.busy.set(true);
-    Box::pin(world.services.announce(SessionEvent::Bound(view.clone()))).await;
+    match came_by {
+        CameBy::Bound => Box::pin(world.services.announce(SessionEvent::Bound(view.clone()))).await,
+        CameBy::Moved => Box::pin(world.services.announce(SessionEvent::Resumed(view.clone()))).await,
+        CameBy::Resumed => {}
+    }
     loop {
         connection.busy.set(true);
         // Without the lease nothing may be handed on: input stays where it is.
@@ -356,6 +476,7 @@ async fn hand_on(
         Err(Fault::Stream(error)) => return Err(Outcome::Broke(error)),
         Err(Fault::Stanza(error)) => {
             world.counters.bad_stanzas.add(1);
+            let _handled = connection.begin();
             refuse(connection, view, &stanza, &error);
             return Ok(());
         }
@@ -363,6 +484,7 @@ async fn hand_on(
     let mut passage = Passage::new(stanza, world.services.clone())
         .with_sender(view.clone())
         .with_account(view.account().clone());
+    passage.underway = connection.begin();
     match world.registry.leaving(&mut passage).await {
         Verdict::Pass => world.router.send(passage).await,
         Verdict::Stop => {}
@@ -378,7 +500,7 @@ async fn hand_on(
 fn refuse(connection: &Connection, view: &SessionView, stanza: &Stanza, error: &StanzaError) {
     if let Some(mut reply) = stanza.error(error) {
         reply.head_mut().to = Some(view.jid().clone().into());
-        connection.reply(&reply);
+        connection.reply(reply);
     }
 }
 
@@ -388,13 +510,15 @@ async fn other(connection: &Connection, view: &Arc<SessionView>, event: StreamEv
     match event {
         StreamEvent::BadStanza { reply } => {
             world.counters.bad_stanzas.add(1);
+            let _handled = connection.begin();
             if let Some(mut reply) = reply {
                 reply.head_mut().to = Some(view.jid().clone().into());
-                connection.reply(&reply);
+                connection.reply(reply);
             }
             Ok(())
         }
         StreamEvent::Close => Err(Outcome::Closed),
+        StreamEvent::Element(element) if element.has_ns(management::NS) => manage(connection, view, &element),
         StreamEvent::Element(element) => {
             let answers = world.registry.speak(view, &element, &world.services).await;
             let Some(answers) = answers else {
@@ -406,12 +530,9 @@ async fn other(connection: &Connection, view: &Arc<SessionView>, event: StreamEv
                 // RFC 6120, 4.9.1.1: an error from the other side ends the stream, and is not answered.
                 return Err(stray(&element).map_or(Outcome::Closed, Outcome::Broke));
             };
-            for answer in &answers {
-                Writer::opened().element(answer, &mut connection.replies.borrow_mut());
-            }
-            if let Some(writer) = connection.writer.take() {
-                writer.wake();
-            }
+            answers.iter().for_each(|answer| connection.say(answer));
+            // Something that waited may be due now.
+            connection.wake_writer();
             Ok(())
         }
         StreamEvent::Header(_) => Err(Outcome::Broke(StreamError::new(StreamCondition::BadFormat))),
@@ -419,27 +540,141 @@ async fn other(connection: &Connection, view: &Arc<SessionView>, event: StreamEv
     }
 }
 
+/// What a bound client says about the management of its stream (XEP-0198).
+fn manage(connection: &Connection, view: &SessionView, element: &Element) -> Result<(), Outcome> {
+    let said = match Said::read(element) {
+        Ok(said) => said,
+        Err(condition) => {
+            connection.say(&management::failed(condition, None));
+            return Ok(());
+        }
+    };
+    let mut managed = connection.management.borrow_mut();
+    match (said, &mut *managed) {
+        (Said::Enable { .. }, Some(_)) => {
+            // XEP-0198, 3: one attempt for each stream.
+            let error = StreamError::new(StreamCondition::PolicyViolation);
+            return Err(Outcome::Broke(error.with_text("stream management is enabled already")));
+        }
+        (Said::Enable { resume, max_s }, none) => {
+            let may = connection.manageable.get();
+            if may == Manageable::No {
+                connection.say(&management::failed(Condition::FeatureNotImplemented, None));
+                return Ok(());
+            }
+            let wished = max_s.map_or(Duration::MAX, |s| Duration::from_secs(s.into()));
+            let most = connection.world.config.limits.resumption();
+            let resumption =
+                most.filter(|_| resume && may == Manageable::Resumable).map(|most| most.min(wished));
+            let new = Management::new(view.sid(), resumption);
+            let id = new.thread.to_string();
+            if resumption.is_some() {
+                connection.yielding.allow();
+            }
+            let seconds = resumption.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+            connection.world.counters.managed.add(1);
+            // What was written before does not count: `<enabled/>` goes behind it.
+            connection.say(&management::enabled(seconds.map(|seconds| (id.as_str(), seconds))));
+            *none = Some(new);
+        }
+        (Said::Resume(_), _) | (Said::Ask | Said::Acknowledged(_), None) => {
+            connection.say(&management::failed(Condition::UnexpectedRequest, None));
+        }
+        (Said::Ask, Some(managed)) => {
+            management::acknowledge(managed.handled.answer(), &mut connection.replies.borrow_mut());
+            connection.wake_writer();
+        }
+        (Said::Acknowledged(handled), Some(managed)) => {
+            managed.acknowledged(handled).map_err(|wrong| Outcome::Broke(wrong.into()))?;
+            // There may be room for more, or something more to ask for.
+            connection.wake_writer();
+        }
+    }
+    Ok(())
+}
+
 /// The mail of one session: its mailbox, and what was taken out of it and is not written yet.
 pub(crate) struct Post {
-    mailbox: Mailbox,
+    pub mailbox: Mailbox,
     taken: Vec<Delivery>,
+    /// What waits until somebody looks at the client, with what each is about (XEP-0352).
+    held: Vec<(String, Delivery)>,
+    /// What another node had for the session and hands over: older than all else.
+    pub handing: Option<Handing>,
+    /// The client has a new connection: what it has not acknowledged is written first.
+    pub resend: bool,
+}
+
+/// What comes from the node where the session was.
+pub(crate) struct Handing {
+    pub node: u64,
+    /// Ready when all of it is in the mailbox.
+    pub all: BoxFuture<'static, ()>,
 }
 
 impl Post {
     pub(crate) fn new(mailbox: Mailbox) -> Post {
-        Post { mailbox, taken: Vec::new() }
+        Post { mailbox, taken: Vec::new(), held: Vec::new(), handing: None, resend: false }
     }
 
-    /// What was taken and not written.
-    pub(crate) fn into_unwritten(self) -> Vec<Delivery> {
-        self.taken
+    /// Behind what another node hands over.
+    pub(crate) fn behind(self, handing: Handing) -> Post {
+        Post { handing: Some(handing), ..self }
+    }
+
+    /// Whether something waits for no reason.
+    fn is_due(&self, view: &SessionView) -> bool {
+        !self.held.is_empty() && !view.is_inactive()
+    }
+
+    /// Puts aside what can wait while nobody looks at the client, and takes up again what waits no longer.
+    fn hold_back(&mut self, connection: &Connection, view: &SessionView) {
+        if !view.is_inactive() {
+            if !self.held.is_empty() {
+                let held = std::mem::take(&mut self.held).into_iter().map(|(_, delivery)| delivery);
+                self.taken = held.chain(std::mem::take(&mut self.taken)).collect();
+            }
+            return;
+        }
+        let mut due = Vec::new();
+        for delivery in std::mem::take(&mut self.taken) {
+            match connection.world.registry.holding(view, &delivery.stanza) {
+                Some(about) => {
+                    self.held.retain(|(other, _)| *other != about);
+                    self.held.push((about, delivery));
+                }
+                None => {
+                    due.extend(self.held.drain(..).map(|(_, delivery)| delivery));
+                    due.push(delivery);
+                }
+            }
+        }
+        if self.held.len() > connection.world.config.limits.held_stanzas {
+            due.extend(self.held.drain(..).map(|(_, delivery)| delivery));
+        }
+        self.taken = due;
+    }
+
+    /// What was taken and not written; where the client acknowledges what it gets, what it has not.
+    pub(crate) fn into_unwritten(self, management: Option<&mut Management>) -> Vec<Delivery> {
+        let mut unwritten = management.map(|managed| managed.unacknowledged.take()).unwrap_or_default();
+        unwritten.extend(self.held.into_iter().map(|(_, delivery)| delivery));
+        unwritten.extend(self.taken);
+        unwritten
     }
 }
 
 /// The outbound half: one write for all that waits, whatever the inbound half waits for.
 pub(crate) async fn outbound(connection: &Connection, view: &SessionView, post: &mut Post) -> Outcome {
+    if let Some(Handing { node, all }) = post.handing.take() {
+        all.await;
+        post.mailbox.bring_forward(node);
+    }
     loop {
-        connection.work(&post.mailbox).await;
+        // On a new connection there is something to say at once.
+        if !post.resend && !connection.work_in_time(post, view).await {
+            return Outcome::Stalled;
+        }
         // Without the lease nothing may be delivered.
         connection.world.serving().await;
         if let Err(outcome) = write_once(connection, view, post).await {
@@ -459,8 +694,13 @@ pub(crate) async fn flush(connection: &Connection, view: &SessionView, post: &mu
     if connection.torn.get() || !connection.world.is_serving() {
         return;
     }
+    // It is the last that is written: nothing is kept for later.
+    view.set_inactive(false);
     let all = async {
-        while !post.mailbox.is_empty() || !connection.replies.borrow().is_empty() {
+        while post.is_due(view)
+            || (!post.mailbox.is_empty() && connection.has_room())
+            || connection.replies_waiting() > 0
+        {
             if write_once(connection, view, post).await.is_err() {
                 return;
             }
@@ -471,10 +711,19 @@ pub(crate) async fn flush(connection: &Connection, view: &SessionView, post: &mu
 
 async fn write_once(connection: &Connection, view: &SessionView, post: &mut Post) -> Result<(), Outcome> {
     let limits = &connection.world.config.limits;
-    post.taken.extend(post.mailbox.drain(limits.write_bytes));
+    if connection.has_room() {
+        post.taken.extend(post.mailbox.drain(limits.write_bytes));
+    }
+    post.hold_back(connection, view);
     let mut out = connection.take_replies();
-    out.reserve(post.taken.iter().map(Delivery::cost).sum());
-    let written = compose(connection, view, post, &mut out);
+    let is_managed = connection.management.borrow().is_some();
+    let (written, poison) = match is_managed {
+        true => compose_managed(connection, view, post, &mut out),
+        false => {
+            out.reserve(post.taken.iter().map(Delivery::cost).sum());
+            compose(connection, view, post, &mut out)
+        }
+    };
     if !out.is_empty() {
         tokio::select! {
             biased;
@@ -484,8 +733,8 @@ async fn write_once(connection: &Connection, view: &SessionView, post: &mut Post
         }
     }
     connection.world.counters.stanzas_out.add(written as u64);
-    if written < post.taken.len() {
-        let rest = post.taken.split_off(written + 1);
+    if let Some(at) = poison {
+        let rest = post.taken.split_off(at + 1);
         let poison = post.taken.pop();
         post.taken = rest;
         if let Some(poison) = poison {
@@ -498,19 +747,61 @@ async fn write_once(connection: &Connection, view: &SessionView, post: &mut Post
     Ok(())
 }
 
-/// Lets the delivering handlers see each stanza and writes what they let pass; how many it dealt with before
-/// a handler panicked.
-fn compose(connection: &Connection, view: &SessionView, post: &mut Post, out: &mut BytesMut) -> usize {
+/// Lets the delivering handlers see each stanza and writes what they let pass: how many it dealt with, and at which a
+/// handler panicked.
+fn compose(
+    connection: &Connection,
+    view: &SessionView,
+    post: &mut Post,
+    out: &mut BytesMut,
+) -> (usize, Option<usize>) {
     let registry = &connection.world.registry;
     for (at, delivery) in post.taken.iter_mut().enumerate() {
         let judge = AssertUnwindSafe(|| registry.delivering(view, delivery.stanza_mut()));
         match catch_unwind(judge) {
             Ok(Verdict::Pass) => delivery.write(out),
             Ok(Verdict::Stop | Verdict::Refuse(_)) => {}
-            Err(_) => return at,
+            Err(_) => return (at, Some(at)),
         }
     }
-    post.taken.len()
+    (post.taken.len(), None)
+}
+
+/// As [`compose`], for a client that acknowledges what it gets: what is written is kept until then.
+fn compose_managed(
+    connection: &Connection,
+    view: &SessionView,
+    post: &mut Post,
+    out: &mut BytesMut,
+) -> (usize, Option<usize>) {
+    let registry = &connection.world.registry;
+    let mut managed = connection.management.borrow_mut();
+    let Some(managed) = &mut *managed else { return (0, None) };
+    if std::mem::take(&mut post.resend) {
+        managed.resend(out);
+    }
+    let mut taken = connection.own.take();
+    taken.append(&mut post.taken);
+    let all = taken.len();
+    let mut taken = taken.into_iter();
+    let mut at = 0;
+    while let Some(mut delivery) = taken.next() {
+        let judge = AssertUnwindSafe(|| registry.delivering(view, delivery.stanza_mut()));
+        match catch_unwind(judge) {
+            Ok(Verdict::Pass) => {
+                delivery.write(out);
+                managed.sends(delivery);
+            }
+            Ok(Verdict::Stop | Verdict::Refuse(_)) => {}
+            Err(_) => {
+                post.taken = std::iter::once(delivery).chain(taken).collect();
+                return (at, Some(0));
+            }
+        }
+        at += 1;
+    }
+    managed.ask(out);
+    (all, None)
 }
 
 /// A stanza that breaks a handler would break the next session too: it goes back to its sender.

@@ -46,6 +46,16 @@ pub struct Counters {
     pub bound: Counter,
     /// Sessions that ended because code of ours panicked.
     pub panics: Counter,
+    /// Streams whose clients began to acknowledge what they get.
+    pub managed: Counter,
+    /// Sessions that lost their connection and wait for their client.
+    pub detached: Counter,
+    /// Sessions that their clients resumed at this node.
+    pub resumed: Counter,
+    /// Sessions that their clients resumed here after they were at another node.
+    pub resumed_from_peers: Counter,
+    /// Attempts to resume a session that is not there any more.
+    pub resumptions_failed: Counter,
     /// Messages read from bound sessions.
     pub messages_in: Counter,
     /// Presences read from bound sessions.

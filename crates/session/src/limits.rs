@@ -89,6 +89,18 @@ pub struct Limits {
     pub password_queue: usize,
     /// Answers to a client's own mistakes that may wait, in bytes; beyond it the client is not read.
     pub reply_bytes: usize,
+    /// Seconds that a session without a connection waits for its client to resume it (XEP-0198), at most; then it ends, and
+    /// what the client has not acknowledged goes to another session of the account, is stored or bounced. 0: sessions
+    /// end with their connections.
+    pub resumption_s: u64,
+    /// Stanzas written to a client that it has not acknowledged (XEP-0198); further ones wait in its mailbox.
+    pub unacknowledged_stanzas: usize,
+    /// Bytes of such stanzas; the same happens at this bound.
+    pub unacknowledged_bytes: usize,
+    /// Seconds that a client may take to say what it has handled; then its connection is lost.
+    pub acknowledgement_timeout_s: u64,
+    /// Stanzas that wait while nobody looks at a client (XEP-0352); one more, and all of them are written.
+    pub held_stanzas: usize,
     /// Bytes taken from the mailbox for one write.
     pub write_bytes: usize,
     /// Bytes of one stanza or stream element before login; a larger one ends the stream.
@@ -148,6 +160,11 @@ impl Default for Limits {
             password_threads: 2,
             password_queue: 128,
             reply_bytes: 16 * 1024,
+            resumption_s: 300,
+            unacknowledged_stanzas: 2_000,
+            unacknowledged_bytes: 1024 * 1024,
+            acknowledgement_timeout_s: 60,
+            held_stanzas: 500,
             write_bytes: 64 * 1024,
             before_auth_stanza_bytes: before.stanza_bytes,
             before_auth_elements: before.elements,
@@ -226,6 +243,15 @@ impl Limits {
 
     pub(crate) fn write(&self) -> Duration {
         Duration::from_secs(self.write_timeout_s)
+    }
+
+    /// How long a session without a connection waits; `None`: none does.
+    pub(crate) fn resumption(&self) -> Option<Duration> {
+        (self.resumption_s > 0).then(|| Duration::from_secs(self.resumption_s))
+    }
+
+    pub(crate) fn acknowledgement(&self) -> Duration {
+        Duration::from_secs(self.acknowledgement_timeout_s)
     }
 
     pub(crate) fn linger(&self) -> Duration {

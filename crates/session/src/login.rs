@@ -2,15 +2,16 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use cluster::BindError;
-use hooks::{AccountState, Offer, Reply, SessionView, Sid, Stranger};
+use hooks::{AccountState, Offer, Reply, Resource, SessionView, Sid, Stranger};
 use jid::{BareJid, FullJid, ResourcePart};
-use router::Mailbox;
+use router::{Mailbox, Refusal, Thread};
 use rustls::server::ClientHello;
 use stanza::{Condition, ErrorKind, Stanza, StanzaError, StreamCondition, StreamError};
+use stream::management::{self, Resume, TooHigh};
 use stream::sasl::mechanism::Password;
 use stream::sasl::{Checked, Found, MechanismName, SaslCondition, ScramHash, ScramKeys};
 use stream::sasl::{anonymous, keys};
@@ -18,16 +19,16 @@ use stream::{Act, Acts, Entry, Negotiation, Reader, TlsFacts, TlsVersion};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::claim::Claim;
-use crate::connection::Connection;
+use crate::connection::{CameBy, Connection, Manageable};
 use crate::failures::Crowded;
 use crate::listener::Door;
 use crate::outcome::Outcome;
+use crate::outliving::{self, Facts, Outliving, settled};
 use crate::tls::{Served, TlsStore};
 
 /// What a login that succeeded hands to the session.
 pub(crate) struct LoggedIn {
-    pub view: Arc<SessionView>,
-    pub mailbox: Mailbox,
+    pub arrived: Arrived,
     /// Boxed: it would be moved, and so laid out, once for each future that it passes through.
     pub reader: Box<Reader>,
     /// What the client sent behind its bind request.
@@ -35,8 +36,25 @@ pub(crate) struct LoggedIn {
     pub mechanism: &'static str,
 }
 
+/// The session of a client that has logged in.
+pub(crate) enum Arrived {
+    /// A new one.
+    Bound(Arc<SessionView>, Mailbox),
+    /// One that it had before (XEP-0198, 5).
+    Resumed(Box<Outliving>),
+}
+
+/// How far a client has come that is about to have a session.
+enum Entered {
+    Bound(Arc<SessionView>, Mailbox),
+    /// The session is in the hands of the connection.
+    Resumed,
+}
+
 /// How long the answer to a failed login is held back at least, times the failures on this stream.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
+/// How often the table is renewed for a session that it does not show where it is.
+const TABLE_LOOKS: u32 = 2;
 /// The hash of the keys that a plain password is checked against.
 const PLAIN_HASH: ScramHash = ScramHash::Sha256;
 
@@ -54,7 +72,7 @@ struct Login<'a> {
     /// How many sessions had been ordered to end before the account was looked at.
     looked: Option<(BareJid, u64)>,
     mechanism: &'static str,
-    bound: Option<(Arc<SessionView>, Mailbox)>,
+    bound: Option<Entered>,
 }
 
 /// Serves a client until it is bound.
@@ -98,9 +116,14 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
         bound: None,
     };
     loop {
-        if let Some((view, mailbox)) = login.bound.take() {
+        let arrived = match login.bound.take() {
+            Some(Entered::Bound(view, mailbox)) => Some(Arrived::Bound(view, mailbox)),
+            Some(Entered::Resumed) => connection.resumed.take().map(Arrived::Resumed),
+            None => None,
+        };
+        if let Some(arrived) = arrived {
             let Login { reader, input, mechanism, .. } = login;
-            return Ok(LoggedIn { view, mailbox, reader, input, mechanism });
+            return Ok(LoggedIn { arrived, reader, input, mechanism });
         }
         login.step().await?;
     }
@@ -209,6 +232,10 @@ impl Login<'_> {
                         Err(error) => self.negotiation.end(error),
                     }
                 }
+                Act::Resume { account, resume } => match self.resume(&account, resume).await {
+                    Ok(resumed) => self.negotiation.on_resumed(resumed),
+                    Err(error) => self.negotiation.end(error),
+                },
                 Act::Bound { .. } => continue,
                 Act::Close { error } => return Err(self.closed(error)),
             };
@@ -403,7 +430,112 @@ impl Login<'_> {
             secure: self.negotiation.tls().is_some(),
         };
         let features = world.registry.offered(&offer);
+        let is_managed = features.iter().any(|feature| feature.is("sm", management::NS));
+        // A guest never authenticates as the same one again.
+        let is_guest = self.mechanism == MechanismName::Anonymous.as_str();
+        self.connection.manageable.set(match (is_managed, is_guest) {
+            (false, _) => Manageable::No,
+            (true, true) => Manageable::Counted,
+            (true, false) => Manageable::Resumable,
+        });
         self.negotiation.offer(features);
+    }
+
+    /// Goes on with an earlier session of the account: its address and how many stanzas of the client were handled, or
+    /// why not.
+    ///
+    /// # Errors
+    /// Where the client has acknowledged more than it was sent; that session has ended.
+    async fn resume(
+        &mut self,
+        account: &BareJid,
+        resume: Resume,
+    ) -> Result<Result<(FullJid, u32), (Condition, Option<u32>)>, StreamError> {
+        let world = &self.connection.world;
+        world.serving().await;
+        let found = match Thread::read(&resume.id) {
+            Some(thread) => self.find_session(account, thread, resume.handled).await,
+            None => Err(Refusal::Missing(None)),
+        };
+        match found {
+            Ok(session) => {
+                let resumed = (session.view.jid().clone(), settled(&session.management).await);
+                // Until it has begun on this connection it must not be lost with it.
+                self.connection.resumed.replace(Some(session));
+                self.bound = Some(Entered::Resumed);
+                Ok(Ok(resumed))
+            }
+            Err(Refusal::Missing(handled)) => {
+                world.counters.resumptions_failed.add(1);
+                Ok(Err((Condition::ItemNotFound, handled)))
+            }
+            Err(Refusal::TooHigh(sent)) => {
+                world.counters.resumptions_failed.add(1);
+                Err(TooHigh { handled: resume.handled, sent }.into())
+            }
+        }
+    }
+
+    async fn find_session(
+        &mut self,
+        account: &BareJid,
+        thread: Thread,
+        handled: u32,
+    ) -> Result<Box<Outliving>, Refusal> {
+        let world = self.connection.world.clone();
+        let (mut asked, mut looks) = (None, 0);
+        let mut known = world.ended.handled(thread, account);
+        loop {
+            let online = world.services.online(account);
+            if let Some(row) =
+                online.iter().find(|row| Thread::of(row.sid) == thread && Some(row.sid) != asked)
+            {
+                asked = Some(row.sid);
+                match self.bring(account, row, thread, handled).await {
+                    Err(Refusal::Missing(handled)) => known = known.or(handled),
+                    found => return found,
+                }
+            }
+            // It may have moved on, and the table here not know it yet: two looks see one move.
+            if looks >= TABLE_LOOKS || world.services.read_barrier().await.is_err() {
+                return Err(Refusal::Missing(known));
+            }
+            looks += 1;
+        }
+    }
+
+    /// Brings the session of a row to this connection.
+    async fn bring(
+        &mut self,
+        account: &BareJid,
+        row: &Resource,
+        thread: Thread,
+        handled: u32,
+    ) -> Result<Box<Outliving>, Refusal> {
+        let world = &self.connection.world;
+        if row.here {
+            let mut session = outliving::take(world, row.sid).await.ok_or(Refusal::Missing(None))?;
+            if let Err(wrong) = session.management.acknowledged(handled) {
+                let world = world.clone();
+                actix_rt::spawn(async move {
+                    outliving::end(&world, *session, &Outcome::Broke(wrong.into())).await;
+                });
+                return Err(Refusal::TooHigh(wrong.sent));
+            }
+            session.post.resend = true;
+            self.connection.came_by.set(CameBy::Resumed);
+            return Ok(session);
+        }
+        let node = world.router.whereabouts_of(account, row.sid).ok_or(Refusal::Missing(None))?;
+        let facts = Facts {
+            peer: self.connection.peer,
+            since: SystemTime::now(),
+            tls: self.connection.wire.tls(tls_version),
+            mechanism: self.mechanism,
+        };
+        let session = outliving::fetch(world, node, account, thread, handled, facts).await?;
+        self.connection.came_by.set(CameBy::Moved);
+        Ok(session)
     }
 
     async fn bind(
@@ -450,7 +582,7 @@ impl Login<'_> {
                     view = named;
                 }
                 self.connection.held.claimed(view.clone());
-                self.bound = Some((view, mailbox));
+                self.bound = Some(Entered::Bound(view, mailbox));
                 Ok(bound.jid)
             }
             Err(BindError::Conflict) => {

@@ -27,6 +27,8 @@ pub enum Outcome {
     Broke(StreamError),
     /// Another session took the full JID.
     Displaced,
+    /// The client resumed the session on another connection.
+    Yielded,
     /// An operator closed the session.
     Kicked,
     /// An operator disabled the account.
@@ -62,6 +64,7 @@ impl Outcome {
             Outcome::Late => "late",
             Outcome::Broke(_) => "broke-a-rule",
             Outcome::Displaced => "displaced",
+            Outcome::Yielded => "resumed-elsewhere",
             Outcome::Kicked => "kicked",
             Outcome::Disabled => "disabled",
             Outcome::Removed => "removed",
@@ -87,7 +90,8 @@ impl Outcome {
             Outcome::Closed => Farewell::Close,
             Outcome::Broke(error) => Farewell::Error(error.clone()),
             Outcome::Late => error(StreamCondition::ConnectionTimeout),
-            Outcome::Displaced => error(StreamCondition::Conflict),
+            // XEP-0198, 5: of a stream whose session was resumed on another one as well.
+            Outcome::Displaced | Outcome::Yielded => error(StreamCondition::Conflict),
             // Not `conflict`: some clients come back at once after it, others never.
             Outcome::Kicked => error(StreamCondition::PolicyViolation),
             Outcome::Overflowed | Outcome::Evicted => error(StreamCondition::ResourceConstraint),
@@ -105,6 +109,12 @@ impl Outcome {
     pub(crate) fn is_clean(&self) -> bool {
         use Outcome::{Closed, CutOff, Disabled, Displaced, Kicked, Moved, Removed, Stopping};
         matches!(self, Closed | Displaced | Kicked | Disabled | Removed | Stopping | Moved(_) | CutOff(_))
+    }
+
+    /// Whether a session that can be resumed lives on after it, for a while.
+    pub(crate) fn is_survived(&self) -> bool {
+        use Outcome::{Gone, Late, Moved, Stalled, Yielded};
+        matches!(self, Gone | Late | Moved(_) | Stalled | Yielded)
     }
 
     /// Whether what waits for the client is still worth writing before the stream is closed.

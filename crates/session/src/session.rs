@@ -25,6 +25,8 @@ pub(crate) enum Order {
     Stop,
     /// The node drains: as `Stop`, and the client is told where to go.
     Move,
+    /// The client resumes it on another connection: see [`Yield`](crate::outliving::Yield).
+    Yield,
     /// The node was without its lease for too long: the session is no longer its to serve.
     CutOff,
 }
@@ -34,7 +36,8 @@ pub(crate) enum Order {
 #[rtype(result = "()")]
 pub(crate) struct Ended;
 
-/// How the actor and the connection of one session tell each other that it ends. The first reason counts.
+/// How the actor and the connection of one session tell each other that it ends. The first reason counts; but of those
+/// that a session may survive, the last.
 #[derive(Default)]
 pub(crate) struct Life {
     outcome: RefCell<Option<Outcome>>,
@@ -43,8 +46,20 @@ pub(crate) struct Life {
 
 impl Life {
     pub(crate) fn end(&self, outcome: Outcome) {
-        self.outcome.borrow_mut().get_or_insert(outcome);
+        let mut slot = self.outcome.borrow_mut();
+        if slot.as_ref().is_none_or(Outcome::is_survived) {
+            *slot = Some(outcome);
+        }
+        drop(slot);
         self.ending.notify_one();
+    }
+
+    /// The session has survived that.
+    pub(crate) fn survive(&self) {
+        let mut slot = self.outcome.borrow_mut();
+        if slot.as_ref().is_some_and(Outcome::is_survived) {
+            *slot = None;
+        }
     }
 
     /// Waits for the end; for one waiter.
@@ -86,6 +101,7 @@ impl Handler<Order> for Session {
                 Order::Displaced => Outcome::Displaced,
                 Order::Stop => Outcome::Stopping,
                 Order::Move => Outcome::Moved(None),
+                Order::Yield => Outcome::Yielded,
                 Order::CutOff => Outcome::CutOff(None),
             });
         }));

@@ -27,6 +27,7 @@ use crate::failures::Failures;
 use crate::files::Files;
 use crate::gate::Gate;
 use crate::listener::{self, Door};
+use crate::outliving::{EndedSessions, Sessions};
 use crate::passwords::Passwords;
 use crate::session::Order;
 use crate::supervisor;
@@ -119,6 +120,7 @@ pub fn start(
         failures: Failures::new(limits, Instant::now()),
         counters: Arc::new(Counters::default()),
         table: Table::default(),
+        ended: EndedSessions::default(),
         settings: OnceCell::new(),
         serving: is_serving,
         settled: AtomicU64::new(incarnation),
@@ -129,6 +131,7 @@ pub fn start(
         config,
     });
     let threads = threads(arbiters, world.clone(), changes, serving)?;
+    world.router.yield_to_peers(Arc::new(Sessions(Arc::downgrade(&world))));
     for (door, sockets) in doors {
         for (arbiter, socket) in threads.arbiters.iter().zip(sockets) {
             accept_on(arbiter, door, socket, world.clone());
@@ -434,7 +437,9 @@ impl Listeners {
     /// How many clients have logged in and have not left; those of sessions that just ended are among them until
     /// their routes are taken back.
     pub fn logged_in(&self) -> usize {
-        self.world.gate.open().saturating_sub(self.world.gate.unauthenticated())
+        let connected = self.world.gate.open().saturating_sub(self.world.gate.unauthenticated());
+        // Sessions without a connection are in the table alone.
+        connected.max(self.world.table.len())
     }
 
     /// Sends clients elsewhere until none is left, at most `rate` of them in a second and in any order; `tell`
@@ -469,7 +474,7 @@ impl Listeners {
     pub async fn stop(&self) {
         self.open.send_replace(false);
         let ended = async {
-            while self.world.gate.open() > 0 {
+            while self.world.gate.open() > 0 || self.world.table.len() > 0 {
                 // Again and again: a session may be bound between two orders.
                 self.world.table.order_all(Order::Stop);
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -8,16 +8,18 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
+use actix::Addr;
 use futures::FutureExt;
 use hooks::{AccountState, SessionEvent, SessionView, Why};
 use router::Delivery;
 use tokio::time::{sleep, timeout};
 
 use crate::claim::Claim;
-use crate::connection::{self, Connection, Pace, Post};
+use crate::connection::{self, CameBy, Connection, Pace, Post};
 use crate::listener::{self, Door, Guest};
-use crate::login::{self, LoggedIn};
+use crate::login::{self, Arrived, LoggedIn};
 use crate::outcome::Outcome;
+use crate::outliving::{self, Facts, Outliving, Yield};
 use crate::proxy::{self, Origin};
 use crate::session::{Ended, Life, Order, Session};
 use crate::start;
@@ -56,16 +58,55 @@ pub(crate) async fn supervise(world: Arc<World>, guest: Guest) {
         }
     };
     // Boxed: a negotiation is many times the size of a session, and gone when the session begins.
-    let (outcome, unwritten) = match Box::pin(evictable).await {
+    let (outcome, left) = match Box::pin(evictable).await {
         Ok(logged_in) => Box::pin(serve(&connection, logged_in, door)).await,
-        Err(outcome) => (outcome, Vec::new()),
+        Err(outcome) => {
+            // It goes on waiting where its client did not get as far as having it.
+            let resumed = connection.resumed.take();
+            (outcome, resumed.map_or_else(|| Left::Nothing(Vec::new()), |session| waiting(&world, session)))
+        }
     };
     count(&world, &outcome);
     tracing::debug!(%peer, outcome = outcome.name(), "a connection ended");
-    let goodbye = AssertUnwindSafe(connection.close(&outcome)).catch_unwind();
-    let cleanup = take_back(&world, connection.held.take(), &outcome, unwritten);
+    let claims = connection.held.take();
+    let closing = &outcome;
+    let goodbye = async move {
+        let _ = AssertUnwindSafe(connection.close(closing)).catch_unwind().await;
+        // The socket and its place are free, whatever becomes of the session.
+        drop(connection);
+    };
+    let cleanup = async {
+        match left {
+            Left::Nothing(unwritten) => take_back(&world, claims, &outcome, unwritten).await,
+            Left::Session(session, held) => {
+                let waiting = outliving::wait(&world, session, held, &outcome);
+                if AssertUnwindSafe(Box::pin(waiting)).catch_unwind().await.is_err() {
+                    world.counters.panics.add(1);
+                }
+            }
+        }
+    };
     // Boxed: this is done once, and would be carried along by every idle session.
     let _ = Box::pin(futures::future::join(goodbye, cleanup)).await;
+}
+
+/// What is left of a session when its connection ends.
+enum Left {
+    /// What was taken from its mailbox and not written.
+    Nothing(Vec<Delivery>),
+    /// All but the connection, and how it is ordered to end.
+    Session(Box<Outliving>, (Rc<Life>, Addr<Session>, Arc<Yield>)),
+}
+
+/// A session that has an actor and a line in the table again, and no connection.
+fn waiting(world: &World, session: Box<Outliving>) -> Left {
+    let life = Rc::new(Life::default());
+    let actor = Session::start(life.clone());
+    let yielding = Arc::new(Yield::default());
+    yielding.allow();
+    // Nothing is brought back meanwhile: it was not in the table for a moment only.
+    let _ = world.table.add(session.entry(actor.clone(), yielding.clone()));
+    Left::Session(session, (life, actor, yielding))
 }
 
 /// Lets a proxy say whom it speaks for; who that is counts from here on.
@@ -107,25 +148,46 @@ fn count(world: &World, outcome: &Outcome) {
     }
 }
 
-/// Carries a bound session to its end: why, and what was taken from its mailbox and not written.
-async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn, door: Door) -> (Outcome, Vec<Delivery>) {
-    let LoggedIn { view, mailbox, reader, input, mechanism } = logged_in;
+/// Carries a bound session to the end of its connection: why that ended, and what is left.
+async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn, door: Door) -> (Outcome, Left) {
+    let LoggedIn { arrived, reader, input, mechanism } = logged_in;
     let world = &connection.world;
     let life = Rc::new(Life::default());
     let actor = Session::start(life.clone());
+    let tls = connection.wire.tls(login::tls_version);
+    let mut facts = Facts { peer: connection.peer, since: SystemTime::now(), tls, mechanism };
+    let (view, mut post) = match arrived {
+        Arrived::Bound(view, mailbox) => (view, Post::new(mailbox)),
+        Arrived::Resumed(session) => {
+            let Outliving { view, post, management, claims, facts: before } = *session;
+            facts = Facts { since: before.since, mechanism: before.mechanism, ..facts };
+            // XEP-0352, 5: on a new stream somebody looks.
+            view.set_inactive(false);
+            connection.yielding.allow();
+            connection.held.inherit(claims);
+            connection.management.replace(Some(management));
+            (view, post)
+        }
+    };
+    let Facts { peer, since, tls, mechanism } = facts.clone();
+    let yielding = connection.yielding.clone();
     let missed = world.table.add(Entry {
         view: view.clone(),
         actor: actor.clone(),
-        peer: connection.peer,
-        since: SystemTime::now(),
-        tls: connection.wire.tls(login::tls_version),
+        peer,
+        since,
+        tls,
         mechanism,
+        yielding: yielding.clone(),
     });
     if missed {
         Box::pin(bring_back(world, &view)).await;
     }
-    world.counters.bound.add(1);
-    let mut post = Post::new(mailbox);
+    match connection.came_by.get() {
+        CameBy::Bound => world.counters.bound.add(1),
+        CameBy::Resumed => world.counters.resumed.add(1),
+        CameBy::Moved => world.counters.resumed_from_peers.add(1),
+    }
     let outcome = halves(connection, &view, reader, input, &mut post, &life).await;
     let outcome = match outcome {
         Outcome::Kicked => why_kicked(world, &view).await,
@@ -138,9 +200,18 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn, door: Door) -> 
         // What panics here is a stanza that did the same before; it goes back with the others.
         let _ = AssertUnwindSafe(Box::pin(flush)).catch_unwind().await;
     }
+    let mut management = connection.management.take();
+    if outcome.is_survived()
+        && let Some(management) = management.take_if(|managed| managed.resumption.is_some())
+    {
+        let claims = connection.held.take();
+        let session = Outliving { view, post, management, claims, facts };
+        return (outcome, Left::Session(Box::new(session), (life, actor, yielding)));
+    }
+    yielding.end();
     // No address of the actor is left behind the table's: a lost message ends it as well.
     let _ = actor.try_send(Ended);
-    (outcome, post.into_unwritten())
+    (outcome, Left::Nothing(post.into_unwritten(management.as_mut())))
 }
 
 /// Brings back a session that was being bound while the others were: its row went with an incarnation that has
@@ -159,7 +230,7 @@ async fn bring_back(world: &World, view: &SessionView) {
 }
 
 /// Whoever disables or removes an account marks it first: the order to go needs no reason of its own.
-async fn why_kicked(world: &World, view: &SessionView) -> Outcome {
+pub(crate) async fn why_kicked(world: &World, view: &SessionView) -> Outcome {
     match timeout(LOOK, world.accounts.state(view.account().as_str())).await {
         Ok(Ok(Some(AccountState::Disabled))) => Outcome::Disabled,
         Ok(Ok(Some(AccountState::Leaving) | None)) => Outcome::Removed,
@@ -203,6 +274,7 @@ async fn halves(
 async fn parted(connection: &Connection, life: &Life) -> Outcome {
     let outcome = life.ended().await;
     if matches!(outcome, Outcome::Moved(_))
+        && !connection.is_resumable()
         && let Some(claim) = connection.held.given()
         && matches!(timeout(LEAVE, unbind(&connection.world, &claim)).await, Ok(true))
     {
@@ -238,7 +310,12 @@ where
 }
 
 /// Takes back what the client had: its route, its mailbox, its presence.
-async fn take_back(world: &Arc<World>, claims: Vec<Claim>, outcome: &Outcome, unwritten: Vec<Delivery>) {
+pub(crate) async fn take_back(
+    world: &Arc<World>,
+    claims: Vec<Claim>,
+    outcome: &Outcome,
+    unwritten: Vec<Delivery>,
+) {
     let mut unwritten = Some(unwritten);
     for claim in claims {
         world.table.remove(claim.sid);

@@ -11,6 +11,7 @@ use jid::FullJid;
 use parking_lot::Mutex;
 use stream::sasl::MechanismName;
 
+use crate::outliving::{Taker, Yield};
 use crate::session::{Order, Session};
 
 /// What an operator may know about a session.
@@ -44,6 +45,8 @@ pub(crate) struct Entry {
     pub since: SystemTime,
     pub tls: Option<&'static str>,
     pub mechanism: &'static str,
+    /// How it is given to another connection.
+    pub yielding: Arc<Yield>,
 }
 
 /// Every bound session of this node.
@@ -138,6 +141,23 @@ impl Table {
         }
         // A full mailbox holds an order that ends the session already.
         lines.sessions.get(&sid).is_some_and(|entry| entry.actor.try_send(order).is_ok())
+    }
+
+    /// Orders a session that can be resumed to go to `taker`. False
+    /// where there is no such session, or somebody else was quicker.
+    pub(crate) fn take(&self, sid: Sid, taker: Taker) -> bool {
+        let mut lines = self.0.lock();
+        let Some(entry) = lines.sessions.get(&sid) else { return false };
+        let is_here = matches!(taker, Taker::Here(_));
+        if !entry.yielding.offer(taker) || entry.actor.try_send(Order::Yield).is_err() {
+            return false;
+        }
+        if is_here {
+            // Orders are kept until it has an actor again.
+            lines.binding.insert(sid, None);
+            lines.sessions.remove(&sid);
+        }
+        true
     }
 
     /// All that are bound.

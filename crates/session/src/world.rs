@@ -21,6 +21,7 @@ use crate::files::Files;
 use crate::gate::Gate;
 use crate::listener::Door;
 use crate::outcome;
+use crate::outliving::EndedSessions;
 use crate::passwords::Passwords;
 use crate::secret;
 use crate::table::Table;
@@ -42,6 +43,7 @@ pub(crate) struct World {
     pub failures: Failures,
     pub counters: Arc<Counters>,
     pub table: Table,
+    pub ended: EndedSessions,
     /// What all negotiations share; made when the store has told the secret.
     pub settings: OnceCell<Arc<Settings>>,
     /// Changes whenever it is worth a look whether this node serves.

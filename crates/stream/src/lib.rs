@@ -6,6 +6,7 @@ pub mod writer;
 pub mod negotiation;
 pub mod features;
 pub mod sasl;
+pub mod management;
 pub mod client;
 
 pub use limits::Limits;

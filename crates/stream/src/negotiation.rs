@@ -19,6 +19,7 @@ pub use self::act::{Act, Acts};
 pub use self::greeting::Request;
 pub use self::settings::{ClientCertificate, Entry, Greetings, Random, Settings, TlsFacts, TlsVersion};
 use crate::features;
+use crate::management::{self, Resume, Said};
 use crate::reader::{ReadError, StreamEvent, StreamHeader};
 use crate::sasl::{
     Checked, Found, Mechanism, MechanismName, SaslCondition, ScramHash, ScramKeys, Step, keys,
@@ -92,6 +93,8 @@ enum State {
     Greeting,
     /// The caller binds; the request's id.
     Binding(Box<str>),
+    /// The caller looks for the session that the client wants to go on with; its id.
+    Resuming(Box<str>),
     /// Over, bound or closed.
     Done,
 }
@@ -146,7 +149,7 @@ impl Negotiation {
     pub fn is_waiting(&self) -> bool {
         match &self.state {
             State::Exchange { wants, .. } => *wants != Wants::Message,
-            State::Binding(_) | State::Greeting | State::Tls => true,
+            State::Binding(_) | State::Resuming(_) | State::Greeting | State::Tls => true,
             State::Header | State::Open | State::Done => false,
         }
     }
@@ -250,6 +253,25 @@ impl Negotiation {
         acts
     }
 
+    /// The answer to [`Act::Resume`]: the session's address and how many stanzas of the client it has handled; or why
+    /// not, with that number where the session is known and over.
+    pub fn on_resumed(&mut self, resumed: Result<(FullJid, u32), (Condition, Option<u32>)>) -> Acts {
+        let mut acts = Acts::new();
+        let State::Resuming(id) = std::mem::replace(&mut self.state, State::Open) else {
+            return acts;
+        };
+        match resumed {
+            Ok((jid, handled)) => {
+                let answer = management::resumed(&id, handled);
+                self.send(&mut acts, |writer, out| writer.element(&answer, out));
+                acts.push(Act::Bound { jid });
+                self.state = State::Done;
+            }
+            Err((condition, handled)) => self.refuse_management(condition, handled, &mut acts),
+        }
+        acts
+    }
+
     fn on_header(&mut self, header: &StreamHeader, acts: &mut Acts) {
         self.answer = Answer::to(header);
         if let Err(condition) = self.check_header(header) {
@@ -329,6 +351,8 @@ impl Negotiation {
             self.on_starttls(acts);
         } else if element.has_ns(ns::SASL) && matches!(name, "auth" | "response" | "abort") {
             self.on_sasl(element, acts);
+        } else if element.has_ns(management::NS) && matches!(name, "enable" | "resume") {
+            self.on_management(element, acts);
         } else if element.is("compress", features::COMPRESS) {
             // XEP-0138 is unsafe with authentication and never offered.
             self.send(acts, |writer, out| writer.element(&features::compress_failure(), out));
@@ -337,6 +361,32 @@ impl Negotiation {
                 Some(error) => self.fail(acts, error),
                 None => self.close(acts, None),
             }
+        }
+    }
+
+    /// XEP-0198, 3 and 5: there is nothing to manage before a resource is bound, but an earlier session may go on.
+    fn on_management(&mut self, element: &Element, acts: &mut Acts) {
+        let is_offered = self.offered.iter().any(|feature| feature.is("sm", management::NS));
+        let (Some(account), State::Open) = (self.account.clone(), &self.state) else {
+            return self.refuse_management(Condition::UnexpectedRequest, None, acts);
+        };
+        match Said::read(element) {
+            _ if !is_offered => self.refuse_management(Condition::FeatureNotImplemented, None, acts),
+            Ok(Said::Resume(Resume { id, handled })) => {
+                self.state = State::Resuming(id.as_str().into());
+                acts.push(Act::Resume { account, resume: Resume { id, handled } });
+            }
+            Ok(_) => self.refuse_management(Condition::UnexpectedRequest, None, acts),
+            Err(condition) => self.refuse_management(condition, None, acts),
+        }
+    }
+
+    fn refuse_management(&mut self, condition: Condition, handled: Option<u32>, acts: &mut Acts) {
+        let failed = management::failed(condition, handled);
+        self.send(acts, |writer, out| writer.element(&failed, out));
+        self.bind_failures += 1;
+        if self.bind_failures > BIND_FAILURES_MAX {
+            self.fail(acts, StreamCondition::PolicyViolation.into());
         }
     }
 

@@ -216,7 +216,7 @@ impl Archive {
     fn archive(&self, passage: &mut Passage, due: Due) {
         let id = self.writer.id(&*passage.services);
         let message = Archived { stanza: Kept::of(&passage.stanza), incoming: due.incoming };
-        let entry = Entry { account: due.account.clone(), id, message };
+        let entry = Entry { account: due.account.clone(), id, message, underway: passage.underway.clone() };
         if !self.writer.append(&passage.services, entry) {
             return;
         }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use hooks::{
     Addressee, Answer, Answering, Arriving, Card, Delivering, Following, Forgetting, Hooks, Leaving, Module,
-    Passage, Reply, Services, SessionEvent, SessionView, Status, Step, Verdict, Xep,
+    Moving, Passage, Reply, Services, SessionEvent, SessionView, Status, Step, Verdict, Xep,
 };
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -74,7 +74,19 @@ impl Module for Blocking {
         hooks.delivering(Step::Guard, self.clone());
         hooks.answering(Addressee::Account, NS, self.clone());
         hooks.following(self.clone());
+        hooks.moving(self.clone());
         hooks.forgetting(self);
+    }
+}
+
+/// A session that asked for the list is told of its changes wherever it is.
+impl Moving for Blocking {
+    fn pack(&self, session: &SessionView) -> Option<String> {
+        session.notes().get::<Asked>().map(|_| String::new())
+    }
+
+    fn unpack(&self, session: &SessionView, _: &str) {
+        session.notes().put(Asked);
     }
 }
 
@@ -279,7 +291,9 @@ impl Following for Blocking {
     fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()> {
         match event {
             // What was cached while nobody was here to be told of changes is not to be trusted.
-            SessionEvent::Bound(session) | SessionEvent::Returned(session) => {
+            SessionEvent::Bound(session)
+            | SessionEvent::Returned(session)
+            | SessionEvent::Resumed(session) => {
                 self.lists.forget(session.account());
             }
             SessionEvent::Closed { session, .. } if services.local_sessions(session.account()).is_empty() => {

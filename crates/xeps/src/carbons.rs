@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use hooks::{
-    Addressee, Answer, Answering, Arriving, Card, Delivering, Hooks, How, Leaving, Module, Passage, Reply,
-    Resource, Services, SessionView, Status, Step, Verdict, Xep,
+    Addressee, Answer, Answering, Arriving, Card, Delivering, Hooks, How, Leaving, Module, Moving, Passage,
+    Reply, Resource, Services, SessionView, Status, Step, Verdict, Xep,
 };
 use jid::{BareJid, Jid};
 use parking_lot::Mutex;
@@ -88,7 +88,19 @@ impl Module for Carbons {
         hooks.leaving(Step::Copy, self.clone());
         // Before offline, which takes what nobody may have: a session of negative priority gets its copy.
         hooks.arriving(Step::Record, self.clone());
-        hooks.delivering(Step::Guard, self);
+        hooks.delivering(Step::Guard, self.clone());
+        hooks.moving(self);
+    }
+}
+
+/// A session that wants copies wants them wherever it is.
+impl Moving for Carbons {
+    fn pack(&self, session: &SessionView) -> Option<String> {
+        is_enabled(session).then(String::new)
+    }
+
+    fn unpack(&self, session: &SessionView, _: &str) {
+        session.notes().get_or_put(Note::default).enabled.store(true, Ordering::Release);
     }
 }
 

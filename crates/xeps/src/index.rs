@@ -11,9 +11,11 @@ use crate::archive::Archive;
 use crate::blocking::Blocking;
 use crate::blocklists::Blocklists;
 use crate::carbons::Carbons;
+use crate::csi::Csi;
 use crate::disco::Disco;
 use crate::forgeries::Forgeries;
 use crate::last::Last;
+use crate::management::Management;
 use crate::offline::Offline;
 use crate::ping::Ping;
 use crate::presence::Presence;
@@ -34,7 +36,7 @@ use crate::{
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 19] = [
+pub const NAMES: [&str; 21] = [
     "anonymous",
     "blocking",
     "disco",
@@ -49,6 +51,8 @@ pub const NAMES: [&str; 19] = [
     "private",
     "vcard",
     "last",
+    "management",
+    "csi",
     "ping",
     "version",
     "time",
@@ -198,6 +202,8 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("vcard", Arc::new(VCard::new(config.vcard.clone()))),
         // Last of those who hear that a session has gone: what it writes keeps nobody waiting who is told of it.
         ("last", Arc::new(Last::new(config.last.clone(), rosters.clone()))),
+        ("management", Arc::new(Management)),
+        ("csi", Arc::new(Csi)),
         ("ping", Arc::new(Ping::new(rosters))),
         ("version", Arc::new(Version::new(config.version.clone()))),
         ("time", Arc::new(Time)),

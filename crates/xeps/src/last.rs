@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hooks::{
     Addressee, Answer, Answering, Arriving, Card, Following, Hooks, Leaving, Module, Passage, Reply,
-    Services, SessionEvent, SessionView, Status, Step, Xep,
+    Services, SessionEvent, SessionView, Status, Step, Why, Xep,
 };
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -216,6 +216,10 @@ impl Following for Last {
             SessionEvent::Available { session, .. } if !session.is_anonymous() => {
                 session.notes().put(Stay::Available);
             }
+            SessionEvent::Resumed(session) if session.has_presence() && !session.is_anonymous() => {
+                session.notes().put(Stay::Available);
+            }
+            SessionEvent::Closed { why: Why::Moved, .. } => {}
             SessionEvent::Unavailable(session) | SessionEvent::Closed { session, .. } if stays(session) => {
                 return Answer::later(self.left(&**services, session));
             }

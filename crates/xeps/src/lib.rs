@@ -6,6 +6,7 @@
 //!   [`presence`], [`offline`], [`forgeries`], [`carbons`], [`archive`].
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
+//! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
 //! - [`blocking`]: whom users do not want to hear; `blocklists` keeps the lists, which presence asks too.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
@@ -27,6 +28,8 @@ mod hints;
 pub mod index;
 mod kept;
 pub mod last;
+pub mod management;
+pub mod csi;
 pub mod offline;
 pub mod pages;
 pub mod ping;

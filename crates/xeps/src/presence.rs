@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hooks::{
     Answer, Arriving, Card, Delivering, Following, Hooks, How, Leaving, Module, Passage, Services,
-    SessionEvent, SessionView, Step, Verdict,
+    SessionEvent, SessionView, Step, Verdict, Why,
 };
 use jid::{BareJid, FullJid, Jid};
 use parking_lot::Mutex;
@@ -617,6 +617,7 @@ impl Presence {
 impl Following for Presence {
     fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()> {
         match event {
+            SessionEvent::Closed { why: Why::Moved, .. } => Answer::Now(()),
             SessionEvent::Closed { session, .. } => {
                 let was_available = session.set_presence(None).is_some();
                 let directed: Vec<Jid> = session.take_directed().into_iter().collect();

@@ -356,7 +356,9 @@ impl Following for RosterModule {
     fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()> {
         match event {
             // What was cached while nobody was here to be pushed to is not to be trusted.
-            SessionEvent::Bound(session) => self.rosters.forget(session.account()),
+            SessionEvent::Bound(session) | SessionEvent::Resumed(session) => {
+                self.rosters.forget(session.account())
+            }
             // Nor what was cached before this node was cut off; of an available session, presence reads it anew.
             SessionEvent::Returned(session) if session.presence().is_none() => {
                 self.rosters.forget(session.account());

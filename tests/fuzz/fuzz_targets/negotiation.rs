@@ -144,6 +144,16 @@ impl Connection {
                     };
                     self.negotiation.on_bound(bound)
                 }
+                Act::Resume { account, .. } => {
+                    assert!(
+                        self.proven && self.negotiation.account() == Some(&account),
+                        "somebody else resumes"
+                    );
+                    self.negotiation.on_resumed(match self.answer {
+                        1 => Err((Condition::ItemNotFound, None)),
+                        _ => Ok((account.with_resource(&settings(0).make_resource()), 7)),
+                    })
+                }
                 Act::Bound { jid } => {
                     assert!(self.proven, "bound without a proof");
                     assert_eq!(self.negotiation.account(), Some(&jid.to_bare()));

@@ -45,7 +45,7 @@ const METHODS: &[(&str, &[&str], Who)] = &[
         &["Append", "Vote", "Snapshot", "TakeOver", "Propose", "ReadIndex"],
         Who::Backend,
     ),
-    ("rookery.relay.v1.Relay", &["Carry"], Who::Node),
+    ("rookery.relay.v1.Relay", &["Carry", "TakeOver"], Who::Node),
     ("rookery.sessions.v1.Sessions", &["Connections"], Who::Node),
     ("rookery.sessions.v1.Sessions", &["Drain", "Undrain"], Who::Backend),
     ("rookery.sight.v1.Sight", &["Look", "Check"], Who::Node),

@@ -714,6 +714,36 @@ pub const KEYS: &[Key] = &[
         Is("16384"),
         "Answers to a client's own mistakes that may wait, in bytes; beyond it the client is not read.",
     ),
+    key(
+        "limits.resumption_s",
+        Whole(0, DAY),
+        Is("300"),
+        "Seconds that a session without a connection waits for its client to resume it (XEP-0198), at most; then it ends, and what the client has not acknowledged goes to another session of the account, is stored or bounced. 0: sessions end with their connections.",
+    ),
+    key(
+        "limits.unacknowledged_stanzas",
+        Whole(1, MANY),
+        Is("2000"),
+        "Stanzas written to a client that it has not acknowledged (XEP-0198); further ones wait in its mailbox.",
+    ),
+    key(
+        "limits.unacknowledged_bytes",
+        Whole(1_024, MANY),
+        Is("1048576"),
+        "Bytes of such stanzas; the same happens at this bound.",
+    ),
+    key(
+        "limits.acknowledgement_timeout_s",
+        Whole(1, DAY),
+        Is("60"),
+        "Seconds that a client may take to say what it has handled (XEP-0198); then its connection is lost.",
+    ),
+    key(
+        "limits.held_stanzas",
+        Whole(0, MANY),
+        Is("500"),
+        "Stanzas that wait while nobody looks at a client (XEP-0352); one more, and all of them are written.",
+    ),
     key("limits.write_bytes", Whole(1_024, MANY), Is("65536"), "Bytes taken from the mailbox for one write."),
     key(
         "limits.account_queue_stanzas",

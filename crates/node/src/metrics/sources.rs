@@ -303,6 +303,23 @@ impl Sources {
             ),
             ("reads_slowed", "Pauses in the reading of clients that exceed their rates.", &counters.slowed),
             ("reads_slowed_ms", "Milliseconds of such pauses.", &counters.slowed_ms),
+            (
+                "streams_managed",
+                "Clients that began to acknowledge what they get (XEP-0198).",
+                &counters.managed,
+            ),
+            ("sessions_detached", "Sessions that lost their connection and waited.", &counters.detached),
+            ("sessions_resumed", "Sessions that their clients resumed.", &counters.resumed),
+            (
+                "sessions_resumed_from_peers",
+                "Sessions that their clients resumed here and that were at another node.",
+                &counters.resumed_from_peers,
+            ),
+            (
+                "resumptions_failed",
+                "Attempts to resume a session that was not there any more.",
+                &counters.resumptions_failed,
+            ),
             ("binds_refused", "Sessions refused at `limits.sessions_per_account`.", &counters.binds_refused),
             ("sessions_bound", "Sessions bound since the start.", &counters.bound),
             ("session_panics", "Sessions that ended by a panic.", &counters.panics),

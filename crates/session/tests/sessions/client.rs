@@ -205,15 +205,21 @@ impl Client {
         }
     }
 
-    /// Logs in as alice on a new stream inside TLS by PLAIN, up to the features that offer to bind.
+    /// As [`Client::gets_to_bind`], for alice.
     pub async fn authenticates(&mut self) {
+        self.gets_to_bind("alice").await;
+    }
+
+    /// Logs in on a new stream inside TLS by PLAIN, up to the features that offer to bind.
+    pub async fn gets_to_bind(&mut self, name: &str) {
         let header = "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' \
                       to='localhost' version='1.0'>";
         self.send(header).await;
         self.hears_features().await;
         let auth = "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>";
-        // NUL, alice, NUL, secret.
-        self.send(&format!("{auth}AGFsaWNlAHNlY3JldA==</auth>")).await;
+        let plain = format!("\0{name}\0{PASSWORD}");
+        let plain = stream::features::sasl("auth", Some(plain.as_bytes())).text();
+        self.send(&format!("{auth}{plain}</auth>")).await;
         let answer = self.event().await;
         assert!(matches!(&answer, Some(StreamEvent::Element(e)) if e.name() == "success"), "{answer:?}");
         self.reader.restart();

@@ -13,8 +13,8 @@ use cluster::{
 
 use futures::future::{BoxFuture, ready};
 use hooks::{
-    Accounts, Answer, Card, Delivering, Following, Hooks, How, Leaving, Module, Passage, Registry, Services,
-    SessionEvent, SessionView, Step, Store, Switches, Verdict, Why,
+    Accounts, Answer, Card, Delivering, Following, Hooks, How, Leaving, Module, Offer, Offering, Passage,
+    Registry, Services, SessionEvent, SessionView, Step, Store, Switches, Verdict, Why,
 };
 use jid::{BareJid, FullJid, Jid};
 use parking_lot::Mutex;
@@ -163,6 +163,17 @@ impl Claims for Town {
         Box::pin(ready(self.apply(Command::Unbind { jid: jid.clone(), sid }).map(|_| ())))
     }
 
+    fn attach<'a>(
+        &'a self,
+        jid: &'a FullJid,
+        sid: Sid,
+        new_sid: Sid,
+    ) -> BoxFuture<'a, Result<bool, Unavailable>> {
+        let (node, incarnation) = (self.node, self.incarnation);
+        let applied = self.apply(Command::Attach { jid: jid.clone(), sid, node, incarnation, new_sid });
+        Box::pin(ready(applied.map(|(outcome, _)| matches!(outcome, Outcome::Bound { .. }))))
+    }
+
     fn resync(&self, living: Vec<Living>) -> BoxFuture<'_, Result<Vec<Sid>, Unavailable>> {
         let (node, incarnation) = (self.node, self.incarnation);
         let applied = self.apply(Command::Resync { node, incarnation, living });
@@ -264,6 +275,7 @@ impl Module for Trouble {
     fn plug(self: Arc<Self>, hooks: &mut Hooks) {
         hooks.leaving(Step::Guard, self.clone());
         hooks.delivering(Step::Guard, self.clone());
+        hooks.offering(self.clone());
         hooks.following(self);
     }
 }
@@ -286,6 +298,12 @@ impl Leaving for Trouble {
             return Answer::Now(Verdict::Refuse(Box::new(error)));
         }
         Answer::Now(Verdict::Pass)
+    }
+}
+
+impl Offering for Trouble {
+    fn offering(&self, _: &Offer) -> Vec<minidom::Element> {
+        vec![stream::management::feature()]
     }
 }
 

@@ -8,5 +8,6 @@ mod drain;
 mod life;
 mod accounts;
 mod reads;
+mod resuming;
 mod memory;
 mod modules;

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use stanza::{BareJid, DomainPart, FullJid, ResourcePart, StreamError};
 
 use super::greeting::Request;
+use crate::management::Resume;
 use crate::sasl::mechanism::Password;
 use crate::sasl::{MechanismName, SaslCondition, ScramHash};
 
@@ -63,6 +64,15 @@ pub enum Act {
         account: BareJid,
         /// The resource asked for; `None`: [`make_resource`](super::Settings::make_resource).
         requested: Option<ResourcePart>,
+    },
+    /// Find the session that the client wants to go on with (XEP-0198, 5) and answer with
+    /// [`on_resumed`](super::Negotiation::on_resumed); feed no event before. As of [`Act::Bind`] where the stream ends
+    /// meanwhile.
+    Resume {
+        /// Whose it must be.
+        account: BareJid,
+        /// Which, and what the client has of it.
+        resume: Resume,
     },
     /// Negotiation is over; the next event is the session's.
     Bound {

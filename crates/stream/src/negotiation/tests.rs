@@ -114,6 +114,7 @@ fn show(act: &Act) -> String {
         Act::Bind { account, requested } => {
             format!("BIND {account} {}", requested.as_ref().map_or("-", |r| r.as_str()))
         }
+        Act::Resume { account, resume } => format!("RESUME {account} {} {}", resume.id, resume.handled),
         Act::Bound { jid } => format!("BOUND {jid}"),
         Act::Close { error } => {
             format!("CLOSE {}", error.as_ref().map_or("-", |error| error.condition.tag()))
@@ -573,6 +574,59 @@ fn a_restarted_stream_keeps_its_name_and_host() {
 fn who_is_authenticated_does_not_authenticate_again() {
     let did = authenticated().say(&auth("PLAIN", "\0bob\0secret"));
     assert_eq!(did, ["<error><policy-violation/></error></stream>", "CLOSE policy-violation"]);
+}
+
+/// Up to where a resource is bound, with stream management on offer.
+fn about_to_resume() -> Talk {
+    let mut talk = opened();
+    talk.say(&auth("PLAIN", "\0alice\0secret"));
+    talk.answer(|n| n.on_password_checked(Checked::Good));
+    talk.negotiation.offer(vec![management::feature()]);
+    talk.say(&header("x"));
+    talk
+}
+
+const RESUME: &str = "<resume xmlns='urn:xmpp:sm:3' previd='one' h='7'/>";
+
+#[test]
+fn an_earlier_session_is_resumed() {
+    let mut talk = about_to_resume();
+    assert_eq!(talk.say(RESUME), ["RESUME alice@x one 7"]);
+    let jid = FullJid::new("alice@x/r").unwrap();
+    let did = talk.answer(|n| n.on_resumed(Ok((jid, 3))));
+    assert_eq!(did, ["<resumed xmlns='urn:xmpp:sm:3' h='3' previd='one'/>", "BOUND alice@x/r"]);
+}
+
+#[test]
+fn what_cannot_be_resumed_leaves_the_stream_to_bind() {
+    let mut talk = about_to_resume();
+    talk.say(RESUME);
+    let did = talk.answer(|n| n.on_resumed(Err((Condition::ItemNotFound, Some(5)))));
+    assert_eq!(did, ["<failed xmlns='urn:xmpp:sm:3' h='5'><item-not-found/></failed>"]);
+    assert_eq!(talk.say(BIND), ["BIND alice@x -"]);
+}
+
+#[test]
+fn attempts_to_resume_are_bounded() {
+    let mut talk = about_to_resume();
+    for _ in 0..BIND_FAILURES_MAX {
+        talk.say(RESUME);
+        talk.answer(|n| n.on_resumed(Err((Condition::ItemNotFound, None))));
+    }
+    talk.say(RESUME);
+    let did = talk.answer(|n| n.on_resumed(Err((Condition::ItemNotFound, None))));
+    assert!(did.last().is_some_and(|last| last == "CLOSE policy-violation"), "{did:?}");
+}
+
+#[test]
+fn where_it_is_not_offered_nothing_is_resumed() {
+    let mut talk = opened();
+    let refused = ["<failed xmlns='urn:xmpp:sm:3'><unexpected-request/></failed>"];
+    assert_eq!(talk.say(RESUME), refused, "nobody has logged in");
+    talk.say(&auth("PLAIN", "\0alice\0secret"));
+    talk.answer(|n| n.on_password_checked(Checked::Good));
+    talk.say(&header("x"));
+    assert_eq!(talk.say(RESUME), ["<failed xmlns='urn:xmpp:sm:3'><feature-not-implemented/></failed>"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What an archive is made of: ids that sort by time, messages by id, and which of them are of whom.
 
+use hooks::Underway;
 use jid::{BareJid, Jid};
 use serde::{Deserialize, Serialize};
 use store::{Batch, Key, Stored, Table};
@@ -136,6 +137,9 @@ pub struct Entry {
     pub account: BareJid,
     pub id: Id,
     pub message: Archived,
+    /// The sender's client hears that the message is handled once it is written (XEP-0198, 4).
+    #[expect(dead_code, reason = "its end is what counts")]
+    pub underway: Option<Underway>,
 }
 
 impl Entry {

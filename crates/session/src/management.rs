@@ -1,0 +1,90 @@
+//! XEP-0198 for one session: what is counted and kept while it has a connection, and what outlives that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use hooks::{Sid, Underway};
+use router::{Delivery, Thread};
+use stream::management::{self, Handled, TooHigh, Unacknowledged};
+use tokio::time::Instant;
+
+/// The management of one session's stream.
+pub(crate) struct Management {
+    /// By which the client names the session when it comes back.
+    pub thread: Thread,
+    /// For how long it may be without a connection; `None`: not at all.
+    pub resumption: Option<Duration>,
+    /// Stanzas of the client.
+    pub handled: Arc<Handled>,
+    /// Stanzas for the client.
+    pub unacknowledged: Unacknowledged<Delivery>,
+    /// Since when an answer of the client is due; `None`: none is.
+    asked: Option<Instant>,
+}
+
+impl Management {
+    pub(crate) fn new(sid: Sid, resumption: Option<Duration>) -> Management {
+        Management::from(sid, resumption, 0, 0)
+    }
+
+    /// Goes on where another node stopped: so many stanzas of the client were handled there, and the client had so many
+    /// of ours.
+    pub(crate) fn from(sid: Sid, resumption: Option<Duration>, handled: u32, sent: u32) -> Management {
+        Management {
+            thread: Thread::of(sid),
+            resumption,
+            handled: Arc::new(Handled::from(handled)),
+            unacknowledged: Unacknowledged::from_parts([], sent),
+            asked: None,
+        }
+    }
+
+    /// A stanza of the client has come.
+    pub(crate) fn begin(&self) -> Underway {
+        Underway::new(self.handled.begin())
+    }
+
+    /// A stanza is about to be written.
+    pub(crate) fn sends(&mut self, delivery: Delivery) {
+        let bytes = delivery.cost();
+        self.unacknowledged.push(delivery, bytes);
+    }
+
+    /// The client has handled so many of ours.
+    pub(crate) fn acknowledged(&mut self, handled: u32) -> Result<(), TooHigh> {
+        self.unacknowledged.acknowledge(handled)?;
+        self.asked = None;
+        Ok(())
+    }
+
+    /// Whether the client is to be asked what it has handled: once for all that is written together, and not again before
+    /// it has answered.
+    pub(crate) fn is_to_ask(&self) -> bool {
+        self.asked.is_none() && !self.unacknowledged.is_empty()
+    }
+
+    /// Asks, if that is due.
+    pub(crate) fn ask(&mut self, out: &mut BytesMut) {
+        if self.is_to_ask() {
+            out.extend_from_slice(management::ASK);
+            self.asked = Some(Instant::now());
+        }
+    }
+
+    /// When the client's answer is late, where one is due.
+    pub(crate) fn late_at(&self, patience: Duration) -> Option<Instant> {
+        self.asked.map(|asked| asked + patience)
+    }
+
+    /// Whether more may be written before the client acknowledges something.
+    pub(crate) fn has_room(&self, stanzas: usize, bytes: usize) -> bool {
+        self.unacknowledged.len() < stanzas && self.unacknowledged.bytes() < bytes
+    }
+
+    /// The connection is a new one: all that is not acknowledged is written again.
+    pub(crate) fn resend(&mut self, out: &mut BytesMut) {
+        self.unacknowledged.iter().for_each(|delivery| delivery.write(out));
+        self.asked = None;
+    }
+}
