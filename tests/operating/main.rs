@@ -13,6 +13,7 @@ mod links;
 mod logs;
 mod metrics;
 mod reads;
+mod resuming;
 mod rosters;
 mod seeing;
 mod services;

@@ -237,6 +237,14 @@ impl Router {
                 rows = self.rows(&account, &transit);
             }
             let decision = self.decide(subject, &account, &transit, &rows, true);
+            let (me, _) = self.whereabouts.me();
+            let leaves = |chosen: &[usize]| chosen.iter().any(|at| rows[*at].node != me);
+            if matches!((subject, &decision), (Subject::Message(_), Decision::Deliver(chosen)) if leaves(chosen))
+            {
+                // A session of it went to another node in between, and what it had here has to go first.
+                let transit = Transit { stage: Stage::Past, ..transit };
+                return self.queues.yield_to_returned(&self, &account, transit);
+            }
             (rows, decision)
         };
         self.end(&account, subject, transit, rows, decision).await;
@@ -393,11 +401,12 @@ impl Router {
         }
         let work = back.into_iter().map(|delivery| {
             let mut transit = Transit::returned(delivery);
-            transit.attempts = match transit.only {
-                // It has not failed to reach anybody: its session goes on elsewhere.
-                Some(_) => 0,
-                None => transit.attempts.saturating_add(1),
-            };
+            if transit.handed_over {
+                // It has not failed to reach anybody: its session goes on elsewhere, maybe not for the first time.
+                (transit.attempts, transit.hops) = (0, 0);
+            } else {
+                transit.attempts = transit.attempts.saturating_add(1);
+            }
             Work::Stanza(Box::new(transit))
         });
         self.queues.give_back(self, account, work);

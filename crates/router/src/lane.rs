@@ -268,12 +268,13 @@ impl Lane {
         if received < state.received || received >= state.next() {
             return false;
         }
-        state.mark_received(received);
+        let done = state.mark_received(received);
         state.sent = received;
         state.connected = true;
         self.note(&state);
         drop(state);
         self.moved.notify_waiters();
+        drop(done);
         true
     }
 
@@ -324,8 +325,7 @@ impl Lane {
         for refusal in &ack.refusals {
             self.refused(router, &mut state, refusal);
         }
-        let mut done = Vec::new();
-        state.mark_received(ack.received);
+        let mut done = state.mark_received(ack.received);
         for number in state.oldest..=ack.settled {
             done.extend(state.settle(number));
         }
@@ -391,7 +391,7 @@ impl Lane {
             let Ok(opened) = envelope::open(item.parcel) else { continue };
             let stage = match opened.purpose {
                 Purpose::Arrive => Stage::Fresh,
-                Purpose::Deliver => Stage::Past,
+                Purpose::Deliver | Purpose::HandOver => Stage::Past,
                 // Presence for sessions that are gone; every other node has its own copy.
                 Purpose::Here | Purpose::Unspecified => continue,
             };
@@ -426,11 +426,18 @@ impl LaneState {
         self.items.get(usize::try_from(number.checked_sub(self.oldest)?).ok()?)
     }
 
-    fn mark_received(&mut self, received: u64) {
+    /// Returns receipts that are to be dropped outside of the lock.
+    fn mark_received(&mut self, received: u64) -> Vec<Receipt> {
+        let mut done = Vec::new();
         for number in self.received + 1..=received {
             let Some(at) = number.checked_sub(self.oldest) else { continue };
             let Some(item) = self.items.get_mut(at as usize) else { break };
             item.underway = None;
+            // Who sent it here may forget it: this node remembers it until it is settled. All that is newer would wait else
+            // until the client acknowledges what came this way.
+            if item.receipt.node().is_some() {
+                done.push(std::mem::take(&mut item.receipt));
+            }
             self.unreceived_bytes -= item.parcel.len();
             for key in item.accounts.as_slice() {
                 if let Some((count, _)) = self.in_flight.get_mut(key) {
@@ -442,6 +449,7 @@ impl LaneState {
             }
         }
         self.received = self.received.max(received);
+        done
     }
 
     /// Gives the receipt back if it was not settled before.

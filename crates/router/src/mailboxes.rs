@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -135,13 +135,15 @@ pub(crate) struct Slot {
     queue: Mutex<Queue>,
     /// The mailbox is not crowded any more, or has ended.
     room: Notify,
+    /// Something was written that the client has not acknowledged.
+    owes: AtomicBool,
 }
 
 impl Slot {
-    /// Whether something in it is not written yet.
+    /// Whether something in it is not written yet, or may come back although it was.
     fn holds_something(&self) -> bool {
         let queue = self.queue.lock();
-        !queue.items.is_empty() || queue.is_writing
+        !queue.items.is_empty() || queue.is_writing || self.owes.load(Ordering::Acquire)
     }
 
     /// Stanzas that wait.
@@ -226,7 +228,12 @@ impl Mailboxes {
     /// Opens the mailbox of a session that is about to be bound.
     pub(crate) fn open(&self, view: Arc<SessionView>) -> Mailbox {
         let account = view.account().clone();
-        let slot = Arc::new(Slot { view, queue: Mutex::default(), room: Notify::new() });
+        let slot = Arc::new(Slot {
+            view,
+            queue: Mutex::default(),
+            room: Notify::new(),
+            owes: AtomicBool::new(false),
+        });
         self.slots.entry(account).or_default().push(slot.clone());
         self.waiting.mailboxes.fetch_add(1, Ordering::Relaxed);
         Mailbox { slot, limits: self.limits, waiting: self.waiting.clone() }
@@ -404,6 +411,11 @@ impl Mailboxes {
 }
 
 impl Mailbox {
+    /// Says whether something was written that the client has not acknowledged: it comes back when the session ends.
+    pub fn owe(&self, owes: bool) {
+        self.slot.owes.store(owes, Ordering::Release);
+    }
+
     /// Returns when there is something to drain or the mailbox has ended.
     pub async fn ready(&self) {
         poll_fn(|context| self.poll_ready(context)).await

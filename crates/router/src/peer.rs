@@ -199,6 +199,7 @@ impl Router {
         let purpose = match transit.stage {
             Stage::Fresh => Purpose::Arrive,
             Stage::Here => Purpose::Here,
+            Stage::Past if transit.handed_over => Purpose::HandOver,
             Stage::Past => Purpose::Deliver,
         };
         let targets = match sids {

@@ -271,7 +271,7 @@ async fn one(router: &Arc<Router>, account: &BareJid, work: Work) {
             // Another session may have a copy of its own, which counts.
             if transit.came_back
                 && !transit.one_of_several
-                && !router.has_successor(account, &transit)
+                && !(transit.handed_over && router.has_successor(account, &transit))
                 && let Some(returned) = transit.receipt.returned()
             {
                 return returned.await;

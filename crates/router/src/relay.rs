@@ -308,7 +308,7 @@ impl LaneIn {
         let stage = match opened.purpose {
             Purpose::Arrive => Stage::Fresh,
             Purpose::Here => Stage::Here,
-            Purpose::Deliver | Purpose::Unspecified => Stage::Past,
+            Purpose::Deliver | Purpose::HandOver | Purpose::Unspecified => Stage::Past,
         };
         for (at, (to, sid)) in opened.targets.into_iter().enumerate() {
             let mut stanza = opened.stanza.clone();
@@ -322,7 +322,10 @@ impl LaneIn {
             let only = if stage == Stage::Past { sid } else { None };
             let receipt = receipt.clone();
             let transit = Transit { receipt, hops: opened.hops, only, ..Transit::new(stanza, stage) };
-            if stage == Stage::Past && opened.hops > 1 {
+            if opened.purpose == Purpose::HandOver {
+                router.take_in(transit);
+            } else if stage != Stage::Here && opened.hops > 1 {
+                // What its own node said since waits for it, maybe here.
                 router.dispatch_returned(transit);
             } else {
                 router.dispatch(transit);

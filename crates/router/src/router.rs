@@ -268,13 +268,12 @@ impl Router {
         }
     }
 
-    /// Sends on what another node had for a session that ended: it is older than what waits here.
+    /// Sends on what another node had for a session that ended: it is older than what waits here, and than what comes here
+    /// while its handlers await something.
     pub(crate) fn dispatch_returned(&self, transit: Transit) {
         let account = transit.stanza.head.to.as_ref().filter(|to| to.node().is_some()).map(Jid::to_bare);
         match (self.myself.upgrade(), account) {
-            (Some(router), Some(account))
-                if self.queues.is_busy(&account, transit.stanza.head.from.as_ref()) =>
-            {
+            (Some(router), Some(account)) => {
                 self.queues.give_back(&router, &account, [Work::Stanza(Box::new(transit))]);
             }
             _ => self.dispatch(transit),
@@ -411,7 +410,10 @@ impl Router {
         let Some(looked) = self.look(account, &transit) else {
             return self.refuse_shape(transit);
         };
-        if self.obstacle(account, &transit, &looked).is_some() {
+        // The queue once more, behind the look at the mailboxes: what one of them gave back in this moment is older.
+        let waits = self.obstacle(account, &transit, &looked).is_some()
+            || self.queues.is_busy(account, transit.stanza.head.from.as_ref());
+        if waits {
             return self.queues.append(self, account, [Work::Stanza(Box::new(transit))]);
         }
         let (subject, rows, place) = looked;
@@ -548,8 +550,8 @@ impl Router {
         {
             return Some(Obstacle::Leftover(slot));
         }
-        if transit.hops > 0 {
-            // It may itself be what is waited for.
+        if transit.hops > 0 || transit.handed_over {
+            // It may itself be what is waited for; or it goes with its session, before all that is newer.
             return None;
         }
         self.peers.leaving(self, account, place.node()).map(Obstacle::Behind)

@@ -18,7 +18,10 @@ use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
 use crate::envelope;
+use crate::mailboxes::Delivery;
+use crate::metrics::Fate;
 use crate::router::Router;
+use crate::transit::Transit;
 
 /// How long another node may take to find a session and to bring it to a halt.
 const TAKE_WITHIN: Duration = Duration::from_secs(12);
@@ -201,6 +204,23 @@ impl Router {
             }
             Some(taken::What::Missing(Missing { handled, .. })) => Ok(Err(Refusal::Missing(handled))),
             None => Err(Status::internal("no answer to a takeover")),
+        }
+    }
+
+    /// Gives what another node had for a session to the session here, whose mailbox is open by now: the table here may not
+    /// know yet what the other node's does.
+    pub(crate) fn take_in(&self, transit: Transit) {
+        let account = transit.stanza.head.to.as_ref().map(Jid::to_bare);
+        let slot =
+            account.zip(transit.only).and_then(|(account, only)| self.mailboxes.find(&account, Sid(only.0)));
+        let Some(slot) = slot else { return self.dispatch_returned(transit) };
+        let Transit { stanza, receipt, hops, attempts, only, .. } = transit;
+        let kind = stanza.head.kind;
+        let delivery = Delivery { receipt, hops, attempts, ..Delivery::new(Arc::new(stanza)) };
+        match self.mailboxes.deliver(&slot, delivery) {
+            Ok(()) => self.counters.count(kind, Fate::Delivered),
+            // It has ended in this moment: behind what came back from it.
+            Err(delivery) => self.dispatch_returned(Transit { only, ..Transit::returned(delivery) }),
         }
     }
 

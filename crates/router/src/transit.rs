@@ -52,6 +52,8 @@ pub(crate) struct Transit {
     pub came_back: bool,
     /// It has waited for a session that was away, see [`crate::away`].
     pub was_away: bool,
+    /// Its session went to another node, and it goes after it.
+    pub handed_over: bool,
     /// Whose client waits to hear that it is handled (XEP-0198, 4).
     pub underway: Option<Underway>,
 }
@@ -73,6 +75,7 @@ impl Transit {
             behind_until: None,
             came_back: false,
             was_away: false,
+            handed_over: false,
             underway: None,
         }
     }
@@ -86,6 +89,7 @@ impl Transit {
             attempts: delivery.attempts,
             hops: delivery.hops,
             one_of_several: delivery.one_of_several,
+            handed_over: only.is_some(),
             only,
             underway,
             ..Transit::new(Arc::unwrap_or_clone(delivery.stanza), Stage::Past)

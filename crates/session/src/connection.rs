@@ -51,7 +51,7 @@ pub(crate) struct Connection {
     /// Those of them that are stanzas, where the client acknowledges what it gets.
     own: RefCell<Vec<Delivery>>,
     /// How the client and this node tell each other what they have had (XEP-0198); `None`: not at all.
-    pub management: RefCell<Option<Management>>,
+    pub management: RefCell<Option<Box<Management>>>,
     /// Whether the client may begin that, and whether it may resume the session then.
     pub manageable: Cell<Manageable>,
     /// How another connection is given the session.
@@ -181,7 +181,7 @@ impl Connection {
 
     /// A stanza of the client is about to be handled, which it will hear of.
     fn begin(&self) -> Option<Underway> {
-        self.management.borrow().as_ref().map(Management::begin)
+        self.management.borrow().as_ref().map(|managed| managed.begin())
     }
 
     /// A stanza was read.
@@ -270,6 +270,7 @@ impl Connection {
                 return Poll::Ready(());
             }
             if let Some(managed) = &*self.management.borrow() {
+                post.mailbox.owe(!managed.unacknowledged.is_empty());
                 if managed.is_to_ask() {
                     return Poll::Ready(());
                 }
@@ -575,7 +576,7 @@ fn manage(connection: &Connection, view: &SessionView, element: &Element) -> Res
             connection.world.counters.managed.add(1);
             // What was written before does not count: `<enabled/>` goes behind it.
             connection.say(&management::enabled(seconds.map(|seconds| (id.as_str(), seconds))));
-            *none = Some(new);
+            *none = Some(Box::new(new));
         }
         (Said::Resume(_), _) | (Said::Ask | Said::Acknowledged(_), None) => {
             connection.say(&management::failed(Condition::UnexpectedRequest, None));
@@ -800,6 +801,7 @@ fn compose_managed(
         }
         at += 1;
     }
+    post.mailbox.owe(!managed.unacknowledged.is_empty());
     managed.ask(out);
     (all, None)
 }

@@ -47,7 +47,7 @@ const ENDED_MAX: usize = 10_000;
 pub(crate) struct Outliving {
     pub view: Arc<SessionView>,
     pub post: Post,
-    pub management: Management,
+    pub management: Box<Management>,
     /// What is to be taken back at its end.
     pub claims: Vec<Claim>,
     pub facts: Facts,
@@ -191,7 +191,7 @@ pub(crate) async fn wait(
                         Err(back) => {
                             // Whoever wanted it has gone, and may come again.
                             session = back;
-                            let _ = world.table.add(session.entry(actor.clone(), yielding.clone()));
+                            line_up(world, &session, &actor, &yielding).await;
                         }
                     },
                     Some(Taker::Peer { ask, reply }) => match give(world, session, &life, ask, reply).await {
@@ -224,9 +224,21 @@ pub(crate) async fn wait(
     end(world, *session, &ended).await;
 }
 
+/// Gives a session that was on its way to a connection its line in the table again.
+pub(crate) async fn line_up(
+    world: &World,
+    session: &Outliving,
+    actor: &Addr<Session>,
+    yielding: &Arc<Yield>,
+) {
+    if world.table.add(session.entry(actor.clone(), yielding.clone())) {
+        supervisor::bring_back(world, &session.view).await;
+    }
+}
+
 /// Ends a session that has no connection.
 pub(crate) async fn end(world: &Arc<World>, session: Outliving, outcome: &Outcome) {
-    let Management { thread, handled, .. } = &session.management;
+    let Management { thread, handled, .. } = &*session.management;
     world.ended.note(*thread, session.view.account(), handled.count());
     tracing::debug!(session = %session.view.jid(), outcome = outcome.name(), "a session without a connection ends");
     let (_, claims, unwritten) = session.into_unwritten();
@@ -399,7 +411,7 @@ async fn bring(
     Ok(Box::new(Outliving {
         view,
         post: Post::new(mailbox).behind(Handing { node: node.0, all }),
-        management: Management::from(successor, resumption, moving.handled, handled),
+        management: Box::new(Management::from(successor, resumption, moving.handled, handled)),
         claims: vec![claim],
         facts: Facts { since: moving.since, mechanism, ..facts },
     }))

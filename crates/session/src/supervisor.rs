@@ -63,7 +63,11 @@ pub(crate) async fn supervise(world: Arc<World>, guest: Guest) {
         Err(outcome) => {
             // It goes on waiting where its client did not get as far as having it.
             let resumed = connection.resumed.take();
-            (outcome, resumed.map_or_else(|| Left::Nothing(Vec::new()), |session| waiting(&world, session)))
+            let left = match resumed {
+                Some(session) => waiting(&world, session).await,
+                None => Left::Nothing(Vec::new()),
+            };
+            (outcome, left)
         }
     };
     count(&world, &outcome);
@@ -99,13 +103,12 @@ enum Left {
 }
 
 /// A session that has an actor and a line in the table again, and no connection.
-fn waiting(world: &World, session: Box<Outliving>) -> Left {
+async fn waiting(world: &World, session: Box<Outliving>) -> Left {
     let life = Rc::new(Life::default());
     let actor = Session::start(life.clone());
     let yielding = Arc::new(Yield::default());
     yielding.allow();
-    // Nothing is brought back meanwhile: it was not in the table for a moment only.
-    let _ = world.table.add(session.entry(actor.clone(), yielding.clone()));
+    Box::pin(outliving::line_up(world, &session, &actor, &yielding)).await;
     Left::Session(session, (life, actor, yielding))
 }
 
@@ -211,12 +214,12 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn, door: Door) -> 
     yielding.end();
     // No address of the actor is left behind the table's: a lost message ends it as well.
     let _ = actor.try_send(Ended);
-    (outcome, Left::Nothing(post.into_unwritten(management.as_mut())))
+    (outcome, Left::Nothing(post.into_unwritten(management.as_deref_mut())))
 }
 
 /// Brings back a session that was being bound while the others were: its row went with an incarnation that has
 /// ended, before it sent anything.
-async fn bring_back(world: &World, view: &SessionView) {
+pub(crate) async fn bring_back(world: &World, view: &SessionView) {
     world.serving().await;
     let order = match world.claims.resync(vec![start::living(view)]).await {
         Ok(taken) if taken.is_empty() => return,
