@@ -12,6 +12,20 @@ use tests::{
     stage,
 };
 
+/// What the nodes of stories have beside what those of all tests have.
+const CONFIG: &str = r#"
+[modules.storm]
+enabled = true
+hosts = ["other.example"]
+count = 5
+interval_s = 60
+
+[modules.offline_filter]
+enabled = true
+hosts = ["other.example"]
+rules = [{ namespace = "urn:example:chess" }]
+"#;
+
 /// Stories that are played at the same time on one layout.
 const AT_ONCE: usize = 4;
 
@@ -67,7 +81,7 @@ fn main() -> ExitCode {
 
 async fn perform_all(layout: Layout, plays: &[&Play]) -> Vec<(String, Result<()>)> {
     let start = Instant::now();
-    let nodes = match Nodes::start(layout).await {
+    let nodes = match Nodes::start_edited(layout, |_, _, config| Ok(config + CONFIG)).await {
         Ok(nodes) => nodes,
         Err(e) => {
             let why = format!("{e:#}");

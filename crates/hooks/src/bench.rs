@@ -9,7 +9,7 @@
 //! A bench may have several nodes (`Bench::cluster`): each has modules of its own, so that what one
 //! node caches and another changes is seen in a unit test. Everything happens before `send` returns.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -19,7 +19,7 @@ use futures::channel::oneshot;
 use futures::future::BoxFuture;
 use jid::{BareJid, FullJid, Jid};
 use parking_lot::Mutex;
-use stanza::{Condition, IqType, Kind, MessageType, PresenceType, Stanza, StanzaError};
+use stanza::{Condition, IqType, Kind, MessageType, PresenceType, Stanza, StanzaError, StreamError};
 use store::{AccountError, AccountState, Accounts, Credentials, ScramKeys, Store, StoreError};
 
 use crate::card::Card;
@@ -58,6 +58,12 @@ struct State {
     held: Vec<BareJid>,
     /// What the store has until its client reads it, while no client reads.
     unread: Option<Vec<Arc<dyn Kept>>>,
+    /// Who may administer the server.
+    admins: HashSet<BareJid>,
+    /// What sessions were told that modules ended.
+    dismissed: HashMap<Sid, StreamError>,
+    /// What modules have counted.
+    counted: HashMap<(&'static str, &'static str), u64>,
     /// What is to be done after a while.
     later: Vec<BoxFuture<'static, ()>>,
     /// What the next change of a priority waits for, seen by all, before whoever made it hears of it.
@@ -133,6 +139,9 @@ impl Bench {
                 held: Vec::new(),
                 late: None,
                 unread: None,
+                admins: HashSet::new(),
+                dismissed: HashMap::new(),
+                counted: HashMap::new(),
                 later: Vec::new(),
             }),
         });
@@ -152,6 +161,17 @@ impl Bench {
     /// Makes an account; logging in makes it too.
     pub fn account(&self, jid: &str) {
         self.nodes[0].shared.state.lock().accounts.insert(bare(jid));
+    }
+
+    /// Makes an account that may administer the server.
+    pub fn admin(&self, jid: &str) {
+        self.account(jid);
+        self.nodes[0].shared.state.lock().admins.insert(bare(jid));
+    }
+
+    /// How often a module has counted an event, at all nodes together.
+    pub fn counted(&self, module: &'static str, event: &'static str) -> u64 {
+        self.nodes[0].shared.state.lock().counted.get(&(module, event)).copied().unwrap_or(0)
     }
 
     /// Removes the account: its sessions end, the modules of the first node are told, all of its data goes.
@@ -342,6 +362,11 @@ impl Client {
 
     pub fn view(&self) -> &Arc<SessionView> {
         &self.view
+    }
+
+    /// What the session was told when a module ended it; `None`: none did.
+    pub fn dismissed(&self) -> Option<StreamError> {
+        self.node.shared.state.lock().dismissed.get(&self.view.sid()).cloned()
     }
 
     /// Ends the stream without a word.
@@ -655,6 +680,21 @@ impl Services for Node {
         }
     }
 
+    fn dismiss<'a>(&'a self, session: &'a SessionView, error: StreamError) -> BoxFuture<'a, ()> {
+        async move {
+            let row = {
+                let mut state = self.shared.state.lock();
+                let here = |row: &&Row| row.node == self.number && row.view.sid() == session.sid();
+                let view = state.rows.iter().find(here).map(|row| row.view.clone());
+                view.inspect(|view| drop(state.dismissed.insert(view.sid(), error)))
+            };
+            if let Some(view) = row {
+                self.end(&view, Why::Lost).await;
+            }
+        }
+        .boxed()
+    }
+
     fn online(&self, account: &BareJid) -> Vec<Resource> {
         let state = self.shared.state.lock();
         let rows = state.rows.iter().filter(|row| row.view.account() == account);
@@ -713,6 +753,10 @@ impl Services for Node {
             Ok(made || self.accounts().exists(account.as_str()).await?)
         }
         .boxed()
+    }
+
+    fn is_admin(&self, account: &BareJid) -> bool {
+        self.shared.state.lock().admins.contains(account)
     }
 
     fn create_account<'a>(
@@ -775,6 +819,10 @@ impl Services for Node {
 
     fn later(&self, _: Duration, what: BoxFuture<'static, ()>) {
         self.shared.state.lock().later.push(what);
+    }
+
+    fn count(&self, module: &'static str, event: &'static str) {
+        *self.shared.state.lock().counted.entry((module, event)).or_default() += 1;
     }
 
     /// Nobody else is here.

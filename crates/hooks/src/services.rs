@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use jid::{BareJid, FullJid, Jid};
-use stanza::Stanza;
+use stanza::{Stanza, StreamError};
 use store::{AccountError, Store, StoreError};
 
 use crate::card::Card;
@@ -112,6 +112,11 @@ pub trait Services: Send + Sync + 'static {
     /// has ended, or ends before it has written the stanza, nobody gets it.
     fn hand(&self, session: &SessionView, stanza: Stanza);
 
+    /// Ends a session of this node: its client is told `error` and its stream is closed, behind the stanza at
+    /// hand. What waits for it goes on to another session, or is kept. Returns when that is ordered; a session that
+    /// has ended already stays ended.
+    fn dismiss<'a>(&'a self, session: &'a SessionView, error: StreamError) -> BoxFuture<'a, ()>;
+
     /// Every session of the account in the cluster, as this node knows it; awaits nothing.
     fn online(&self, account: &BareJid) -> Vec<Resource>;
 
@@ -136,6 +141,9 @@ pub trait Services: Send + Sync + 'static {
     fn read_barrier(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
     fn account_exists<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Whether the operators have named the account as one that may administer the server.
+    fn is_admin(&self, account: &BareJid) -> bool;
 
     /// Makes an account, with keys that are made of the password off this thread.
     fn create_account<'a>(
@@ -177,6 +185,9 @@ pub trait Services: Send + Sync + 'static {
     /// Does something after a while, unless the node stops before: to try again what a store or a cluster that is not
     /// whole did not do. Whoever asks for it bounds how often.
     fn later(&self, after: Duration, what: BoxFuture<'static, ()>);
+
+    /// Adds one to what the metrics of this node say of a module: `event` is one of a few words that it has.
+    fn count(&self, module: &'static str, event: &'static str);
 
     fn now(&self) -> SystemTime;
 

@@ -11,7 +11,7 @@ use hooks::{
     Store, StoreError,
 };
 use jid::{BareJid, Jid};
-use stanza::Stanza;
+use stanza::{Stanza, StreamError};
 
 use crate::mailboxes::Delivery;
 use crate::metrics::{Fate, one};
@@ -62,6 +62,13 @@ impl Services for Router {
         }
     }
 
+    fn dismiss<'a>(&'a self, session: &'a SessionView, error: StreamError) -> BoxFuture<'a, ()> {
+        if let Some(slot) = self.mailboxes.find(session.account(), session.sid()) {
+            self.mailboxes.dismiss(&slot, error);
+        }
+        Box::pin(ready(()))
+    }
+
     fn online(&self, account: &BareJid) -> Vec<Resource> {
         let (me, _) = self.whereabouts.me();
         let row = |row: cluster::Row| Resource {
@@ -108,6 +115,10 @@ impl Services for Router {
             return Box::pin(ready(Ok(true)));
         }
         Box::pin(self.accounts.exists(account.as_str()))
+    }
+
+    fn is_admin(&self, account: &BareJid) -> bool {
+        self.admins.contains(account)
     }
 
     fn create_account<'a>(
@@ -161,6 +172,10 @@ impl Services for Router {
 
     fn hosts(&self) -> &[String] {
         &self.hosts
+    }
+
+    fn count(&self, module: &'static str, event: &'static str) {
+        self.counters.count_event(module, event);
     }
 
     fn pause(&self) -> BoxFuture<'_, ()> {

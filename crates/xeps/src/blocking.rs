@@ -26,6 +26,7 @@ use stanza::{Condition, ErrorKind, IqType, Kind, MessageType, Stanza, StanzaErro
 use self::told::{Asked, Unconfirmed};
 use crate::blocklists::{Blocklist, Blocklists, Change};
 use crate::failure::{Failure, bad_request, store_failed};
+use crate::offline::keeps_messages;
 use crate::rosters::{Roster, Rosters};
 use crate::xml::{Build, element};
 
@@ -259,10 +260,7 @@ impl Blocking {
 /// for one that does, and where it would be ignored.
 fn ends_in_silence(passage: &Passage) -> bool {
     let is_account = passage.stanza.head.to.as_ref().is_some_and(Jid::is_bare);
-    let keeps = || {
-        let cards = passage.services.cards(passage.host().unwrap_or_default());
-        cards.iter().any(|card| card.xeps.iter().any(|xep| xep.number == 160))
-    };
+    let keeps = || keeps_messages(&*passage.services, passage.host().unwrap_or_default());
     match passage.stanza.message_type() {
         MessageType::Chat => keeps(),
         MessageType::Normal => is_account && keeps(),

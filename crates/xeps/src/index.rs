@@ -17,6 +17,7 @@ use crate::forgeries::Forgeries;
 use crate::last::Last;
 use crate::management::Management;
 use crate::offline::Offline;
+use crate::offline_filter::OfflineFilter;
 use crate::ping::Ping;
 use crate::presence::Presence;
 use crate::private::Private;
@@ -25,18 +26,20 @@ use crate::roster::RosterModule;
 use crate::rosters::Rosters;
 use crate::session::Session;
 use crate::settings::{Key, Settings, Wrong};
+use crate::storm::Storm;
 use crate::strangers::Strangers;
 use crate::subscription::Subscription;
 use crate::time::Time;
 use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
-    anonymous, archive, blocking, disco, last, offline, presence, private, registration, rosters, strangers,
-    subscription, vcard, version,
+    anonymous, archive, blocking, disco, last, offline, offline_filter, presence, private, registration,
+    rosters, storm, strangers, subscription, vcard, version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 21] = [
+pub const NAMES: [&str; 23] = [
+    "storm",
     "anonymous",
     "blocking",
     "disco",
@@ -45,6 +48,7 @@ pub const NAMES: [&str; 21] = [
     "forgeries",
     "subscription",
     "presence",
+    "offline_filter",
     "archive",
     "carbons",
     "offline",
@@ -61,7 +65,7 @@ pub const NAMES: [&str; 21] = [
 ];
 
 /// Modules that are there only if they are asked for.
-pub const OFF: [&str; 2] = ["archive", "registration"];
+pub const OFF: [&str; 4] = ["storm", "offline_filter", "archive", "registration"];
 
 crate::settings! {
     /// What every `[modules.NAME]` table may say.
@@ -88,6 +92,7 @@ impl Switch {
 /// `[modules.NAME]` of all modules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModulesConfig {
+    pub storm: storm::Config,
     pub anonymous: anonymous::Config,
     pub blocking: blocking::Config,
     pub disco: disco::Config,
@@ -95,6 +100,7 @@ pub struct ModulesConfig {
     pub strangers: strangers::Config,
     pub subscription: subscription::Config,
     pub presence: presence::Config,
+    pub offline_filter: offline_filter::Config,
     pub archive: archive::Config,
     pub offline: offline::Config,
     pub private: private::Config,
@@ -155,6 +161,7 @@ impl ModulesConfig {
 
     fn of(&mut self, module: &str) -> Box<dyn Settings + '_> {
         match module {
+            "storm" => Box::new(&mut self.storm),
             "anonymous" => Box::new(&mut self.anonymous),
             "blocking" => Box::new(&mut self.blocking),
             "disco" => Box::new(&mut self.disco),
@@ -162,6 +169,7 @@ impl ModulesConfig {
             "strangers" => Box::new(&mut self.strangers),
             "subscription" => Box::new(&mut self.subscription),
             "presence" => Box::new(&mut self.presence),
+            "offline_filter" => Box::new(&mut self.offline_filter),
             "archive" => Box::new(&mut self.archive),
             "offline" => Box::new(&mut self.offline),
             "private" => Box::new(&mut self.private),
@@ -180,9 +188,11 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let blocking::Config { items_max, bytes_max, .. } = config.blocking;
     let blocklists = Arc::new(Blocklists::new(items_max, bytes_max, config.hosts_of("blocking")));
     let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
-        // Before all others: what it refuses must not have been noted by anybody.
+        // Before all others: whoever storms costs nothing more.
+        ("storm", Arc::new(Storm::new(config.storm.clone()))),
+        // Before the rest: what it refuses must not have been noted by anybody.
         ("anonymous", Arc::new(Anonymous::new(config.anonymous.clone()))),
-        // Before all others too, and before presence reads the lists of a session that is back.
+        // So is this one, and before presence reads the lists of a session that is back.
         ("blocking", Arc::new(Blocking::new(config.blocking.clone(), blocklists.clone(), rosters.clone()))),
         ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone()))),
         // Before subscription and presence: a new session's cached roster is forgotten before they read it.
@@ -192,6 +202,8 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("forgeries", Arc::new(Forgeries)),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
         ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists))),
+        // Before all that keeps messages, by its step: what it marks is not kept.
+        ("offline_filter", Arc::new(OfflineFilter::new(config.offline_filter.clone(), rosters.clone()))),
         // Before carbons and offline: what they copy and keep says under which id it is archived.
         ("archive", Arc::new(Archive::new(config.archive.clone(), rosters.clone()))),
         // Before offline, which stops what it keeps: a session that the message itself is not for has its copy then.

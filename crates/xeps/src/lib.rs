@@ -9,6 +9,7 @@
 //! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
 //! - [`blocking`]: whom users do not want to hear; `blocklists` keeps the lists, which presence asks too.
+//! - [`storm`], [`offline_filter`]: what operators of a busy site switch on; `docs/writing-a-module.md` is about them.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
 //!   `pushes`: in which order sessions hear of their changes. `cache`: what is cached, and how it is forgotten.
 //! - [`settings`]: how a module says which keys its `[modules.NAME]` table has.
@@ -31,6 +32,7 @@ pub mod last;
 pub mod management;
 pub mod csi;
 pub mod offline;
+pub mod offline_filter;
 pub mod pages;
 pub mod ping;
 pub mod presence;
@@ -41,6 +43,7 @@ pub mod roster;
 pub mod rosters;
 pub mod session;
 pub mod settings;
+pub mod storm;
 pub mod strangers;
 pub mod subscription;
 pub mod time;

@@ -285,6 +285,7 @@ pub fn node(
         registry: registry.clone(),
         store: store.clone(),
         hosts: vec!["localhost".into()],
+        admins: Vec::new(),
         about: ("Rookery", "test"),
         clock: || SystemTime::UNIX_EPOCH,
         random: |buffer| buffer.fill(7),

@@ -379,6 +379,7 @@ impl House {
             registry: registry.clone(),
             store,
             hosts: vec!["localhost".into()],
+            admins: Vec::new(),
             about: ("Rookery", "0"),
             clock: SystemTime::now,
             random: |buffer| aws_lc_rs::rand::fill(buffer).unwrap(),
