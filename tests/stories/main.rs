@@ -20,6 +20,22 @@ hosts = ["other.example"]
 count = 5
 interval_s = 60
 
+[modules.reports]
+enabled = true
+hosts = ["other.example"]
+forward_to = ["abuse@other.example"]
+
+[modules.external]
+enabled = true
+hosts = ["other.example"]
+services = [
+    { type = "stun", host = "stun.example", port = 3478, transport = "udp" },
+    { type = "turn", host = "turn.example", port = 3478, transport = "udp", secret = "north" },
+]
+
+[modules.disco]
+abuse_addresses = ["mailto:abuse@example.org", "xmpp:abuse@example.org"]
+
 [modules.offline_filter]
 enabled = true
 hosts = ["other.example"]

@@ -13,15 +13,18 @@ use crate::blocklists::Blocklists;
 use crate::carbons::Carbons;
 use crate::csi::Csi;
 use crate::disco::Disco;
+use crate::external::External;
 use crate::forgeries::Forgeries;
 use crate::last::Last;
 use crate::management::Management;
+use crate::multicast::Multicast;
 use crate::offline::Offline;
 use crate::offline_filter::OfflineFilter;
 use crate::ping::Ping;
 use crate::presence::Presence;
 use crate::private::Private;
 use crate::registration::Registration;
+use crate::reports::Reports;
 use crate::roster::RosterModule;
 use crate::rosters::Rosters;
 use crate::session::Session;
@@ -33,15 +36,16 @@ use crate::time::Time;
 use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
-    anonymous, archive, blocking, disco, last, offline, offline_filter, presence, private, registration,
-    rosters, storm, strangers, subscription, vcard, version,
+    anonymous, archive, blocking, disco, external, last, multicast, offline, offline_filter, presence,
+    private, registration, reports, rosters, storm, strangers, subscription, vcard, version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 23] = [
+pub const NAMES: [&str; 26] = [
     "storm",
     "anonymous",
     "blocking",
+    "reports",
     "disco",
     "roster",
     "strangers",
@@ -52,6 +56,7 @@ pub const NAMES: [&str; 23] = [
     "archive",
     "carbons",
     "offline",
+    "multicast",
     "private",
     "vcard",
     "last",
@@ -60,12 +65,13 @@ pub const NAMES: [&str; 23] = [
     "ping",
     "version",
     "time",
+    "external",
     "session",
     "registration",
 ];
 
 /// Modules that are there only if they are asked for.
-pub const OFF: [&str; 4] = ["storm", "offline_filter", "archive", "registration"];
+pub const OFF: [&str; 6] = ["storm", "reports", "offline_filter", "archive", "external", "registration"];
 
 crate::settings! {
     /// What every `[modules.NAME]` table may say.
@@ -95,6 +101,7 @@ pub struct ModulesConfig {
     pub storm: storm::Config,
     pub anonymous: anonymous::Config,
     pub blocking: blocking::Config,
+    pub reports: reports::Config,
     pub disco: disco::Config,
     pub roster: rosters::Config,
     pub strangers: strangers::Config,
@@ -103,10 +110,12 @@ pub struct ModulesConfig {
     pub offline_filter: offline_filter::Config,
     pub archive: archive::Config,
     pub offline: offline::Config,
+    pub multicast: multicast::Config,
     pub private: private::Config,
     pub vcard: vcard::Config,
     pub last: last::Config,
     pub version: version::Config,
+    pub external: external::Config,
     pub registration: registration::Config,
     /// Names of accounts that cannot be registered in-band: `[accounts] reserved`, which is no module's.
     pub reserved: Vec<String>,
@@ -164,6 +173,7 @@ impl ModulesConfig {
             "storm" => Box::new(&mut self.storm),
             "anonymous" => Box::new(&mut self.anonymous),
             "blocking" => Box::new(&mut self.blocking),
+            "reports" => Box::new(&mut self.reports),
             "disco" => Box::new(&mut self.disco),
             "roster" => Box::new(&mut self.roster),
             "strangers" => Box::new(&mut self.strangers),
@@ -172,10 +182,12 @@ impl ModulesConfig {
             "offline_filter" => Box::new(&mut self.offline_filter),
             "archive" => Box::new(&mut self.archive),
             "offline" => Box::new(&mut self.offline),
+            "multicast" => Box::new(&mut self.multicast),
             "private" => Box::new(&mut self.private),
             "vcard" => Box::new(&mut self.vcard),
             "last" => Box::new(&mut self.last),
             "version" => Box::new(&mut self.version),
+            "external" => Box::new(&mut self.external),
             "registration" => Box::new(&mut self.registration),
             _ => Box::new(Nothing::default()),
         }
@@ -187,13 +199,17 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let rosters = Arc::new(Rosters::new(config.roster.clone()));
     let blocking::Config { items_max, bytes_max, .. } = config.blocking;
     let blocklists = Arc::new(Blocklists::new(items_max, bytes_max, config.hosts_of("blocking")));
+    let reports = Arc::new(Reports::new(config.reports.clone()));
+    let blocking =
+        Blocking::new(config.blocking.clone(), blocklists.clone(), rosters.clone(), reports.clone());
     let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
         // Before all others: whoever storms costs nothing more.
         ("storm", Arc::new(Storm::new(config.storm.clone()))),
         // Before the rest: what it refuses must not have been noted by anybody.
         ("anonymous", Arc::new(Anonymous::new(config.anonymous.clone()))),
         // So is this one, and before presence reads the lists of a session that is back.
-        ("blocking", Arc::new(Blocking::new(config.blocking.clone(), blocklists.clone(), rosters.clone()))),
+        ("blocking", Arc::new(blocking)),
+        ("reports", reports),
         ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone()))),
         // Before subscription and presence: a new session's cached roster is forgotten before they read it.
         ("roster", Arc::new(RosterModule::new(rosters.clone()))),
@@ -201,7 +217,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("strangers", Arc::new(Strangers::new(config.strangers.clone(), rosters.clone()))),
         ("forgeries", Arc::new(Forgeries)),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
-        ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists))),
+        ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists.clone()))),
         // Before all that keeps messages, by its step: what it marks is not kept.
         ("offline_filter", Arc::new(OfflineFilter::new(config.offline_filter.clone(), rosters.clone()))),
         // Before carbons and offline: what they copy and keep says under which id it is archived.
@@ -210,6 +226,15 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("carbons", Arc::new(Carbons::default())),
         // After everything that may answer or consume a message: it keeps what nobody else took.
         ("offline", Arc::new(Offline::new(config.offline.clone()))),
+        // Behind archive and carbons: the other devices of its sender have it once.
+        (
+            "multicast",
+            Arc::new(Multicast::new(
+                config.multicast.clone(),
+                blocklists.clone(),
+                config.presence.directed_max,
+            )),
+        ),
         ("private", Arc::new(Private::new(config.private.clone()))),
         ("vcard", Arc::new(VCard::new(config.vcard.clone()))),
         // Last of those who hear that a session has gone: what it writes keeps nobody waiting who is told of it.
@@ -219,6 +244,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("ping", Arc::new(Ping::new(rosters))),
         ("version", Arc::new(Version::new(config.version.clone()))),
         ("time", Arc::new(Time)),
+        ("external", Arc::new(External::new(config.external.clone()))),
         ("session", Arc::new(Session)),
         ("registration", Arc::new(Registration::new(config.registration.clone(), &config.reserved))),
     ];
