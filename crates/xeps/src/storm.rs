@@ -150,6 +150,9 @@ impl Said {
     }
 }
 
+/// Noted of a session that is about to end: what it had sent by then comes all the same, and is not looked at.
+struct Over;
+
 impl Leaving for Storm {
     fn leaving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
         let (Kind::Presence, Some(session)) = (passage.stanza.head.kind, &passage.sender) else {
@@ -157,6 +160,9 @@ impl Leaving for Storm {
         };
         if passage.services.is_admin(session.account()) {
             return Answer::PASS;
+        }
+        if session.notes().get::<Over>().is_some() {
+            return Answer::STOP;
         }
         let bound = self.bound(session.account().domain().as_str());
         let now = passage.services.now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -169,6 +175,7 @@ impl Leaving for Storm {
 }
 
 async fn disconnect(services: &dyn Services, session: &SessionView) -> Verdict {
+    session.notes().put(Over);
     services.count(NAME, DISCONNECTED);
     tracing::info!(module = NAME, session = %session.jid(), "disconnecting a client that repeats its presence");
     let error = StreamError::new(StreamCondition::PolicyViolation).with_text("the same presence too often");
@@ -213,7 +220,10 @@ mod tests {
             assert_eq!(storm(&alice, away, 10).await, 4);
             let error = alice.dismissed().unwrap();
             assert_eq!(error.condition, StreamCondition::PolicyViolation);
-            assert_eq!(bob.hears().len(), 3, "the one that was too much goes nowhere");
+            // What was sent before the client heard of it.
+            alice.send(away).await;
+            alice.send("<presence to='bob@localhost/phone'/>").await;
+            assert_eq!(bob.hears().len(), 3, "what was too much goes nowhere");
             assert_eq!(bench.counted(NAME, DISCONNECTED), 1);
             assert!(bench.services().online(alice.view().account()).is_empty());
         });
