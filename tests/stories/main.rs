@@ -97,7 +97,9 @@ fn main() -> ExitCode {
 
 async fn perform_all(layout: Layout, plays: &[&Play]) -> Vec<(String, Result<()>)> {
     let start = Instant::now();
-    let nodes = match Nodes::start_edited(layout, |_, _, config| Ok(config + CONFIG)).await {
+    let admins: Vec<String> = (0..stage::ADMINS).map(|n| format!("{}@localhost", stage::admin(n))).collect();
+    let config = format!("{CONFIG}\n[accounts]\nadmins = {admins:?}\n");
+    let nodes = match Nodes::start_edited(layout, |_, _, before| Ok(before + &config)).await {
         Ok(nodes) => nodes,
         Err(e) => {
             let why = format!("{e:#}");

@@ -809,6 +809,60 @@ impl Services for Node {
         .boxed()
     }
 
+    fn disable_account<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<u32, AccountError>> {
+        async move {
+            self.accounts().set_disabled(account.as_str(), true).await?;
+            Ok(self.end_all(account).await.0)
+        }
+        .boxed()
+    }
+
+    fn enable_account<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<(), AccountError>> {
+        async move { self.accounts().set_disabled(account.as_str(), false).await.map(drop) }.boxed()
+    }
+
+    fn end_sessions<'a>(&'a self, jid: &'a Jid) -> BoxFuture<'a, Result<u32, StoreError>> {
+        async move {
+            self.agree()?;
+            if jid.is_bare() {
+                return Ok(self.end_all(&jid.to_bare()).await.0);
+            }
+            let found = {
+                let state = self.shared.state.lock();
+                let row = state.rows.iter().find(|row| row.view.jid().as_str() == jid.as_str());
+                row.map(|row| (row.node, row.view.clone()))
+            };
+            let Some((number, view)) = found else { return Ok(0) };
+            if let Some(node) = self.peer(number) {
+                node.end(&view, Why::Closed).await;
+            }
+            Ok(1)
+        }
+        .boxed()
+    }
+
+    /// Those that modules made.
+    fn accounts<'a>(
+        &'a self,
+        host: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(String, AccountState)>, StoreError>> {
+        async move {
+            let page = self.accounts().list(host, after, limit).await?;
+            Ok(page.into_iter().map(|account| (account.bare, account.state)).collect())
+        }
+        .boxed()
+    }
+
+    fn users_online(&self, host: &str) -> Vec<BareJid> {
+        let state = self.shared.state.lock();
+        let online = state.rows.iter().filter(|row| row.priority.is_some()).map(|row| row.view.account());
+        let online: std::collections::BTreeSet<&BareJid> =
+            online.filter(|account| account.domain().as_str() == host).collect();
+        online.into_iter().cloned().collect()
+    }
+
     fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()> {
         async move { self.registry.follow(&event, &self.services()).await }.boxed()
     }

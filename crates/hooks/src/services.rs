@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use futures::future::BoxFuture;
 use jid::{BareJid, FullJid, Jid};
 use stanza::{Stanza, StreamError};
-use store::{AccountError, Store, StoreError};
+use store::{AccountError, AccountState, Store, StoreError};
 
 use crate::card::Card;
 use crate::module::SessionEvent;
@@ -112,9 +112,8 @@ pub trait Services: Send + Sync + 'static {
     /// has ended, or ends before it has written the stanza, nobody gets it.
     fn hand(&self, session: &SessionView, stanza: Stanza);
 
-    /// Ends a session of this node: its client is told `error` and its stream is closed, behind the stanza at
-    /// hand. What waits for it goes on to another session, or is kept. Returns when that is ordered; a session that
-    /// has ended already stays ended.
+    /// Ends a session of this node: its client is told `error` and its stream is closed. What waits for it goes on to
+    /// another session, or is kept. Returns when that is ordered: what was read of its client by then may still come.
     fn dismiss<'a>(&'a self, session: &'a SessionView, error: StreamError) -> BoxFuture<'a, ()>;
 
     /// Every session of the account in the cluster, as this node knows it; awaits nothing.
@@ -168,6 +167,27 @@ pub trait Services: Send + Sync + 'static {
         account: &'a BareJid,
         last: Option<Stanza>,
     ) -> BoxFuture<'a, Result<Removal, AccountError>>;
+
+    /// Lets nobody log in to an account and ends its sessions everywhere; how many. All that is kept for it stays.
+    fn disable_account<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<u32, AccountError>>;
+
+    /// Lets the owner of a disabled account log in again.
+    fn enable_account<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<(), AccountError>>;
+
+    /// Ends the session that has a full JID, or all of an account, at whatever nodes; how many.
+    fn end_sessions<'a>(&'a self, jid: &'a Jid) -> BoxFuture<'a, Result<u32, StoreError>>;
+
+    /// The accounts of a host behind a bare JID, by their names, with their states; at most `limit`.
+    fn accounts<'a>(
+        &'a self,
+        host: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(String, AccountState)>, StoreError>>;
+
+    /// The accounts of a host with an available session somewhere, as this node knows it. Goes through all sessions
+    /// of the cluster: for operators.
+    fn users_online(&self, host: &str) -> Vec<BareJid>;
 
     /// Tells every `Following` module; awaits them one after the other.
     fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()>;

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use hooks::{
-    About, AccountError, Card, Hold, How, Kept, Removal, Resource, Services, SessionEvent, SessionView, Sid,
-    Store, StoreError,
+    About, AccountError, AccountState, Card, Hold, How, Kept, Removal, Resource, Services, SessionEvent,
+    SessionView, Sid, Store, StoreError,
 };
 use jid::{BareJid, Jid};
 use stanza::{Stanza, StreamError};
@@ -157,6 +157,45 @@ impl Services for Router {
         last: Option<Stanza>,
     ) -> BoxFuture<'a, Result<Removal, AccountError>> {
         Box::pin(self.remove(account, last))
+    }
+
+    fn disable_account<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<u32, AccountError>> {
+        Box::pin(Router::disable_account(self, account))
+    }
+
+    fn enable_account<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<(), AccountError>> {
+        Box::pin(Router::enable_account(self, account))
+    }
+
+    fn end_sessions<'a>(&'a self, jid: &'a Jid) -> BoxFuture<'a, Result<u32, StoreError>> {
+        Box::pin(async move {
+            let failed = |error: cluster::Unavailable| StoreError::Unavailable { reason: error.to_string() };
+            self.whereabouts.barrier().await.map_err(failed)?;
+            let mut ended = 0;
+            // What the table does not know is not proposed: it would stay in the log.
+            for row in self.whereabouts.users(&jid.to_bare()) {
+                if jid.is_bare() || row.jid.as_str() == jid.as_str() {
+                    ended += u32::from(self.whereabouts.kick(&row.jid).await.map_err(failed)?);
+                }
+            }
+            Ok(ended)
+        })
+    }
+
+    fn accounts<'a>(
+        &'a self,
+        host: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(String, AccountState)>, StoreError>> {
+        Box::pin(async move {
+            let page = self.accounts.list(host, after, limit).await?;
+            Ok(page.into_iter().map(|account| (account.bare, account.state)).collect())
+        })
+    }
+
+    fn users_online(&self, host: &str) -> Vec<BareJid> {
+        self.whereabouts.online(host)
     }
 
     fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()> {

@@ -16,8 +16,8 @@ use crate::rosters::Rosters;
 use crate::settings::Setting;
 use crate::xml::{Build, element};
 
-const INFO: &str = "http://jabber.org/protocol/disco#info";
-const ITEMS: &str = "http://jabber.org/protocol/disco#items";
+pub(crate) const INFO: &str = "http://jabber.org/protocol/disco#info";
+pub(crate) const ITEMS: &str = "http://jabber.org/protocol/disco#items";
 const SERVER_INFO: &str = "http://jabber.org/network/serverinfo";
 const NAME: &str = "disco";
 
@@ -89,15 +89,31 @@ fn uri(text: &str) -> Option<String> {
     (is_scheme && is_rest).then(|| text.to_owned())
 }
 
+/// A module that has nodes of its own, which are asked about beside a host or an account (XEP-0030, 3.2).
+pub trait Nodes: Send + Sync + 'static {
+    /// The module whose switch is that of its nodes.
+    fn module(&self) -> &'static str;
+    /// What it says of one; `None`: it is none of its nodes. Of an account only its owner asks.
+    fn describe<'a>(&'a self, passage: &'a Passage, ask: Ask, node: &str) -> Option<Answer<'a, Reply>>;
+}
+
 /// Answers disco#info and disco#items for hosts and accounts, from the cards of all modules.
 pub struct Disco {
     config: Config,
     rosters: Arc<Rosters>,
+    nodes: Vec<Arc<dyn Nodes>>,
 }
 
 impl Disco {
-    pub fn new(config: Config, rosters: Arc<Rosters>) -> Disco {
-        Disco { config, rosters }
+    pub fn new(config: Config, rosters: Arc<Rosters>, nodes: Vec<Arc<dyn Nodes>>) -> Disco {
+        Disco { config, rosters, nodes }
+    }
+
+    /// What one of the modules says of a node that is its own.
+    fn describe<'a>(&'a self, passage: &'a Passage, ask: Ask, node: &str) -> Option<Answer<'a, Reply>> {
+        let cards = passage.services.cards(passage.host().unwrap_or_default());
+        let is_on = |nodes: &&Arc<dyn Nodes>| cards.iter().any(|card| card.name == nodes.module());
+        self.nodes.iter().filter(is_on).find_map(|nodes| nodes.describe(passage, ask, node))
     }
 }
 
@@ -135,13 +151,14 @@ impl Module for Disco {
 
 /// Which of the two queries was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ask {
+pub enum Ask {
     Info,
     Items,
 }
 
 impl Answering for Disco {
     fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
+        let passage: &'a Passage = passage;
         let stanza = &passage.stanza;
         let (ask, query) = match (stanza.child("query", INFO), stanza.child("query", ITEMS)) {
             (Some(query), _) => (Ask::Info, query),
@@ -151,10 +168,16 @@ impl Answering for Disco {
         if stanza.iq_type() != Ok(IqType::Get) {
             return Answer::Now(Reply::Error(bad_request("discovery only reads")));
         }
-        let has_node = query.attr("node").is_some_and(|node| !node.is_empty());
+        let node = query.attr("node").filter(|node| !node.is_empty());
+        let has_node = node.is_some();
+        if (passage.account.is_none() || passage.is_own())
+            && let Some(described) = node.and_then(|node| self.describe(passage, ask, node))
+        {
+            return described;
+        }
         if passage.account.is_none() {
             return Answer::Now(match has_node {
-                // XEP-0030, section 3.2: there are no nodes here.
+                // XEP-0030, section 3.2: nobody has such a node.
                 true => Reply::Error(StanzaError::new(Condition::ItemNotFound)),
                 false => Reply::with(self.host(passage, ask)),
             });

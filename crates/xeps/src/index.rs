@@ -6,11 +6,13 @@ use std::sync::Arc;
 use hooks::{Module, Switches};
 use toml_edit::Value;
 
+use crate::administration::{self, Administration};
 use crate::anonymous::Anonymous;
 use crate::archive::Archive;
 use crate::blocking::Blocking;
 use crate::blocklists::Blocklists;
 use crate::carbons::Carbons;
+use crate::commands::Commands;
 use crate::csi::Csi;
 use crate::disco::Disco;
 use crate::external::External;
@@ -41,7 +43,7 @@ use crate::{
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 26] = [
+pub const NAMES: [&str; 28] = [
     "storm",
     "anonymous",
     "blocking",
@@ -66,6 +68,8 @@ pub const NAMES: [&str; 26] = [
     "version",
     "time",
     "external",
+    "commands",
+    "administration",
     "session",
     "registration",
 ];
@@ -116,6 +120,7 @@ pub struct ModulesConfig {
     pub last: last::Config,
     pub version: version::Config,
     pub external: external::Config,
+    pub administration: administration::Config,
     pub registration: registration::Config,
     /// Names of accounts that cannot be registered in-band: `[accounts] reserved`, which is no module's.
     pub reserved: Vec<String>,
@@ -187,6 +192,7 @@ impl ModulesConfig {
             "vcard" => Box::new(&mut self.vcard),
             "last" => Box::new(&mut self.last),
             "version" => Box::new(&mut self.version),
+            "administration" => Box::new(&mut self.administration),
             "external" => Box::new(&mut self.external),
             "registration" => Box::new(&mut self.registration),
             _ => Box::new(Nothing::default()),
@@ -199,6 +205,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let rosters = Arc::new(Rosters::new(config.roster.clone()));
     let blocking::Config { items_max, bytes_max, .. } = config.blocking;
     let blocklists = Arc::new(Blocklists::new(items_max, bytes_max, config.hosts_of("blocking")));
+    let commands = Arc::new(Commands::new(administration::commands(&config.administration)));
     let reports = Arc::new(Reports::new(config.reports.clone()));
     let blocking =
         Blocking::new(config.blocking.clone(), blocklists.clone(), rosters.clone(), reports.clone());
@@ -210,7 +217,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         // So is this one, and before presence reads the lists of a session that is back.
         ("blocking", Arc::new(blocking)),
         ("reports", reports),
-        ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone()))),
+        ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone(), vec![commands.clone()]))),
         // Before subscription and presence: a new session's cached roster is forgotten before they read it.
         ("roster", Arc::new(RosterModule::new(rosters.clone()))),
         // Behind roster, which tells a stranger more plainly what is not theirs to read.
@@ -245,6 +252,8 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("version", Arc::new(Version::new(config.version.clone()))),
         ("time", Arc::new(Time)),
         ("external", Arc::new(External::new(config.external.clone()))),
+        ("commands", commands),
+        ("administration", Arc::new(Administration)),
         ("session", Arc::new(Session)),
         ("registration", Arc::new(Registration::new(config.registration.clone(), &config.reserved))),
     ];

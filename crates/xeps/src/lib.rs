@@ -8,6 +8,7 @@
 //!   last there.
 //! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
+//! - [`commands`]: what somebody may have a host do; [`administration`]: what admins may.
 //! - [`external`]: STUN and TURN servers; [`multicast`]: one stanza to many.
 //! - [`blocking`]: whom users do not want to hear; `blocklists` keeps the lists, which presence asks too;
 //!   [`reports`]: why, for the operators.
@@ -18,12 +19,14 @@
 //! - `forms`, `xml`, `kept`, `hints`, `forwarded`, `failure`: what several modules write, read and answer.
 //! - [`pages`]: the pages of `docs/` that are made from the modules' cards.
 
+pub mod administration;
 pub mod anonymous;
 pub mod blocking;
 mod blocklists;
 mod cache;
 pub mod archive;
 pub mod carbons;
+pub mod commands;
 pub mod disco;
 pub mod external;
 mod failure;
