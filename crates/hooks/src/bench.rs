@@ -640,6 +640,10 @@ impl Services for Node {
         self.route_from(stanza, how, None).boxed()
     }
 
+    fn pass_on<'a>(&'a self, passage: &'a Passage, stanza: Stanza) -> BoxFuture<'a, ()> {
+        self.route_from(stanza, How::Normal, passage.sender.clone()).boxed()
+    }
+
     fn route_kept(&self, stanza: Stanza, session: Sid, kept: Arc<dyn Kept>) -> BoxFuture<'_, ()> {
         async move {
             let is_there = {

@@ -12,6 +12,7 @@ use store::{AccountError, AccountState, Store, StoreError};
 
 use crate::card::Card;
 use crate::module::SessionEvent;
+use crate::passage::Passage;
 use crate::session::{SessionView, Sid};
 
 /// Whether a stanza that a module sends passes the arriving handlers of its receiver.
@@ -97,6 +98,10 @@ pub trait Services: Send + Sync + 'static {
 
     /// Sends a stanza on its way; `from` and `to` must be set. Returns when it was handed on.
     fn route(&self, stanza: Stanza, how: How) -> BoxFuture<'_, ()>;
+
+    /// Sends a stanza in the name of the session whose own is at hand on leaving, in its place or as one of several: that
+    /// one counts as handled for its client (XEP-0198) once this one is too. Returns when it was handed on.
+    fn pass_on<'a>(&'a self, passage: &'a Passage, stanza: Stanza) -> BoxFuture<'a, ()>;
 
     /// Sends a stanza of which the store has a copy to one session of the account in its `to`, as [`How::Ahead`] does, and
     /// says what became of it: where that session has gone it counts as returned. So nothing is lost with a node that

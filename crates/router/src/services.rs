@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use hooks::{
-    About, AccountError, AccountState, Card, Hold, How, Kept, Removal, Resource, Services, SessionEvent,
-    SessionView, Sid, Store, StoreError,
+    About, AccountError, AccountState, Card, Hold, How, Kept, Passage, Removal, Resource, Services,
+    SessionEvent, SessionView, Sid, Store, StoreError,
 };
 use jid::{BareJid, Jid};
 use stanza::{Stanza, StreamError};
@@ -30,6 +30,12 @@ impl Services for Router {
             How::Direct => self.dispatch(Transit::new(stanza, Stage::Past)),
             How::Ahead => self.dispatch_ahead(Transit::new(stanza, Stage::Past)),
         }
+        Box::pin(ready(()))
+    }
+
+    fn pass_on<'a>(&'a self, passage: &'a Passage, stanza: Stanza) -> BoxFuture<'a, ()> {
+        let (sender, underway) = (passage.sender.clone(), passage.underway.clone());
+        self.dispatch(Transit { sender, underway, ..Transit::new(stanza, Stage::Fresh) });
         Box::pin(ready(()))
     }
 

@@ -261,11 +261,17 @@ impl Multicast {
                 }
             }
         }
-        if !receivers.open.is_empty() {
-            services.fan_out(copy(stanza, header, None), receivers.open).await;
+        let open = copy(stanza, header, None);
+        if stanza.head.kind == Kind::Presence {
+            services.fan_out(open, receivers.open).await;
+        } else {
+            for to in receivers.open {
+                // A message that is archived or kept is so before its sender hears that it is handled.
+                services.pass_on(passage, open.clone().with_to(to)).await;
+            }
         }
         for to in receivers.blind {
-            services.route(copy(stanza, header, Some(&to)).with_to(to), How::Normal).await;
+            services.pass_on(passage, copy(stanza, header, Some(&to)).with_to(to)).await;
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! Against presence storms: a session that says the same thing again and again is told to stop, and disconnected.
 //!
 //! Presence is the same when its receiver, its type and all that is inside are the same; its id does not count. A
-//! broadcast counts once, however many contacts hear it.
+//! broadcast counts once, however many contacts hear it. Counting begins anew where a client resumes its session at another
+//! node (XEP-0198); one that was ended here cannot be resumed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
