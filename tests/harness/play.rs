@@ -13,6 +13,8 @@ pub struct Play {
     pub accounts: Vec<String>,
     /// Hosts of those without an account, as written: `carol@other.example`.
     pub strangers: Vec<String>,
+    /// Accounts that exist and may administer the server, by name; they are at `localhost`.
+    pub admins: Vec<String>,
     /// Groups of accounts that see each other's presence when it begins.
     pub friends: Vec<Vec<String>>,
     pub lines: Vec<Line>,
@@ -96,6 +98,7 @@ impl Play {
             name: name.to_owned(),
             accounts: vec![],
             strangers: vec![],
+            admins: vec![],
             friends: vec![],
             lines: vec![],
         };
@@ -115,6 +118,10 @@ impl Play {
             }
             if let Some(words) = line.strip_prefix("strangers:") {
                 play.strangers.extend(words.split_whitespace().map(str::to_owned));
+                continue;
+            }
+            if let Some(words) = line.strip_prefix("admins:") {
+                play.admins.extend(words.split_whitespace().map(str::to_owned));
                 continue;
             }
             if let Some(words) = line.strip_prefix("friends:") {

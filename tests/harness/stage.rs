@@ -1,6 +1,9 @@
 //! Performs a play on running nodes: each character at another node, under names of this performance alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -18,6 +21,15 @@ use crate::{
 
 /// Host of an account that is written without one.
 const HOST: &str = "localhost";
+
+/// Names at `localhost` that the config has to give to admins: each admin of a performance has one of its own.
+pub const ADMINS: usize = 90;
+
+/// One of these names.
+pub fn admin(number: usize) -> String {
+    // All are of one length: none is the beginning of another.
+    format!("admin-{}", 10 + number % ADMINS)
+}
 
 struct Stage<'a> {
     nodes: &'a Nodes,
@@ -41,6 +53,11 @@ pub async fn perform(play: &Play, nodes: &Nodes) -> Result<()> {
         let entry = (host.to_owned(), format!("{name}-{mark}"));
         cast.entry(name.to_owned()).or_insert(entry);
     }
+    for name in &play.admins {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let user = admin(NEXT.fetch_add(1, Ordering::Relaxed));
+        cast.insert(name.clone(), (HOST.to_owned(), user));
+    }
     let mut stage = Stage {
         nodes,
         cast,
@@ -62,7 +79,7 @@ pub async fn perform(play: &Play, nodes: &Nodes) -> Result<()> {
 
 impl Stage<'_> {
     async fn set(&mut self, play: &Play) -> Result<()> {
-        for account in &play.accounts {
+        for account in play.accounts.iter().chain(&play.admins) {
             let name = account.split('@').next().unwrap_or(account);
             let person = self.person(name)?;
             self.nodes.add_user(&person.bare(), &person.password).await?;

@@ -1,6 +1,7 @@
 //! What operators use, over real processes: commands, the admin service, metrics, logs, certificates, links.
 
 mod accounts;
+mod administration;
 mod anonymous;
 mod certificates;
 mod commands;

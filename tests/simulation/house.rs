@@ -162,6 +162,7 @@ async fn open(start: Start) -> Result<(), cluster::ClusterError> {
             registry: registry.clone(),
             store: start.store,
             hosts: vec!["localhost".into()],
+            admins: Vec::new(),
             about: ("Rookery", "simulated"),
             clock: || SystemTime::UNIX_EPOCH,
             random: |buffer| {
@@ -573,7 +574,7 @@ async fn halves(
             write(house, view, mailbox, unwritten);
             match mailbox.end() {
                 Some(End::Overflowed) => return Outcome::Overflowed,
-                Some(End::Closed) => return Outcome::Gone,
+                Some(End::Closed | End::Dismissed(_)) => return Outcome::Gone,
                 None => {}
             }
         }

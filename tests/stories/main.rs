@@ -12,6 +12,36 @@ use tests::{
     stage,
 };
 
+/// What the nodes of stories have beside what those of all tests have.
+const CONFIG: &str = r#"
+[modules.storm]
+enabled = true
+hosts = ["other.example"]
+count = 5
+interval_s = 60
+
+[modules.reports]
+enabled = true
+hosts = ["other.example"]
+forward_to = ["abuse@other.example"]
+
+[modules.external]
+enabled = true
+hosts = ["other.example"]
+services = [
+    { type = "stun", host = "stun.example", port = 3478, transport = "udp" },
+    { type = "turn", host = "turn.example", port = 3478, transport = "udp", secret = "north" },
+]
+
+[modules.disco]
+abuse_addresses = ["mailto:abuse@example.org", "xmpp:abuse@example.org"]
+
+[modules.offline_filter]
+enabled = true
+hosts = ["other.example"]
+rules = [{ namespace = "urn:example:chess" }]
+"#;
+
 /// Stories that are played at the same time on one layout.
 const AT_ONCE: usize = 4;
 
@@ -67,7 +97,9 @@ fn main() -> ExitCode {
 
 async fn perform_all(layout: Layout, plays: &[&Play]) -> Vec<(String, Result<()>)> {
     let start = Instant::now();
-    let nodes = match Nodes::start(layout).await {
+    let admins: Vec<String> = (0..stage::ADMINS).map(|n| format!("{}@localhost", stage::admin(n))).collect();
+    let config = format!("{CONFIG}\n[accounts]\nadmins = {admins:?}\n");
+    let nodes = match Nodes::start_edited(layout, |_, _, before| Ok(before + &config)).await {
         Ok(nodes) => nodes,
         Err(e) => {
             let why = format!("{e:#}");

@@ -3,6 +3,7 @@
 mod arrows;
 mod bad_input;
 mod files;
+mod quotes;
 mod source;
 mod tree;
 
@@ -66,6 +67,16 @@ fn no_text_names_a_path_of_somebodys_machine() {
 #[test]
 fn links_between_documents_lead_somewhere() {
     none(files::broken_links(&Tree::read()));
+}
+
+#[test]
+fn code_in_documents_is_that_of_the_files_it_names() {
+    none(quotes::changed(&Tree::read()));
+}
+
+#[test]
+fn settings_of_modules_in_documents_are_taken() {
+    none(quotes::unknown_settings(&Tree::read()));
 }
 
 #[test]

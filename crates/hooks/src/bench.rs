@@ -9,7 +9,7 @@
 //! A bench may have several nodes (`Bench::cluster`): each has modules of its own, so that what one
 //! node caches and another changes is seen in a unit test. Everything happens before `send` returns.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -19,7 +19,7 @@ use futures::channel::oneshot;
 use futures::future::BoxFuture;
 use jid::{BareJid, FullJid, Jid};
 use parking_lot::Mutex;
-use stanza::{Condition, IqType, Kind, MessageType, PresenceType, Stanza, StanzaError};
+use stanza::{Condition, IqType, Kind, MessageType, PresenceType, Stanza, StanzaError, StreamError};
 use store::{AccountError, AccountState, Accounts, Credentials, ScramKeys, Store, StoreError};
 
 use crate::card::Card;
@@ -58,6 +58,12 @@ struct State {
     held: Vec<BareJid>,
     /// What the store has until its client reads it, while no client reads.
     unread: Option<Vec<Arc<dyn Kept>>>,
+    /// Who may administer the server.
+    admins: HashSet<BareJid>,
+    /// What sessions were told that modules ended.
+    dismissed: HashMap<Sid, StreamError>,
+    /// What modules have counted.
+    counted: HashMap<(&'static str, &'static str), u64>,
     /// What is to be done after a while.
     later: Vec<BoxFuture<'static, ()>>,
     /// What the next change of a priority waits for, seen by all, before whoever made it hears of it.
@@ -133,6 +139,9 @@ impl Bench {
                 held: Vec::new(),
                 late: None,
                 unread: None,
+                admins: HashSet::new(),
+                dismissed: HashMap::new(),
+                counted: HashMap::new(),
                 later: Vec::new(),
             }),
         });
@@ -152,6 +161,17 @@ impl Bench {
     /// Makes an account; logging in makes it too.
     pub fn account(&self, jid: &str) {
         self.nodes[0].shared.state.lock().accounts.insert(bare(jid));
+    }
+
+    /// Makes an account that may administer the server.
+    pub fn admin(&self, jid: &str) {
+        self.account(jid);
+        self.nodes[0].shared.state.lock().admins.insert(bare(jid));
+    }
+
+    /// How often a module has counted an event, at all nodes together.
+    pub fn counted(&self, module: &'static str, event: &'static str) -> u64 {
+        self.nodes[0].shared.state.lock().counted.get(&(module, event)).copied().unwrap_or(0)
     }
 
     /// Removes the account: its sessions end, the modules of the first node are told, all of its data goes.
@@ -342,6 +362,11 @@ impl Client {
 
     pub fn view(&self) -> &Arc<SessionView> {
         &self.view
+    }
+
+    /// What the session was told when a module ended it; `None`: none did.
+    pub fn dismissed(&self) -> Option<StreamError> {
+        self.node.shared.state.lock().dismissed.get(&self.view.sid()).cloned()
     }
 
     /// Ends the stream without a word.
@@ -615,6 +640,10 @@ impl Services for Node {
         self.route_from(stanza, how, None).boxed()
     }
 
+    fn pass_on<'a>(&'a self, passage: &'a Passage, stanza: Stanza) -> BoxFuture<'a, ()> {
+        self.route_from(stanza, How::Normal, passage.sender.clone()).boxed()
+    }
+
     fn route_kept(&self, stanza: Stanza, session: Sid, kept: Arc<dyn Kept>) -> BoxFuture<'_, ()> {
         async move {
             let is_there = {
@@ -653,6 +682,21 @@ impl Services for Node {
         if let Some(row) = state.rows.iter().find(|row| row.view.sid() == session.sid()) {
             Node::hand(self, row, &stanza);
         }
+    }
+
+    fn dismiss<'a>(&'a self, session: &'a SessionView, error: StreamError) -> BoxFuture<'a, ()> {
+        async move {
+            let row = {
+                let mut state = self.shared.state.lock();
+                let here = |row: &&Row| row.node == self.number && row.view.sid() == session.sid();
+                let view = state.rows.iter().find(here).map(|row| row.view.clone());
+                view.inspect(|view| drop(state.dismissed.insert(view.sid(), error)))
+            };
+            if let Some(view) = row {
+                self.end(&view, Why::Lost).await;
+            }
+        }
+        .boxed()
     }
 
     fn online(&self, account: &BareJid) -> Vec<Resource> {
@@ -715,6 +759,10 @@ impl Services for Node {
         .boxed()
     }
 
+    fn is_admin(&self, account: &BareJid) -> bool {
+        self.shared.state.lock().admins.contains(account)
+    }
+
     fn create_account<'a>(
         &'a self,
         account: &'a BareJid,
@@ -765,6 +813,60 @@ impl Services for Node {
         .boxed()
     }
 
+    fn disable_account<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<u32, AccountError>> {
+        async move {
+            self.accounts().set_disabled(account.as_str(), true).await?;
+            Ok(self.end_all(account).await.0)
+        }
+        .boxed()
+    }
+
+    fn enable_account<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<(), AccountError>> {
+        async move { self.accounts().set_disabled(account.as_str(), false).await.map(drop) }.boxed()
+    }
+
+    fn end_sessions<'a>(&'a self, jid: &'a Jid) -> BoxFuture<'a, Result<u32, StoreError>> {
+        async move {
+            self.agree()?;
+            if jid.is_bare() {
+                return Ok(self.end_all(&jid.to_bare()).await.0);
+            }
+            let found = {
+                let state = self.shared.state.lock();
+                let row = state.rows.iter().find(|row| row.view.jid().as_str() == jid.as_str());
+                row.map(|row| (row.node, row.view.clone()))
+            };
+            let Some((number, view)) = found else { return Ok(0) };
+            if let Some(node) = self.peer(number) {
+                node.end(&view, Why::Closed).await;
+            }
+            Ok(1)
+        }
+        .boxed()
+    }
+
+    /// Those that modules made.
+    fn accounts<'a>(
+        &'a self,
+        host: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(String, AccountState)>, StoreError>> {
+        async move {
+            let page = self.accounts().list(host, after, limit).await?;
+            Ok(page.into_iter().map(|account| (account.bare, account.state)).collect())
+        }
+        .boxed()
+    }
+
+    fn users_online(&self, host: &str) -> Vec<BareJid> {
+        let state = self.shared.state.lock();
+        let online = state.rows.iter().filter(|row| row.priority.is_some()).map(|row| row.view.account());
+        let online: std::collections::BTreeSet<&BareJid> =
+            online.filter(|account| account.domain().as_str() == host).collect();
+        online.into_iter().cloned().collect()
+    }
+
     fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()> {
         async move { self.registry.follow(&event, &self.services()).await }.boxed()
     }
@@ -775,6 +877,10 @@ impl Services for Node {
 
     fn later(&self, _: Duration, what: BoxFuture<'static, ()>) {
         self.shared.state.lock().later.push(what);
+    }
+
+    fn count(&self, module: &'static str, event: &'static str) {
+        *self.shared.state.lock().counted.entry((module, event)).or_default() += 1;
     }
 
     /// Nobody else is here.

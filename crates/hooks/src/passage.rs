@@ -43,6 +43,9 @@ pub struct Passage {
     /// On arriving: the handlers have seen this very stanza before, and it comes once more because the session
     /// that it was given to has gone; or it was sent past them (`How::Direct`), and nobody is there for it.
     pub again: bool,
+    /// On arriving: nobody is to keep this message for a user who is away. Whoever would keep it passes it, and
+    /// the rules answer its sender as if nobody kept messages (RFC 6121, 8.5.2.2.1).
+    pub fleeting: bool,
     /// On leaving: the id under which the archive of the sender's account has it (XEP-0359), for its other devices.
     pub archived: Option<Box<str>>,
     /// Whose client waits to hear that the stanza is handled; `None`: nobody's.
@@ -58,6 +61,7 @@ impl Passage {
             services,
             offline: false,
             again: false,
+            fleeting: false,
             archived: None,
             underway: None,
         }

@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use jid::{BareJid, FullJid, Jid};
-use stanza::Stanza;
-use store::{AccountError, Store, StoreError};
+use stanza::{Stanza, StreamError};
+use store::{AccountError, AccountState, Store, StoreError};
 
 use crate::card::Card;
 use crate::module::SessionEvent;
+use crate::passage::Passage;
 use crate::session::{SessionView, Sid};
 
 /// Whether a stanza that a module sends passes the arriving handlers of its receiver.
@@ -98,6 +99,10 @@ pub trait Services: Send + Sync + 'static {
     /// Sends a stanza on its way; `from` and `to` must be set. Returns when it was handed on.
     fn route(&self, stanza: Stanza, how: How) -> BoxFuture<'_, ()>;
 
+    /// Sends a stanza in the name of the session whose own is at hand on leaving, in its place or as one of several: that
+    /// one counts as handled for its client (XEP-0198) once this one is too. Returns when it was handed on.
+    fn pass_on<'a>(&'a self, passage: &'a Passage, stanza: Stanza) -> BoxFuture<'a, ()>;
+
     /// Sends a stanza of which the store has a copy to one session of the account in its `to`, as [`How::Ahead`] does, and
     /// says what became of it: where that session has gone it counts as returned. So nothing is lost with a node that
     /// hands over what was kept. Returns when it was handed on.
@@ -111,6 +116,10 @@ pub trait Services: Send + Sync + 'static {
     /// the `to` of what was sent to an account is not rewritten); delivering handlers run. Where the session
     /// has ended, or ends before it has written the stanza, nobody gets it.
     fn hand(&self, session: &SessionView, stanza: Stanza);
+
+    /// Ends a session of this node: its client is told `error` and its stream is closed. What waits for it goes on to
+    /// another session, or is kept. Returns when that is ordered: what was read of its client by then may still come.
+    fn dismiss<'a>(&'a self, session: &'a SessionView, error: StreamError) -> BoxFuture<'a, ()>;
 
     /// Every session of the account in the cluster, as this node knows it; awaits nothing.
     fn online(&self, account: &BareJid) -> Vec<Resource>;
@@ -137,6 +146,9 @@ pub trait Services: Send + Sync + 'static {
 
     fn account_exists<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<bool, StoreError>>;
 
+    /// Whether the operators have named the account as one that may administer the server.
+    fn is_admin(&self, account: &BareJid) -> bool;
+
     /// Makes an account, with keys that are made of the password off this thread.
     fn create_account<'a>(
         &'a self,
@@ -161,6 +173,27 @@ pub trait Services: Send + Sync + 'static {
         last: Option<Stanza>,
     ) -> BoxFuture<'a, Result<Removal, AccountError>>;
 
+    /// Lets nobody log in to an account and ends its sessions everywhere; how many. All that is kept for it stays.
+    fn disable_account<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<u32, AccountError>>;
+
+    /// Lets the owner of a disabled account log in again.
+    fn enable_account<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<(), AccountError>>;
+
+    /// Ends the session that has a full JID, or all of an account, at whatever nodes; how many.
+    fn end_sessions<'a>(&'a self, jid: &'a Jid) -> BoxFuture<'a, Result<u32, StoreError>>;
+
+    /// The accounts of a host behind a bare JID, by their names, with their states; at most `limit`.
+    fn accounts<'a>(
+        &'a self,
+        host: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(String, AccountState)>, StoreError>>;
+
+    /// The accounts of a host with an available session somewhere, as this node knows it. Goes through all sessions
+    /// of the cluster: for operators.
+    fn users_online(&self, host: &str) -> Vec<BareJid>;
+
     /// Tells every `Following` module; awaits them one after the other.
     fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()>;
 
@@ -177,6 +210,9 @@ pub trait Services: Send + Sync + 'static {
     /// Does something after a while, unless the node stops before: to try again what a store or a cluster that is not
     /// whole did not do. Whoever asks for it bounds how often.
     fn later(&self, after: Duration, what: BoxFuture<'static, ()>);
+
+    /// Adds one to what the metrics of this node say of a module: `event` is one of a few words that it has.
+    fn count(&self, module: &'static str, event: &'static str);
 
     fn now(&self) -> SystemTime;
 

@@ -263,6 +263,7 @@ fn router_deps(
         registry: registry.clone(),
         store: storage.store.clone(),
         hosts: settings.hosts.clone(),
+        admins: settings.admins.clone(),
         about: ("Rookery", env!("CARGO_PKG_VERSION")),
         clock: SystemTime::now,
         random: |buffer| {

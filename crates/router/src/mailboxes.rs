@@ -13,7 +13,7 @@ use dashmap::DashMap;
 use hooks::{SessionView, Sid, Underway};
 use jid::{BareJid, Jid};
 use parking_lot::Mutex;
-use stanza::Stanza;
+use stanza::{Stanza, StreamError};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
@@ -194,13 +194,15 @@ impl Queue {
 }
 
 /// Why a mailbox takes no more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum End {
     /// The session closed it.
     Closed,
     /// The client did not read: the session must end with the stream error `resource-constraint`. What
     /// waited has been routed anew.
     Overflowed,
+    /// A module ended the session, which must end with this error. What waited has been routed anew.
+    Dismissed(Box<StreamError>),
 }
 
 /// The session's half: belongs to the connection's outbound half on its arbiter.
@@ -351,6 +353,14 @@ impl Mailboxes {
         Ok(())
     }
 
+    /// Ends a session with this error, and its mailbox at once: what waits in it is routed anew.
+    pub(crate) fn dismiss(&self, slot: &Slot, error: StreamError) {
+        let mut queue = slot.queue.lock();
+        self.end(&mut queue, End::Dismissed(Box::new(error)), slot.view.account(), Vec::new(), None);
+        drop(queue);
+        slot.room.notify_waiters();
+    }
+
     /// The session of this account with this sid, if it is here.
     pub(crate) fn find(&self, account: &BareJid, sid: Sid) -> Option<Arc<Slot>> {
         self.slots.get(account)?.iter().find(|slot| slot.view.sid() == sid).cloned()
@@ -448,8 +458,8 @@ impl Mailbox {
     /// As [`Mailbox::ended`], for a hand-written future: ready once the mailbox has ended.
     pub fn poll_ended(&self, context: &mut Context<'_>) -> Poll<End> {
         let mut queue = self.slot.queue.lock();
-        if let Some(end) = queue.end {
-            return Poll::Ready(end);
+        if let Some(end) = &queue.end {
+            return Poll::Ready(end.clone());
         }
         queue.waker = Some(context.waker().clone());
         Poll::Pending
@@ -493,7 +503,7 @@ impl Mailbox {
 
     /// Why nothing more comes, if nothing more comes.
     pub fn end(&self) -> Option<End> {
-        self.slot.queue.lock().end
+        self.slot.queue.lock().end.clone()
     }
 
     /// Stanzas that wait.

@@ -1,7 +1,9 @@
 //! Counts what became of stanzas, for the metrics of the node.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use stanza::Kind;
 
 /// What became of a stanza.
@@ -75,11 +77,21 @@ pub struct Counters {
     pub passwords_set: AtomicU64,
     /// New passwords that were refused because too many waited to be turned into keys.
     pub passwords_busy: AtomicU64,
+    events: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
 }
 
 impl Counters {
     pub(crate) fn count(&self, kind: Kind, fate: Fate) {
         self.stanzas[kind as usize][fate as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_event(&self, module: &'static str, event: &'static str) {
+        *self.events.lock().entry((module, event)).or_default() += 1;
+    }
+
+    /// What modules have counted themselves: module, event, how often.
+    pub fn events(&self) -> Vec<(&'static str, &'static str, u64)> {
+        self.events.lock().iter().map(|((module, event), n)| (*module, *event, *n)).collect()
     }
 
     /// How many stanzas of that kind had that fate.

@@ -44,6 +44,8 @@ pub struct Deps {
     pub store: Store,
     /// The hosts that this server serves, prepared.
     pub hosts: Vec<String>,
+    /// Accounts that may administer the server.
+    pub admins: Vec<BareJid>,
     /// Name and version that the server tells about itself (XEP-0092).
     pub about: (&'static str, &'static str),
     /// The clock that modules see.
@@ -64,6 +66,7 @@ pub struct Router {
     pub(crate) hosts: Vec<String>,
     /// Hosts at which a module keeps messages for absent users.
     keepers: Vec<String>,
+    pub(crate) admins: Vec<BareJid>,
     pub(crate) about: (&'static str, &'static str),
     pub(crate) clock: fn() -> SystemTime,
     pub(crate) random: fn(&mut [u8]),
@@ -103,6 +106,7 @@ impl Router {
             store: deps.store.guarded(),
             keepers,
             hosts: deps.hosts,
+            admins: deps.admins,
             about: deps.about,
             clock: deps.clock,
             random: deps.random,

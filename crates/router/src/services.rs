@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use hooks::{
-    About, AccountError, Card, Hold, How, Kept, Removal, Resource, Services, SessionEvent, SessionView, Sid,
-    Store, StoreError,
+    About, AccountError, AccountState, Card, Hold, How, Kept, Passage, Removal, Resource, Services,
+    SessionEvent, SessionView, Sid, Store, StoreError,
 };
 use jid::{BareJid, Jid};
-use stanza::Stanza;
+use stanza::{Stanza, StreamError};
 
 use crate::mailboxes::Delivery;
 use crate::metrics::{Fate, one};
@@ -30,6 +30,12 @@ impl Services for Router {
             How::Direct => self.dispatch(Transit::new(stanza, Stage::Past)),
             How::Ahead => self.dispatch_ahead(Transit::new(stanza, Stage::Past)),
         }
+        Box::pin(ready(()))
+    }
+
+    fn pass_on<'a>(&'a self, passage: &'a Passage, stanza: Stanza) -> BoxFuture<'a, ()> {
+        let (sender, underway) = (passage.sender.clone(), passage.underway.clone());
+        self.dispatch(Transit { sender, underway, ..Transit::new(stanza, Stage::Fresh) });
         Box::pin(ready(()))
     }
 
@@ -60,6 +66,13 @@ impl Services for Router {
         if self.mailboxes.deliver(&slot, delivery).is_ok() {
             self.counters.count(kind, Fate::Delivered);
         }
+    }
+
+    fn dismiss<'a>(&'a self, session: &'a SessionView, error: StreamError) -> BoxFuture<'a, ()> {
+        if let Some(slot) = self.mailboxes.find(session.account(), session.sid()) {
+            self.mailboxes.dismiss(&slot, error);
+        }
+        Box::pin(ready(()))
     }
 
     fn online(&self, account: &BareJid) -> Vec<Resource> {
@@ -110,6 +123,10 @@ impl Services for Router {
         Box::pin(self.accounts.exists(account.as_str()))
     }
 
+    fn is_admin(&self, account: &BareJid) -> bool {
+        self.admins.contains(account)
+    }
+
     fn create_account<'a>(
         &'a self,
         account: &'a BareJid,
@@ -148,6 +165,45 @@ impl Services for Router {
         Box::pin(self.remove(account, last))
     }
 
+    fn disable_account<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<u32, AccountError>> {
+        Box::pin(Router::disable_account(self, account))
+    }
+
+    fn enable_account<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<(), AccountError>> {
+        Box::pin(Router::enable_account(self, account))
+    }
+
+    fn end_sessions<'a>(&'a self, jid: &'a Jid) -> BoxFuture<'a, Result<u32, StoreError>> {
+        Box::pin(async move {
+            let failed = |error: cluster::Unavailable| StoreError::Unavailable { reason: error.to_string() };
+            self.whereabouts.barrier().await.map_err(failed)?;
+            let mut ended = 0;
+            // What the table does not know is not proposed: it would stay in the log.
+            for row in self.whereabouts.users(&jid.to_bare()) {
+                if jid.is_bare() || row.jid.as_str() == jid.as_str() {
+                    ended += u32::from(self.whereabouts.kick(&row.jid).await.map_err(failed)?);
+                }
+            }
+            Ok(ended)
+        })
+    }
+
+    fn accounts<'a>(
+        &'a self,
+        host: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(String, AccountState)>, StoreError>> {
+        Box::pin(async move {
+            let page = self.accounts.list(host, after, limit).await?;
+            Ok(page.into_iter().map(|account| (account.bare, account.state)).collect())
+        })
+    }
+
+    fn users_online(&self, host: &str) -> Vec<BareJid> {
+        self.whereabouts.online(host)
+    }
+
     fn announce(&self, event: SessionEvent) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let services = self.services();
@@ -161,6 +217,10 @@ impl Services for Router {
 
     fn hosts(&self) -> &[String] {
         &self.hosts
+    }
+
+    fn count(&self, module: &'static str, event: &'static str) {
+        self.counters.count_event(module, event);
     }
 
     fn pause(&self) -> BoxFuture<'_, ()> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use cluster::{Change, Cluster, Incarnation, NodeId, NodeRow, Row, Sid, Unavailable};
 use futures::future::BoxFuture;
 use jid::{BareJid, FullJid};
+use stanza::address::same_account;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -19,6 +20,8 @@ pub trait Whereabouts: Send + Sync + 'static {
     fn is_serving(&self) -> bool;
     /// The visible sessions of an account, by this node's copy of the table.
     fn users(&self, account: &BareJid) -> Vec<Row>;
+    /// The accounts of a host with an available session, each once, by this node's copy of the table; for operators.
+    fn online(&self, host: &str) -> Vec<BareJid>;
     /// Every node.
     fn nodes(&self) -> Vec<NodeRow>;
     /// Whether a node is here under that incarnation.
@@ -57,6 +60,18 @@ impl Whereabouts for Cluster {
 
     fn users(&self, account: &BareJid) -> Vec<Row> {
         self.routes().users(account)
+    }
+
+    fn online(&self, host: &str) -> Vec<BareJid> {
+        let mut online: Vec<BareJid> = Vec::new();
+        self.routes().each(|row| {
+            let is_online = row.priority.is_some() && row.jid.domain().as_str() == host;
+            // The sessions of an account come one after the other.
+            if is_online && !online.last().is_some_and(|last| same_account(&row.jid, last)) {
+                online.push(row.jid.to_bare());
+            }
+        });
+        online
     }
 
     fn nodes(&self) -> Vec<NodeRow> {

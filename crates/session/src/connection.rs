@@ -681,12 +681,19 @@ pub(crate) async fn outbound(connection: &Connection, view: &SessionView, post: 
         if let Err(outcome) = write_once(connection, view, post).await {
             return outcome;
         }
-        match post.mailbox.end() {
-            Some(End::Overflowed) => return Outcome::Overflowed,
-            // Only this session closes its mailbox, when it has ended.
-            Some(End::Closed) => return Outcome::Gone,
-            None => {}
+        if let Some(end) = post.mailbox.end() {
+            return over(end);
         }
+    }
+}
+
+/// Why a session ends whose mailbox has.
+pub(crate) fn over(end: End) -> Outcome {
+    match end {
+        End::Overflowed => Outcome::Overflowed,
+        End::Dismissed(error) => Outcome::Broke(*error),
+        // Only this session closes its mailbox, when it has ended.
+        End::Closed => Outcome::Gone,
     }
 }
 
@@ -729,8 +736,8 @@ async fn write_once(connection: &Connection, view: &SessionView, post: &mut Post
         tokio::select! {
             biased;
             written = connection.write(&out) => written?,
-            // Held up by a client that does not read, until more waits for it than may.
-            _ = post.mailbox.ended() => return Err(Outcome::Overflowed),
+            // Held up by a client that does not read, until more waits for it than may, or it is to go.
+            end = post.mailbox.ended() => return Err(over(end)),
         }
     }
     connection.world.counters.stanzas_out.add(written as u64);

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::claim::Claim;
-use crate::connection::{Handing, Post};
+use crate::connection::{self, Handing, Post};
 use crate::management::Management;
 use crate::outcome::Outcome;
 use crate::session::{Ended, Life, Session};
@@ -176,7 +176,7 @@ pub(crate) async fn wait(
             biased;
             outcome = life.ended() => outcome,
             // More waits for the client than may.
-            _ = session.post.mailbox.ended() => Outcome::Overflowed,
+            end = session.post.mailbox.ended() => connection::over(end),
             () = sleep_until(until) => break Outcome::Gone,
         };
         match outcome {

@@ -138,7 +138,8 @@ impl Arriving for Archive {
             };
         }
         let Some(from) = &passage.stanza.head.from else { return Answer::PASS };
-        if !is_worth_it(&passage.stanza) || is_carbon(&passage.stanza, account) {
+        let is_kept = !(passage.offline && passage.fleeting);
+        if !is_kept || !is_worth_it(&passage.stanza) || is_carbon(&passage.stanza, account) {
             return Answer::PASS;
         }
         let session = passage.services.local_sessions(account).into_iter().next();

@@ -26,6 +26,8 @@ use stanza::{Condition, ErrorKind, IqType, Kind, MessageType, Stanza, StanzaErro
 use self::told::{Asked, Unconfirmed};
 use crate::blocklists::{Blocklist, Blocklists, Change};
 use crate::failure::{Failure, bad_request, store_failed};
+use crate::offline::keeps_messages;
+use crate::reports::Reports;
 use crate::rosters::{Roster, Rosters};
 use crate::xml::{Build, element};
 
@@ -50,12 +52,18 @@ pub struct Blocking {
     config: Config,
     lists: Arc<Blocklists>,
     rosters: Arc<Rosters>,
+    reports: Arc<Reports>,
     unconfirmed: Arc<Unconfirmed>,
 }
 
 impl Blocking {
-    pub fn new(config: Config, lists: Arc<Blocklists>, rosters: Arc<Rosters>) -> Blocking {
-        Blocking { config, lists, rosters, unconfirmed: Arc::default() }
+    pub fn new(
+        config: Config,
+        lists: Arc<Blocklists>,
+        rosters: Arc<Rosters>,
+        reports: Arc<Reports>,
+    ) -> Blocking {
+        Blocking { config, lists, rosters, reports, unconfirmed: Arc::default() }
     }
 }
 
@@ -160,8 +168,16 @@ impl Blocking {
         if self.unconfirmed.is_full() {
             return Err(StanzaError::new(Condition::ResourceConstraint).into());
         }
-        let items = self.lists.change(&*passage.services, account, &change).await?;
-        Ok(self.tell(passage, account, told::News { change, items }).await)
+        let services = &*passage.services;
+        let reports = match (&change, passage.stanza.payload()) {
+            (Change::Block(_), Some(block)) => self.reports.read(services, account, block)?,
+            _ => Vec::new(),
+        };
+        let items = self.lists.change(services, account, &change).await?;
+        let reply = self.tell(passage, account, told::News { change, items }).await;
+        // XEP-0377, 6: the block counts whatever becomes of them.
+        self.reports.take(services, account, reports).await;
+        Ok(reply)
     }
 
     /// Whether the account blocks `other`, which is neither its own nor its host's.
@@ -201,7 +217,7 @@ impl Leaving for Blocking {
 }
 
 /// XEP-0191, 3.3: what a user hears who writes to whom they block.
-fn is_blocked() -> StanzaError {
+pub(crate) fn is_blocked() -> StanzaError {
     StanzaError::new(Condition::NotAcceptable)
         .with_kind(ErrorKind::Cancel)
         .with_extra(element("blocked", ERRORS))
@@ -259,10 +275,7 @@ impl Blocking {
 /// for one that does, and where it would be ignored.
 fn ends_in_silence(passage: &Passage) -> bool {
     let is_account = passage.stanza.head.to.as_ref().is_some_and(Jid::is_bare);
-    let keeps = || {
-        let cards = passage.services.cards(passage.host().unwrap_or_default());
-        cards.iter().any(|card| card.xeps.iter().any(|xep| xep.number == 160))
-    };
+    let keeps = || keeps_messages(&*passage.services, passage.host().unwrap_or_default());
     match passage.stanza.message_type() {
         MessageType::Chat => keeps(),
         MessageType::Normal => is_account && keeps(),

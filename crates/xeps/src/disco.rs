@@ -1,4 +1,6 @@
 //! [XEP-0030]: Service Discovery. What the server can do, and what an account shows to its contacts.
+//!
+//! A host also says how its operators are reached (XEP-0157), in a form beside its features (XEP-0128).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,13 +8,17 @@ use std::sync::Arc;
 use hooks::{Addressee, Answer, Answering, Card, Hooks, Module, Passage, Reply, Status, Xep};
 use minidom::Element;
 use stanza::{Condition, IqType, StanzaError};
+use toml_edit::Value;
 
 use crate::failure::{bad_request, store_failed};
+use crate::forms;
 use crate::rosters::Rosters;
+use crate::settings::Setting;
 use crate::xml::{Build, element};
 
-const INFO: &str = "http://jabber.org/protocol/disco#info";
-const ITEMS: &str = "http://jabber.org/protocol/disco#items";
+pub(crate) const INFO: &str = "http://jabber.org/protocol/disco#info";
+pub(crate) const ITEMS: &str = "http://jabber.org/protocol/disco#items";
+const SERVER_INFO: &str = "http://jabber.org/network/serverinfo";
 const NAME: &str = "disco";
 
 crate::settings! {
@@ -20,25 +26,115 @@ crate::settings! {
     pub struct Config {
         /// Whether contacts may list an account's available devices.
         list_resources: bool = true,
+        /// Where abuse is reported, as URIs, shown to everybody who asks a host what it is, as are the following ones.
+        abuse_addresses: Uris = Uris::default(),
+        /// How the administrators are reached.
+        admin_addresses: Uris = Uris::default(),
+        /// Where customers say what they think.
+        feedback_addresses: Uris = Uris::default(),
+        /// Where something is sold.
+        sales_addresses: Uris = Uris::default(),
+        /// Where weaknesses are reported.
+        security_addresses: Uris = Uris::default(),
+        /// Where it is said how the service is doing.
+        status_addresses: Uris = Uris::default(),
+        /// Where users get help.
+        support_addresses: Uris = Uris::default(),
     }
+}
+
+impl Config {
+    /// XEP-0157, 3: the form, where there is anything to say.
+    fn contacts(&self) -> Option<Element> {
+        let fields = [
+            ("abuse-addresses", &self.abuse_addresses),
+            ("admin-addresses", &self.admin_addresses),
+            ("feedback-addresses", &self.feedback_addresses),
+            ("sales-addresses", &self.sales_addresses),
+            ("security-addresses", &self.security_addresses),
+            ("status-addresses", &self.status_addresses),
+            ("support-addresses", &self.support_addresses),
+        ];
+        let said: Vec<_> = fields.into_iter().filter(|(_, Uris(uris))| !uris.is_empty()).collect();
+        let said = said.into_iter().map(|(field, Uris(uris))| (field, uris.clone()));
+        (said.len() > 0).then(|| forms::result(SERVER_INFO, said))
+    }
+}
+
+/// Addresses of any kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Uris(Vec<String>);
+
+impl Setting for Uris {
+    const EXPECTED: &'static str =
+        "a list of URIs, as in [\"mailto:abuse@example.org\", \"xmpp:abuse@example.org\"]";
+
+    fn read(value: &Value) -> Option<Uris> {
+        let uris: Option<Vec<String>> = value.as_array()?.iter().map(|item| uri(item.as_str()?)).collect();
+        uris.map(Uris)
+    }
+
+    fn write(&self) -> String {
+        let uris: Vec<String> = self.0.iter().map(|uri| format!("{uri:?}")).collect();
+        format!("[{}]", uris.join(", "))
+    }
+}
+
+/// RFC 3986, 3: a scheme, a colon, and something without spaces behind it.
+fn uri(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once(':')?;
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    let is_rest = !rest.is_empty() && !rest.contains(|c: char| c.is_whitespace() || c.is_control());
+    (is_scheme && is_rest).then(|| text.to_owned())
+}
+
+/// A module that has nodes of its own, which are asked about beside a host or an account (XEP-0030, 3.2).
+pub trait Nodes: Send + Sync + 'static {
+    /// The module whose switch is that of its nodes.
+    fn module(&self) -> &'static str;
+    /// What it says of one; `None`: it is none of its nodes. Of an account only its owner asks.
+    fn describe<'a>(&'a self, passage: &'a Passage, ask: Ask, node: &str) -> Option<Answer<'a, Reply>>;
 }
 
 /// Answers disco#info and disco#items for hosts and accounts, from the cards of all modules.
 pub struct Disco {
     config: Config,
     rosters: Arc<Rosters>,
+    nodes: Vec<Arc<dyn Nodes>>,
 }
 
 impl Disco {
-    pub fn new(config: Config, rosters: Arc<Rosters>) -> Disco {
-        Disco { config, rosters }
+    pub fn new(config: Config, rosters: Arc<Rosters>, nodes: Vec<Arc<dyn Nodes>>) -> Disco {
+        Disco { config, rosters, nodes }
+    }
+
+    /// What one of the modules says of a node that is its own.
+    fn describe<'a>(&'a self, passage: &'a Passage, ask: Ask, node: &str) -> Option<Answer<'a, Reply>> {
+        let cards = passage.services.cards(passage.host().unwrap_or_default());
+        let is_on = |nodes: &&Arc<dyn Nodes>| cards.iter().any(|card| card.name == nodes.module());
+        self.nodes.iter().filter(is_on).find_map(|nodes| nodes.describe(passage, ask, node))
     }
 }
 
 impl Module for Disco {
     fn card(&self) -> Card {
         Card {
-            xeps: &[Xep { number: 30, title: "Service Discovery", version: "2.5.0", status: Status::Final }],
+            xeps: &[
+                Xep { number: 30, title: "Service Discovery", version: "2.5.0", status: Status::Final },
+                Xep {
+                    number: 128,
+                    title: "Service Discovery Extensions",
+                    version: "1.0.1",
+                    status: Status::Active,
+                },
+                Xep {
+                    number: 157,
+                    title: "Contact Addresses for XMPP Services",
+                    version: "1.1.1",
+                    status: Status::Active,
+                },
+            ],
             host_features: &[INFO, ITEMS],
             account_features: &[INFO, ITEMS],
             ..Card::new(NAME, "Says what the server and its accounts can do.")
@@ -55,13 +151,14 @@ impl Module for Disco {
 
 /// Which of the two queries was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ask {
+pub enum Ask {
     Info,
     Items,
 }
 
 impl Answering for Disco {
     fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
+        let passage: &'a Passage = passage;
         let stanza = &passage.stanza;
         let (ask, query) = match (stanza.child("query", INFO), stanza.child("query", ITEMS)) {
             (Some(query), _) => (Ask::Info, query),
@@ -71,12 +168,18 @@ impl Answering for Disco {
         if stanza.iq_type() != Ok(IqType::Get) {
             return Answer::Now(Reply::Error(bad_request("discovery only reads")));
         }
-        let has_node = query.attr("node").is_some_and(|node| !node.is_empty());
+        let node = query.attr("node").filter(|node| !node.is_empty());
+        let has_node = node.is_some();
+        if (passage.account.is_none() || passage.is_own())
+            && let Some(described) = node.and_then(|node| self.describe(passage, ask, node))
+        {
+            return described;
+        }
         if passage.account.is_none() {
             return Answer::Now(match has_node {
-                // XEP-0030, section 3.2: there are no nodes here.
+                // XEP-0030, section 3.2: nobody has such a node.
                 true => Reply::Error(StanzaError::new(Condition::ItemNotFound)),
-                false => Reply::with(host(passage, ask)),
+                false => Reply::with(self.host(passage, ask)),
             });
         }
         // XEP-0175, 3: nobody is deceived about who has no account, and so no contacts who alone may ask.
@@ -92,23 +195,24 @@ impl Answering for Disco {
     }
 }
 
-fn host(passage: &Passage, ask: Ask) -> Element {
-    if ask == Ask::Items {
-        return element("query", ITEMS);
-    }
-    let about = passage.services.about();
-    let identity = element("identity", INFO).with("category", "server").with("type", "im");
-    let query = element("query", INFO).child(identity.with("name", about.name));
-    let cards = passage.services.cards(passage.host().unwrap_or_default());
-    features(query, cards.iter().flat_map(|card| card.host_features))
-}
-
 fn features<'a>(query: Element, features: impl Iterator<Item = &'a &'static str>) -> Element {
     let features: BTreeSet<&str> = features.copied().collect();
     features.into_iter().fold(query, |query, var| query.child(element("feature", INFO).with("var", var)))
 }
 
 impl Disco {
+    fn host(&self, passage: &Passage, ask: Ask) -> Element {
+        if ask == Ask::Items {
+            return element("query", ITEMS);
+        }
+        let about = passage.services.about();
+        let identity = element("identity", INFO).with("category", "server").with("type", "im");
+        let query = element("query", INFO).child(identity.with("name", about.name));
+        let cards = passage.services.cards(passage.host().unwrap_or_default());
+        let query = features(query, cards.iter().flat_map(|card| card.host_features));
+        self.config.contacts().into_iter().fold(query, Element::child)
+    }
+
     /// XEP-0030, section 8: what strangers see must not tell whether the account exists.
     fn account(&self, passage: &Passage, ask: Ask, has_node: bool, may_see: bool) -> Reply {
         match ask {

@@ -78,3 +78,45 @@ fn a_node_that_is_not_there_is_not_found() {
         assert_eq!(alice.hears_stanzas()[0].as_error().unwrap().condition, Condition::ItemNotFound);
     });
 }
+
+#[test]
+fn a_host_says_how_its_operators_are_reached() {
+    block_on(async {
+        let uris = |list: &[&str]| Uris(list.iter().map(|uri| uri.to_string()).collect());
+        let disco = Config {
+            abuse_addresses: uris(&["mailto:abuse@example.org", "xmpp:abuse@example.org"]),
+            status_addresses: uris(&["https://status.example.org"]),
+            ..Config::default()
+        };
+        let config = ModulesConfig { disco, ..ModulesConfig::default() };
+        let bench = Bench::new(&["localhost"], move || modules(&config));
+        let alice = bench.login("alice@localhost/phone").await;
+        let form = |query: &Element| query.children().find(|child| child.is("x", "jabber:x:data")).cloned();
+        let info = form(&ask(&alice, "localhost", INFO).await.unwrap()).unwrap();
+        assert_eq!(info.attr("type"), Some("result"));
+        let fields: Vec<(&str, Vec<String>)> = info
+            .children()
+            .map(|field| (field.attr("var").unwrap(), field.children().map(Element::text).collect()))
+            .collect();
+        let expected: [(&str, &[&str]); 3] = [
+            ("FORM_TYPE", &["http://jabber.org/network/serverinfo"]),
+            ("abuse-addresses", &["mailto:abuse@example.org", "xmpp:abuse@example.org"]),
+            ("status-addresses", &["https://status.example.org"]),
+        ];
+        assert_eq!(fields.len(), expected.len());
+        for ((field, values), (var, wanted)) in fields.into_iter().zip(expected) {
+            assert_eq!((field, values), (var, wanted.iter().map(|value| value.to_string()).collect()));
+        }
+        assert_eq!(form(&ask(&alice, "alice@localhost", INFO).await.unwrap()), None);
+    });
+}
+
+#[test]
+fn addresses_of_operators_are_uris() {
+    let read = |toml: &str| Uris::read(&toml.parse().unwrap());
+    let text = "[\"mailto:a@b\", \"https://b/c?d\"]";
+    assert_eq!(read(text).unwrap().write(), text);
+    for wrong in ["'mailto:a@b'", "['a@b']", "[':b']", "['1a:b']", "['mailto:']", "['mailto:a b']", "[1]"] {
+        assert_eq!(read(wrong), None, "{wrong}");
+    }
+}

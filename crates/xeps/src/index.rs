@@ -6,48 +6,59 @@ use std::sync::Arc;
 use hooks::{Module, Switches};
 use toml_edit::Value;
 
+use crate::administration::{self, Administration};
 use crate::anonymous::Anonymous;
 use crate::archive::Archive;
 use crate::blocking::Blocking;
 use crate::blocklists::Blocklists;
 use crate::carbons::Carbons;
+use crate::commands::Commands;
 use crate::csi::Csi;
 use crate::disco::Disco;
+use crate::external::External;
 use crate::forgeries::Forgeries;
 use crate::last::Last;
 use crate::management::Management;
+use crate::multicast::Multicast;
 use crate::offline::Offline;
+use crate::offline_filter::OfflineFilter;
 use crate::ping::Ping;
 use crate::presence::Presence;
 use crate::private::Private;
 use crate::registration::Registration;
+use crate::reports::Reports;
 use crate::roster::RosterModule;
 use crate::rosters::Rosters;
 use crate::session::Session;
 use crate::settings::{Key, Settings, Wrong};
+use crate::storm::Storm;
 use crate::strangers::Strangers;
 use crate::subscription::Subscription;
 use crate::time::Time;
 use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
-    anonymous, archive, blocking, disco, last, offline, presence, private, registration, rosters, strangers,
-    subscription, vcard, version,
+    anonymous, archive, blocking, disco, external, last, multicast, offline, offline_filter, presence,
+    private, registration, reports, rosters, storm, strangers, subscription, vcard, version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 21] = [
+pub const NAMES: [&str; 28] = [
+    "storm",
     "anonymous",
     "blocking",
+    "reports",
     "disco",
     "roster",
     "strangers",
     "forgeries",
     "subscription",
     "presence",
+    "offline_filter",
     "archive",
     "carbons",
     "offline",
+    "multicast",
     "private",
     "vcard",
     "last",
@@ -56,12 +67,15 @@ pub const NAMES: [&str; 21] = [
     "ping",
     "version",
     "time",
+    "external",
+    "commands",
+    "administration",
     "session",
     "registration",
 ];
 
 /// Modules that are there only if they are asked for.
-pub const OFF: [&str; 2] = ["archive", "registration"];
+pub const OFF: [&str; 6] = ["storm", "reports", "offline_filter", "archive", "external", "registration"];
 
 crate::settings! {
     /// What every `[modules.NAME]` table may say.
@@ -88,19 +102,25 @@ impl Switch {
 /// `[modules.NAME]` of all modules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModulesConfig {
+    pub storm: storm::Config,
     pub anonymous: anonymous::Config,
     pub blocking: blocking::Config,
+    pub reports: reports::Config,
     pub disco: disco::Config,
     pub roster: rosters::Config,
     pub strangers: strangers::Config,
     pub subscription: subscription::Config,
     pub presence: presence::Config,
+    pub offline_filter: offline_filter::Config,
     pub archive: archive::Config,
     pub offline: offline::Config,
+    pub multicast: multicast::Config,
     pub private: private::Config,
     pub vcard: vcard::Config,
     pub last: last::Config,
     pub version: version::Config,
+    pub external: external::Config,
+    pub administration: administration::Config,
     pub registration: registration::Config,
     /// Names of accounts that cannot be registered in-band: `[accounts] reserved`, which is no module's.
     pub reserved: Vec<String>,
@@ -155,19 +175,25 @@ impl ModulesConfig {
 
     fn of(&mut self, module: &str) -> Box<dyn Settings + '_> {
         match module {
+            "storm" => Box::new(&mut self.storm),
             "anonymous" => Box::new(&mut self.anonymous),
             "blocking" => Box::new(&mut self.blocking),
+            "reports" => Box::new(&mut self.reports),
             "disco" => Box::new(&mut self.disco),
             "roster" => Box::new(&mut self.roster),
             "strangers" => Box::new(&mut self.strangers),
             "subscription" => Box::new(&mut self.subscription),
             "presence" => Box::new(&mut self.presence),
+            "offline_filter" => Box::new(&mut self.offline_filter),
             "archive" => Box::new(&mut self.archive),
             "offline" => Box::new(&mut self.offline),
+            "multicast" => Box::new(&mut self.multicast),
             "private" => Box::new(&mut self.private),
             "vcard" => Box::new(&mut self.vcard),
             "last" => Box::new(&mut self.last),
             "version" => Box::new(&mut self.version),
+            "administration" => Box::new(&mut self.administration),
+            "external" => Box::new(&mut self.external),
             "registration" => Box::new(&mut self.registration),
             _ => Box::new(Nothing::default()),
         }
@@ -179,25 +205,43 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let rosters = Arc::new(Rosters::new(config.roster.clone()));
     let blocking::Config { items_max, bytes_max, .. } = config.blocking;
     let blocklists = Arc::new(Blocklists::new(items_max, bytes_max, config.hosts_of("blocking")));
+    let commands = Arc::new(Commands::new(administration::commands(&config.administration)));
+    let reports = Arc::new(Reports::new(config.reports.clone()));
+    let blocking =
+        Blocking::new(config.blocking.clone(), blocklists.clone(), rosters.clone(), reports.clone());
     let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
-        // Before all others: what it refuses must not have been noted by anybody.
+        // Before all others: whoever storms costs nothing more.
+        ("storm", Arc::new(Storm::new(config.storm.clone()))),
+        // Before the rest: what it refuses must not have been noted by anybody.
         ("anonymous", Arc::new(Anonymous::new(config.anonymous.clone()))),
-        // Before all others too, and before presence reads the lists of a session that is back.
-        ("blocking", Arc::new(Blocking::new(config.blocking.clone(), blocklists.clone(), rosters.clone()))),
-        ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone()))),
+        // So is this one, and before presence reads the lists of a session that is back.
+        ("blocking", Arc::new(blocking)),
+        ("reports", reports),
+        ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone(), vec![commands.clone()]))),
         // Before subscription and presence: a new session's cached roster is forgotten before they read it.
         ("roster", Arc::new(RosterModule::new(rosters.clone()))),
         // Behind roster, which tells a stranger more plainly what is not theirs to read.
         ("strangers", Arc::new(Strangers::new(config.strangers.clone(), rosters.clone()))),
         ("forgeries", Arc::new(Forgeries)),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
-        ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists))),
+        ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists.clone()))),
+        // Before all that keeps messages, by its step: what it marks is not kept.
+        ("offline_filter", Arc::new(OfflineFilter::new(config.offline_filter.clone(), rosters.clone()))),
         // Before carbons and offline: what they copy and keep says under which id it is archived.
         ("archive", Arc::new(Archive::new(config.archive.clone(), rosters.clone()))),
         // Before offline, which stops what it keeps: a session that the message itself is not for has its copy then.
         ("carbons", Arc::new(Carbons::default())),
         // After everything that may answer or consume a message: it keeps what nobody else took.
         ("offline", Arc::new(Offline::new(config.offline.clone()))),
+        // Behind archive and carbons: the other devices of its sender have it once.
+        (
+            "multicast",
+            Arc::new(Multicast::new(
+                config.multicast.clone(),
+                blocklists.clone(),
+                config.presence.directed_max,
+            )),
+        ),
         ("private", Arc::new(Private::new(config.private.clone()))),
         ("vcard", Arc::new(VCard::new(config.vcard.clone()))),
         // Last of those who hear that a session has gone: what it writes keeps nobody waiting who is told of it.
@@ -207,6 +251,9 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("ping", Arc::new(Ping::new(rosters))),
         ("version", Arc::new(Version::new(config.version.clone()))),
         ("time", Arc::new(Time)),
+        ("external", Arc::new(External::new(config.external.clone()))),
+        ("commands", commands),
+        ("administration", Arc::new(Administration)),
         ("session", Arc::new(Session)),
         ("registration", Arc::new(Registration::new(config.registration.clone(), &config.reserved))),
     ];

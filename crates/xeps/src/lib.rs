@@ -8,21 +8,30 @@
 //!   last there.
 //! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
-//! - [`blocking`]: whom users do not want to hear; `blocklists` keeps the lists, which presence asks too.
+//! - [`commands`]: what somebody may have a host do; [`administration`]: what admins may.
+//! - [`external`]: STUN and TURN servers; [`multicast`]: one stanza to many.
+//! - [`blocking`]: whom users do not want to hear; `blocklists` keeps the lists, which presence asks too;
+//!   [`reports`]: why, for the operators.
+//! - [`storm`], [`offline_filter`]: what operators of a busy site switch on; `docs/writing-a-module.md` is about them.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
 //!   `pushes`: in which order sessions hear of their changes. `cache`: what is cached, and how it is forgotten.
 //! - [`settings`]: how a module says which keys its `[modules.NAME]` table has.
+//! - `forms`, `xml`, `kept`, `hints`, `forwarded`, `failure`: what several modules write, read and answer.
 //! - [`pages`]: the pages of `docs/` that are made from the modules' cards.
 
+pub mod administration;
 pub mod anonymous;
 pub mod blocking;
 mod blocklists;
 mod cache;
 pub mod archive;
 pub mod carbons;
+pub mod commands;
 pub mod disco;
+pub mod external;
 mod failure;
 pub mod forgeries;
+mod forms;
 mod forwarded;
 mod hints;
 pub mod index;
@@ -30,17 +39,21 @@ mod kept;
 pub mod last;
 pub mod management;
 pub mod csi;
+pub mod multicast;
 pub mod offline;
+pub mod offline_filter;
 pub mod pages;
 pub mod ping;
 pub mod presence;
 pub mod private;
 mod pushes;
 pub mod registration;
+pub mod reports;
 pub mod roster;
 pub mod rosters;
 pub mod session;
 pub mod settings;
+pub mod storm;
 pub mod strangers;
 pub mod subscription;
 pub mod time;

@@ -127,6 +127,11 @@ impl Module for Offline {
     }
 }
 
+/// Whether messages wait at that host for users who are away.
+pub fn keeps_messages(services: &dyn Services, host: &str) -> bool {
+    services.cards(host).iter().any(|card| card.name == NAME)
+}
+
 /// What XEP-0160, section 3 and XEP-0334, section 4 say of a message to nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -163,7 +168,7 @@ fn is_chat_state_only(stanza: &Stanza) -> bool {
 
 impl Arriving for Offline {
     fn arriving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
-        if passage.stanza.head.kind != Kind::Message || !passage.offline {
+        if passage.stanza.head.kind != Kind::Message || !passage.offline || passage.fleeting {
             return Answer::PASS;
         }
         let (Some(account), Some(to)) = (passage.account.clone(), passage.stanza.head.to.clone()) else {

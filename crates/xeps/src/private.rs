@@ -2,7 +2,8 @@
 //!
 //! What is asked for is named by its element's name and namespace. An element without attributes and content is the
 //! same as none, so whoever sets one takes back what was kept. Left out: nothing; the optional refusal of reserved
-//! namespaces is made.
+//! namespaces is made. By it clients agree on how the groups of a roster are nested (XEP-0083); the server shows the
+//! names of groups as they are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -75,7 +76,10 @@ impl Private {
 impl Module for Private {
     fn card(&self) -> Card {
         Card {
-            xeps: &[Xep { number: 49, title: "Private XML Storage", version: "1.2", status: Status::Active }],
+            xeps: &[
+                Xep { number: 49, title: "Private XML Storage", version: "1.2", status: Status::Active },
+                Xep { number: 83, title: "Nested Roster Groups", version: "1.0", status: Status::Active },
+            ],
             host_features: &[NS],
             ..Card::new(NAME, "Keeps for clients what they want to find again in their other sessions.")
         }
@@ -277,6 +281,27 @@ mod tests {
             assert_eq!(ask(&other, "get", "<exodus xmlns='exodus:prefs'/>").await, empty);
             assert_eq!(ask(&desk, "set", "<exodus xmlns='exodus:prefs'/>").await, "");
             assert_eq!(ask(&phone, "get", "<exodus xmlns='exodus:prefs'/>").await, empty);
+        });
+    }
+
+    /// XEP-0083, 3.
+    #[test]
+    fn clients_agree_on_how_groups_are_nested_and_their_names_stay_as_they_are() {
+        block_on(async {
+            let bench = bench(Config::default());
+            let phone = bench.login_at(0, "alice@localhost/phone").await;
+            let desk = bench.login_at(1, "alice@localhost/desk").await;
+            assert_eq!(ask(&phone, "set", "<roster xmlns='roster:delimiter'>::</roster>").await, "");
+            let delimiter = answered("<roster xmlns='roster:delimiter'>::</roster>");
+            assert_eq!(ask(&desk, "get", "<roster xmlns='roster:delimiter'/>").await, delimiter);
+            phone
+                .send(
+                    "<iq type='set' id='r'><query xmlns='jabber:iq:roster'><item jid='bottom@athens.example'>\
+                     <group>Midsummer::Actors</group></item></query></iq>",
+                )
+                .await;
+            desk.send("<iq type='get' id='r'><query xmlns='jabber:iq:roster'/></iq>").await;
+            assert!(desk.hears()[0].contains("<group>Midsummer::Actors</group>"));
         });
     }
 

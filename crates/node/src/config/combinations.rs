@@ -12,6 +12,7 @@ pub fn check(values: &Values) -> Vec<Fault> {
     pairs(values, &mut faults);
     tls(values, &mut faults);
     anonymous(values, &mut faults);
+    admins(values, &mut faults);
     roles(values, &mut faults);
     links(values, &mut faults);
     store(values, &mut faults);
@@ -83,6 +84,21 @@ fn tls(values: &Values, faults: &mut Vec<Fault>) {
 
 fn domains(values: &Values, path: &str) -> Vec<String> {
     texts(values, path).iter().filter_map(|host| read::domain(host).ok()).collect()
+}
+
+/// Who is to administer the server has an account here.
+fn admins(values: &Values, faults: &mut Vec<Fault>) {
+    const KEY: &str = "accounts.admins";
+    let served = domains(values, "hosts");
+    for admin in texts(values, KEY) {
+        let is_here =
+            read::person(&admin).is_ok_and(|one| served.iter().any(|host| host == one.domain().as_str()));
+        if !is_here {
+            faults.push(
+                values.fault(KEY, format!("the host of `{admin}` is not one of the `hosts` of the server")),
+            );
+        }
+    }
 }
 
 /// Who has no account is let in only where the module is that keeps it from leaving anything behind.

@@ -27,6 +27,8 @@ pub enum Form {
     Networks,
     /// A list of accounts and domains, which may be empty.
     Accounts,
+    /// A list of accounts with their hosts, which may be empty.
+    People,
     /// A list of names of accounts, without a host; it may be empty.
     Names,
     /// A list of domain names, which may be empty.
@@ -61,6 +63,7 @@ impl Form {
             Form::Accounts => {
                 "a list of accounts or domains, as in [\"bot@example.org\", \"bots.example.org\"]".into()
             }
+            Form::People => "a list of accounts, as in [\"admin@example.org\"]".into(),
             Form::Names => "a list of account names without a host, as in [\"admin\"]".into(),
             Form::Path => "a path in quotes".into(),
         }
@@ -279,6 +282,12 @@ pub const KEYS: &[Key] = &[
         Address,
         Is("\"127.0.0.1:5280\""),
         "Where the admin service (gRPC) listens; loopback only.",
+    ),
+    key(
+        "accounts.admins",
+        People,
+        Is("[]"),
+        "Accounts that may administer the server from a client; modules spare them (`storm`) or obey them. Nobody can register one of these names in-band.",
     ),
     key(
         "accounts.reserved",

@@ -76,9 +76,13 @@ fn unknown(what: &str, near: Option<&str>) -> String {
     }
 }
 
-/// A host of a module's switch that the server does not have.
+/// A host that a module is switched on for, or has settings for, and that the server does not have.
 fn unserved(name: &str, found: &Found, hosts: &[String]) -> Option<String> {
-    let list = found.value.as_array().filter(|_| name == "hosts")?;
-    let missing = list.iter().filter_map(|v| v.as_str()).find(|host| !hosts.iter().any(|h| h == host))?;
+    let named: Vec<&str> = match name {
+        "hosts" => found.value.as_array()?.iter().filter_map(|v| v.as_str()).collect(),
+        "per_host" => found.value.as_inline_table()?.iter().map(|(host, _)| host).collect(),
+        _ => return None,
+    };
+    let missing = named.into_iter().find(|host| !hosts.iter().any(|h| h == host))?;
     Some(format!("`{missing}` is not one of the `hosts` of the server"))
 }

@@ -233,12 +233,13 @@ impl Reading {
         match (parts.next(), parts.next()) {
             (Some(name), Some(key)) => {
                 let module = self.values.modules.entry(name.to_owned()).or_default();
-                match item.as_value() {
-                    Some(value) => {
-                        module.keys.insert(key.to_owned(), Found { value: value.clone(), place: at });
+                // A table below it is written with a header of its own, or in braces: both are the same value.
+                match item.clone().into_value() {
+                    Ok(value) => {
+                        module.keys.insert(key.to_owned(), Found { value, place: at });
                     }
-                    None => {
-                        let what = "expected a value, found a table".to_owned();
+                    Err(_) => {
+                        let what = "expected a value".to_owned();
                         self.faults.push(Fault { place: at, key: path.to_owned(), what });
                     }
                 }
@@ -366,7 +367,17 @@ fn fits(form: Form, value: &Value) -> Result<(), String> {
         Form::Accounts => {
             each(value, 0, |t| jid::BareJid::new(t).map(|_| ()).map_err(|e| format!("found `{t}`: {e}")))
         }
+        Form::People => each(value, 0, |t| person(t).map(|_| ())),
         Form::Names => each(value, 0, account_name),
+    }
+}
+
+/// An account with its host, prepared.
+pub fn person(text: &str) -> Result<jid::BareJid, String> {
+    match jid::BareJid::new(text) {
+        Ok(account) if account.node().is_some() => Ok(account),
+        Ok(_) => Err(format!("found `{text}`, which is a host")),
+        Err(e) => Err(format!("found `{text}`: {e}")),
     }
 }
 

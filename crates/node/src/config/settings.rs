@@ -17,6 +17,8 @@ use super::{
 pub struct Settings {
     /// The domains served, prepared.
     pub hosts: Vec<String>,
+    /// `[accounts] admins`
+    pub admins: Vec<jid::BareJid>,
     /// `[node]`
     pub node: Node,
     /// `[c2s]`, `[tls]` and their part of `[limits]`; where no certificate is given its paths are empty.
@@ -88,12 +90,16 @@ impl Settings {
         let hosts = v.domains("hosts");
         let mut faults = Vec::new();
         let mut modules = modules::read(values, &hosts, &mut faults);
-        modules.reserved = v.texts("accounts.reserved");
+        let admins = v.people("accounts.admins");
+        // Whoever took the name of one would be one.
+        let names = admins.iter().filter_map(|admin| admin.node().map(|name| name.as_str().to_owned()));
+        modules.reserved = v.texts("accounts.reserved").into_iter().chain(names).collect();
         if !faults.is_empty() {
             return Err(Faults(faults));
         }
         Ok(Settings {
             hosts,
+            admins,
             node: v.node(),
             session: v.session(),
             admin_listen: v.address("admin.listen").expect("has a default"),
@@ -129,6 +135,11 @@ impl Typed<'_> {
         let value = self.0.value(path);
         let list = value.as_ref().and_then(Value::as_array);
         list.into_iter().flatten().filter_map(|t| t.as_str().map(str::to_owned)).collect()
+    }
+
+    /// Accounts, prepared as in addresses.
+    fn people(&self, path: &str) -> Vec<jid::BareJid> {
+        self.texts(path).iter().filter_map(|account| read::person(account).ok()).collect()
     }
 
     /// Names of hosts, prepared as in addresses.

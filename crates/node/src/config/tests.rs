@@ -65,6 +65,22 @@ fn each_bad_file_is_refused_with_line_key_and_hint() {
             "[accounts]\nreserved = [\"admin\", \"root@localhost\"]\n",
             "bad.toml:2: `accounts.reserved`: expected a list of account names without a host, as in [\"admin\"], found `root@localhost`: localpart doesn’t pass nodeprep validation",
         ),
+        (
+            "[accounts]\nadmins = [\"localhost\"]\n",
+            "bad.toml:2: `accounts.admins`: expected a list of accounts, as in [\"admin@example.org\"], found `localhost`, which is a host",
+        ),
+        (
+            "[accounts]\nadmins = [\"admin@elsewhere.example\"]\n",
+            "bad.toml:2: `accounts.admins`: the host of `admin@elsewhere.example` is not one of the `hosts` of the server",
+        ),
+        (
+            "[modules.storm]\nenabled = true\nper_host.\"a.example\" = { count = 5 }\n",
+            "bad.toml:3: `modules.storm.per_host`: `a.example` is not one of the `hosts` of the server",
+        ),
+        (
+            "[modules.storm]\nenabled = true\n[modules.storm.per_host.localhost]\ncounts = 5\n",
+            "bad.toml:3: `modules.storm.per_host`: expected a table of hosts with `count` and `interval_s`, as in { \"example.org\" = { count = 50 } }",
+        ),
         ("[tls]\ncert = \"a.pem\"\n", "bad.toml:2: `tls.cert`: needs `tls.key` beside it, which is not set"),
         (
             "[node]\nroles = [\"frontend\"]\n",
@@ -133,6 +149,24 @@ fn each_bad_file_is_refused_with_line_key_and_hint() {
     ] {
         assert_eq!(faults(text), [expected], "{text}");
     }
+}
+
+#[test]
+fn a_table_of_a_module_is_written_in_braces_or_under_a_header() {
+    let braces = "[modules.storm]\nenabled = true\nper_host = { localhost = { count = 5 } }\n";
+    let header = "[modules.storm]\nenabled = true\n[modules.storm.per_host.localhost]\ncount = 5\n";
+    let list =
+        "[modules.offline_filter]\nenabled = true\n[[modules.offline_filter.rules]]\ntype = \"chat\"\n";
+    let read = |text: &str| parse("a.toml", text, &[]).unwrap().modules;
+    assert_eq!(read(braces), read(header));
+    assert_ne!(read(list).offline_filter, Default::default());
+}
+
+#[test]
+fn nobody_can_register_the_name_of_an_admin() {
+    let settings = parse("a.toml", "[accounts]\nadmins = [\"Boss@localhost\"]\n", &[]).unwrap();
+    assert_eq!(settings.admins, [jid::BareJid::new("boss@localhost").unwrap()]);
+    assert!(settings.modules.reserved.iter().any(|name| name == "boss"));
 }
 
 #[test]

@@ -216,6 +216,10 @@ impl Sources {
         for (name, help, counter) in totals {
             page.counter(name, help, of(counter))?;
         }
+        let events = counters.events().into_iter().map(|(module, event, count)| {
+            (vec![("module", module.to_owned()), ("event", event.to_owned())], count)
+        });
+        page.counters("module_events", "What modules count, as each of them says.", events)?;
         let waiting = self.router.waiting();
         page.gauge("mailbox_stanzas", "Stanzas that wait to be written to clients.", of(&waiting.stanzas))?;
         page.gauge("mailbox_bytes", "Bytes that wait to be written to clients.", of(&waiting.bytes))?;

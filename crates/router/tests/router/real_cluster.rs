@@ -30,6 +30,7 @@ async fn a_session_is_reached_from_its_bind_to_its_end_and_then_its_messages_are
             registry: Arc::new(Registry::build(vec![keeper.clone()], &Switches::everywhere()).unwrap()),
             store,
             hosts: vec!["localhost".into()],
+            admins: Vec::new(),
             about: ("Rookery", "test"),
             clock: SystemTime::now,
             random: |buffer| buffer.fill(7),

@@ -165,6 +165,15 @@ impl Whereabouts for Here {
         seen
     }
 
+    fn online(&self, host: &str) -> Vec<BareJid> {
+        let rows = self.world.rows.lock();
+        let online = rows.iter().filter(|row| row.priority.is_some() && row.jid.domain().as_str() == host);
+        let mut online: Vec<BareJid> = online.map(|row| row.jid.to_bare()).collect();
+        online.sort();
+        online.dedup();
+        online
+    }
+
     fn nodes(&self) -> Vec<NodeRow> {
         self.world.nodes.lock().clone()
     }
@@ -285,6 +294,7 @@ pub fn node(
         registry: registry.clone(),
         store: store.clone(),
         hosts: vec!["localhost".into()],
+        admins: Vec::new(),
         about: ("Rookery", "test"),
         clock: || SystemTime::UNIX_EPOCH,
         random: |buffer| buffer.fill(7),

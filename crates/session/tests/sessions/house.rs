@@ -210,6 +210,15 @@ impl router::Whereabouts for Town {
         self.routes.lock().0.users(account).cloned().collect()
     }
 
+    fn online(&self, host: &str) -> Vec<BareJid> {
+        let routes = self.routes.lock();
+        let online =
+            routes.0.each().filter(|row| row.priority.is_some() && row.jid.domain().as_str() == host);
+        let mut online: Vec<BareJid> = online.map(|row| row.jid.to_bare()).collect();
+        online.dedup();
+        online
+    }
+
     fn nodes(&self) -> Vec<NodeRow> {
         self.routes.lock().0.nodes().cloned().collect()
     }
@@ -379,6 +388,7 @@ impl House {
             registry: registry.clone(),
             store,
             hosts: vec!["localhost".into()],
+            admins: Vec::new(),
             about: ("Rookery", "0"),
             clock: SystemTime::now,
             random: |buffer| aws_lc_rs::rand::fill(buffer).unwrap(),
