@@ -7,6 +7,7 @@
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
 //! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at.
+//! - [`pubsub`]: nodes, items and who may do what with them, for services that publish.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
 //! - [`blocking`]: whom users do not want to hear; `blocklists` keeps the lists, which presence asks too.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
@@ -35,6 +36,7 @@ pub mod pages;
 pub mod ping;
 pub mod presence;
 pub mod private;
+pub mod pubsub;
 mod pushes;
 pub mod registration;
 pub mod roster;
