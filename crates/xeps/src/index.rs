@@ -17,6 +17,7 @@ use crate::forgeries::Forgeries;
 use crate::last::Last;
 use crate::management::Management;
 use crate::offline::Offline;
+use crate::pep::Pep;
 use crate::ping::Ping;
 use crate::presence::Presence;
 use crate::private::Private;
@@ -31,18 +32,19 @@ use crate::time::Time;
 use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
-    anonymous, archive, blocking, disco, last, offline, presence, private, registration, rosters, strangers,
-    subscription, vcard, version,
+    anonymous, archive, blocking, disco, last, offline, pep, presence, private, registration, rosters,
+    strangers, subscription, vcard, version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 21] = [
+pub const NAMES: [&str; 22] = [
     "anonymous",
     "blocking",
     "disco",
     "roster",
     "strangers",
     "forgeries",
+    "pep",
     "subscription",
     "presence",
     "archive",
@@ -93,6 +95,7 @@ pub struct ModulesConfig {
     pub disco: disco::Config,
     pub roster: rosters::Config,
     pub strangers: strangers::Config,
+    pub pep: pep::Config,
     pub subscription: subscription::Config,
     pub presence: presence::Config,
     pub archive: archive::Config,
@@ -160,6 +163,7 @@ impl ModulesConfig {
             "disco" => Box::new(&mut self.disco),
             "roster" => Box::new(&mut self.roster),
             "strangers" => Box::new(&mut self.strangers),
+            "pep" => Box::new(&mut self.pep),
             "subscription" => Box::new(&mut self.subscription),
             "presence" => Box::new(&mut self.presence),
             "archive" => Box::new(&mut self.archive),
@@ -179,17 +183,20 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let rosters = Arc::new(Rosters::new(config.roster.clone()));
     let blocking::Config { items_max, bytes_max, .. } = config.blocking;
     let blocklists = Arc::new(Blocklists::new(items_max, bytes_max, config.hosts_of("blocking")));
+    let nodes = Arc::new(pep::Core::new(&config.pep, rosters.clone(), blocklists.clone()));
     let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
         // Before all others: what it refuses must not have been noted by anybody.
         ("anonymous", Arc::new(Anonymous::new(config.anonymous.clone()))),
         // Before all others too, and before presence reads the lists of a session that is back.
         ("blocking", Arc::new(Blocking::new(config.blocking.clone(), blocklists.clone(), rosters.clone()))),
-        ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone()))),
+        ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone(), nodes.clone()))),
         // Before subscription and presence: a new session's cached roster is forgotten before they read it.
         ("roster", Arc::new(RosterModule::new(rosters.clone()))),
         // Behind roster, which tells a stranger more plainly what is not theirs to read.
         ("strangers", Arc::new(Strangers::new(config.strangers.clone(), rosters.clone()))),
         ("forgeries", Arc::new(Forgeries)),
+        // Before subscription, which takes what is told of subscriptions: a new contact gets what was published.
+        ("pep", Arc::new(Pep::new(nodes))),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
         ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists))),
         // Before carbons and offline: what they copy and keep says under which id it is archived.

@@ -7,7 +7,7 @@
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
 //! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at.
-//! - [`pubsub`]: nodes, items and who may do what with them, for services that publish.
+//! - [`pep`]: what users publish, and who hears of it; [`pubsub`]: the engine below it.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
 //! - [`blocking`]: whom users do not want to hear; `blocklists` keeps the lists, which presence asks too.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
@@ -33,6 +33,7 @@ pub mod management;
 pub mod csi;
 pub mod offline;
 pub mod pages;
+pub mod pep;
 pub mod ping;
 pub mod presence;
 pub mod private;
