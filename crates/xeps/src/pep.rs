@@ -105,11 +105,12 @@ impl Core {
         if same_account(jid, account) {
             return Ok(Asker { bare, is_owner: true, presence: true, groups: Vec::new() });
         }
-        let mut roster = self.rosters.of(services, account).await?;
-        if !roster.lets_see(jid) {
-            // A cached `no` may be older than the approval after which they ask.
-            roster = self.rosters.read(services, account).await?;
-        }
+        let roster = match self.rosters.cached(account) {
+            Some(roster) if roster.lets_see(jid) => roster,
+            // A cached `no` may be older than the approval after which they ask; and strangers wait for the same work
+            // whether the account has sessions here, or exists.
+            _ => self.rosters.read(services, account).await?,
+        };
         let item = roster.items.get(bare.as_str());
         let presence = item.is_some_and(|item| item.standing.from);
         let groups = item.map(|item| item.groups.clone()).unwrap_or_default();

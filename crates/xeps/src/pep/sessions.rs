@@ -127,7 +127,8 @@ impl Following for Pep {
             SessionEvent::Bound(_) => {
                 self.core.hosts.get_or_init(|| services.hosts().to_vec());
             }
-            SessionEvent::Available { session, before, .. } => {
+            // XEP-0175: who has no account has no contacts.
+            SessionEvent::Available { session, before, .. } if !session.is_anonymous() => {
                 self.core.available(session, before.is_none(), services);
             }
             SessionEvent::Unavailable(session) | SessionEvent::Closed { session, .. } => {
