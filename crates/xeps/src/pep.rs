@@ -183,6 +183,7 @@ impl Module for Pep {
         // Before subscription, which takes what is told of subscriptions.
         hooks.arriving(Step::Record, self.clone());
         hooks.delivering(Step::Guard, self.clone());
+        hooks.moving(self.clone());
         hooks.following(self.clone());
         hooks.forgetting(self);
     }

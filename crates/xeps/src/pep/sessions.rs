@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use hooks::{
-    Answer, Arriving, Delivering, Following, Leaving, Passage, Services, SessionEvent, SessionView, Verdict,
+    Answer, Arriving, Delivering, Following, Leaving, Moving, Passage, Services, SessionEvent, SessionView,
+    Verdict,
 };
 use jid::{BareJid, Jid};
 use parking_lot::Mutex;
@@ -33,6 +34,8 @@ const HELD_BYTES_MAX: usize = 256 * 1024;
 const FRESH_MAX: usize = 1_000;
 /// How long after last items were read notifications of the same publications may come.
 const SETTLES: Duration = Duration::from_secs(10);
+/// The most bytes that go with a session to another node; of one that wants more, the client is asked there again.
+const PACKED_BYTES_MAX: usize = 16 * 1024;
 /// Contacts whose nodes are read at a time.
 const AT_ONCE: usize = 16;
 
@@ -83,6 +86,10 @@ struct Due {
 }
 
 impl State {
+    fn is_known(&self) -> bool {
+        matches!(self.knows, Knows::Known { .. })
+    }
+
     fn learn(&mut self, announced: Option<Announced>, interests: Arc<Interests>) -> Due {
         let nodes: BTreeSet<String> = interests.difference(&self.told).cloned().collect();
         self.told.extend(nodes.iter().cloned());
@@ -124,8 +131,13 @@ fn mark(body: &[u8]) -> u64 {
 impl Following for Pep {
     fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()> {
         match event {
-            SessionEvent::Bound(_) => {
-                self.core.hosts.get_or_init(|| services.hosts().to_vec());
+            SessionEvent::Bound(_) => self.core.serves(services),
+            SessionEvent::Resumed(session) => {
+                self.core.serves(services);
+                let is_known = session.notes().get::<Wants>().is_some_and(|wants| wants.0.lock().is_known());
+                if !is_known && session.has_presence() && !session.is_anonymous() {
+                    self.core.available(session, false, services);
+                }
             }
             // XEP-0175: who has no account has no contacts.
             SessionEvent::Available { session, before, .. } if !session.is_anonymous() => {
@@ -142,7 +154,39 @@ impl Following for Pep {
     }
 }
 
+/// Who goes on at another node is not asked again, and gets no last item twice.
+impl Moving for Pep {
+    fn pack(&self, session: &SessionView) -> Option<String> {
+        let wants = session.notes().get::<Wants>()?;
+        let state = wants.0.lock();
+        let Knows::Known { interests, .. } = &state.knows else { return None };
+        let told = state.told.difference(interests).map(|node| ("told", node));
+        let all = interests.iter().map(|node| ("wants", node)).chain(told);
+        let lines: Vec<String> = all.map(|(word, node)| format!("{word} {node}")).collect();
+        let bytes: usize = lines.iter().map(|line| line.len() + 1).sum();
+        let is_text = lines.iter().all(|line| !line.contains('\n'));
+        (is_text && bytes <= PACKED_BYTES_MAX).then(|| lines.join("\n"))
+    }
+
+    fn unpack(&self, session: &SessionView, packed: &str) {
+        let (mut interests, mut told) = (Interests::new(), BTreeSet::new());
+        for (word, node) in packed.lines().filter_map(|line| line.split_once(' ')) {
+            if word == "wants" {
+                interests.insert(node.to_owned());
+            }
+            told.insert(node.to_owned());
+        }
+        let announced = session.presence().as_ref().and_then(caps::announced);
+        let knows = Knows::Known { announced, interests: Arc::new(interests) };
+        session.notes().put(Wants(Mutex::new(State { knows, told, ..State::default() })));
+    }
+}
+
 impl Core {
+    fn serves(&self, services: &Arc<dyn Services>) {
+        self.hosts.get_or_init(|| services.hosts().to_vec());
+    }
+
     /// Reads what the presence of a session says of its client, and asks the client where that is not known.
     fn available(
         self: &Arc<Core>,

@@ -1,6 +1,7 @@
 //! Who hears of what: interests, access, subscriptions, last items.
 
 use futures::executor::block_on;
+use hooks::SessionEvent;
 
 use super::*;
 
@@ -190,6 +191,34 @@ fn what_comes_before_the_client_has_answered_is_not_lost_and_not_doubled() {
             "alice@localhost items n item 1",
         ];
         assert_eq!(events(&bob), told);
+    });
+}
+
+#[test]
+fn who_goes_on_at_another_node_is_not_asked_and_told_again() {
+    block_on(async {
+        let bench = bench();
+        let bob = bench.login("bob@localhost/desk").await;
+        come(&bench, &bob, &["n", "m"]).await;
+        bob.send("<presence type='unavailable'/>").await;
+        assert_eq!(bench.registry().pack(bob.view()).iter().filter(|(name, _)| *name == "pep").count(), 0);
+        come(&bench, &bob, &["n", "m"]).await;
+        publish(&bob, "n", "1").await;
+        let packed = bench.registry().pack(bob.view());
+        let (_, packed) = packed.iter().find(|(name, _)| *name == "pep").unwrap();
+        let tv = bench.online("bob@localhost/tv").await;
+        bench.registry().unpack(tv.view(), "pep", packed);
+        bench.services().announce(SessionEvent::Resumed(tv.view().clone())).await;
+        while bench.wait().await > 0 {}
+        assert_eq!(tv.hears().len(), 0);
+        publish(&bob, "m", "2").await;
+        assert_eq!(events(&tv), ["bob@localhost items m item 2"]);
+        // Nothing came along: the client is asked.
+        let phone = bench.online("bob@localhost/phone").await;
+        phone.send(&presence(&["fresh"])).await;
+        assert!(asked(&phone.hears_stanzas()).is_some());
+        bench.services().announce(SessionEvent::Resumed(phone.view().clone())).await;
+        assert!(asked(&phone.hears_stanzas()).is_none(), "it is asked already");
     });
 }
 
