@@ -184,6 +184,8 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let blocking::Config { items_max, bytes_max, .. } = config.blocking;
     let blocklists = Arc::new(Blocklists::new(items_max, bytes_max, config.hosts_of("blocking")));
     let nodes = Arc::new(pep::Core::new(&config.pep, rosters.clone(), blocklists.clone()));
+    // Only where no account would say what it does not do.
+    let bookmarks = config.hosts_of("pep").is_none().then(|| nodes.clone());
     let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
         // Before all others: what it refuses must not have been noted by anybody.
         ("anonymous", Arc::new(Anonymous::new(config.anonymous.clone()))),
@@ -196,7 +198,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("strangers", Arc::new(Strangers::new(config.strangers.clone(), rosters.clone()))),
         ("forgeries", Arc::new(Forgeries)),
         // Before subscription, which takes what is told of subscriptions: a new contact gets what was published.
-        ("pep", Arc::new(Pep::new(nodes))),
+        ("pep", Arc::new(Pep::new(nodes.clone()))),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
         ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists))),
         // Before carbons and offline: what they copy and keep says under which id it is archived.
@@ -205,7 +207,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("carbons", Arc::new(Carbons::default())),
         // After everything that may answer or consume a message: it keeps what nobody else took.
         ("offline", Arc::new(Offline::new(config.offline.clone()))),
-        ("private", Arc::new(Private::new(config.private.clone()))),
+        ("private", Arc::new(Private::new(config.private.clone(), bookmarks))),
         ("vcard", Arc::new(VCard::new(config.vcard.clone()))),
         // Last of those who hear that a session has gone: what it writes keeps nobody waiting who is told of it.
         ("last", Arc::new(Last::new(config.last.clone(), rosters.clone()))),

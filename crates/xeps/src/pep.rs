@@ -5,8 +5,10 @@
 //! node asks each of its own clients at most once.
 //!
 //! Left out: the address that an answer to a notification would go to (XEP-0163, 4.3.1); contacts at other servers, whom
-//! nothing reaches yet; options of subscriptions; several subscriptions of one address; collections; the server's part in XEP-0490 (it keeps what clients publish).
+//! nothing reaches yet; options of subscriptions; several subscriptions of one address; collections; the server's part in XEP-0490 (it keeps what clients publish);
+//! bookmarks at the node of XEP-0048; pictures of vCards as avatars (XEP-0398).
 
+pub mod bookmarks;
 mod caps;
 mod notify;
 mod owner;
@@ -147,6 +149,7 @@ impl Module for Pep {
                     version: "0.3.2",
                     status: Status::Experimental,
                 },
+                Xep { number: 84, title: "User Avatar", version: "1.1.4", status: Status::Stable },
                 Xep { number: 402, title: "PEP Native Bookmarks", version: "1.2.0", status: Status::Stable },
                 Xep {
                     number: 490,

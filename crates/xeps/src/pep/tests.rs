@@ -1,6 +1,7 @@
 //! Tests of `pep`, against servers in memory: requests, who hears of what, capabilities, last items.
 
 mod audience;
+mod bookmarks;
 mod discovery;
 mod requests;
 
