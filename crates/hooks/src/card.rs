@@ -53,11 +53,21 @@ pub struct Card {
     pub host_features: &'static [&'static str],
     /// Features of an account in its disco#info answer.
     pub account_features: &'static [&'static str],
+    /// Further identities of an account there: a category and a type.
+    pub account_identities: &'static [(&'static str, &'static str)],
 }
 
 impl Card {
     /// A card with a name and a sentence; the rest is filled with struct update syntax.
     pub const fn new(name: &'static str, sentence: &'static str) -> Card {
-        Card { name, sentence, xeps: &[], rfcs: &[], host_features: &[], account_features: &[] }
+        Card {
+            name,
+            sentence,
+            xeps: &[],
+            rfcs: &[],
+            host_features: &[],
+            account_features: &[],
+            account_identities: &[],
+        }
     }
 }

@@ -10,8 +10,9 @@ use minidom::Element;
 use stanza::{Condition, IqType, StanzaError};
 use toml_edit::Value;
 
-use crate::failure::{bad_request, store_failed};
+use crate::failure::{Failure, bad_request, store_failed};
 use crate::forms;
+use crate::pep;
 use crate::rosters::Rosters;
 use crate::settings::Setting;
 use crate::xml::{Build, element};
@@ -102,11 +103,17 @@ pub struct Disco {
     config: Config,
     rosters: Arc<Rosters>,
     nodes: Vec<Arc<dyn Nodes>>,
+    pep: Arc<pep::Core>,
 }
 
 impl Disco {
-    pub fn new(config: Config, rosters: Arc<Rosters>, nodes: Vec<Arc<dyn Nodes>>) -> Disco {
-        Disco { config, rosters, nodes }
+    pub fn new(
+        config: Config,
+        rosters: Arc<Rosters>,
+        nodes: Vec<Arc<dyn Nodes>>,
+        pep: Arc<pep::Core>,
+    ) -> Disco {
+        Disco { config, rosters, nodes, pep }
     }
 
     /// What one of the modules says of a node that is its own.
@@ -168,27 +175,36 @@ impl Answering for Disco {
         if stanza.iq_type() != Ok(IqType::Get) {
             return Answer::Now(Reply::Error(bad_request("discovery only reads")));
         }
-        let node = query.attr("node").filter(|node| !node.is_empty());
-        let has_node = node.is_some();
+        let node = query.attr("node").filter(|node| !node.is_empty()).map(str::to_owned);
         if (passage.account.is_none() || passage.is_own())
-            && let Some(described) = node.and_then(|node| self.describe(passage, ask, node))
+            && let Some(described) = node.as_deref().and_then(|node| self.describe(passage, ask, node))
         {
             return described;
         }
-        if passage.account.is_none() {
-            return Answer::Now(match has_node {
+        let Some(account) = &passage.account else {
+            return Answer::Now(match node.is_some() {
                 // XEP-0030, section 3.2: nobody has such a node.
                 true => Reply::Error(StanzaError::new(Condition::ItemNotFound)),
                 false => Reply::with(self.host(passage, ask)),
             });
-        }
+        };
         // XEP-0175, 3: nobody is deceived about who has no account, and so no contacts who alone may ask.
-        if passage.is_own() || ask == Ask::Info && is_anonymous(passage) {
-            return Answer::Now(self.account(passage, ask, has_node, true));
+        let is_seen = passage.is_own() || ask == Ask::Info && is_anonymous(passage);
+        let has_nodes = (ask == Ask::Items || node.is_some()) && pep::shown::is_on(passage, account);
+        if is_seen && !has_nodes {
+            return Answer::Now(self.account(passage, ask, node.is_some(), true));
         }
         Answer::later(async move {
-            match self.may_see(passage).await {
-                Ok(may_see) => self.account(passage, ask, has_node, may_see),
+            let may_see = match is_seen {
+                true => Ok(true),
+                false => self.may_see(passage).await,
+            };
+            match may_see {
+                Ok(true) if has_nodes => {
+                    let shown = self.nodes(passage, ask, node.as_deref()).await;
+                    shown.unwrap_or_else(|failure| Reply::Error(failure.answer(NAME)))
+                }
+                Ok(may_see) => self.account(passage, ask, node.is_some(), may_see),
                 Err(error) => Reply::Error(store_failed(NAME, &error)),
             }
         })
@@ -221,13 +237,36 @@ impl Disco {
             Ask::Info => {
                 let identity = element("identity", INFO).with("category", "account");
                 let kind = if is_anonymous(passage) { "anonymous" } else { "registered" };
-                let query = element("query", INFO).child(identity.with("type", kind));
                 let cards = passage.services.cards(passage.host().unwrap_or_default());
+                let further = cards.iter().flat_map(|card| card.account_identities);
+                let query = element("query", INFO).child(identity.with("type", kind));
+                let query = further.fold(query, |query, (category, kind)| {
+                    query.child(element("identity", INFO).with("category", category).with("type", kind))
+                });
                 Reply::with(features(query, cards.iter().flat_map(|card| card.account_features)))
             }
             Ask::Items if may_see && self.config.list_resources => Reply::with(resources(passage)),
             Ask::Items => Reply::with(element("query", ITEMS)),
         }
+    }
+
+    /// The nodes of an account, or one of them (XEP-0060, 5.1 to 5.5).
+    async fn nodes(&self, passage: &Passage, ask: Ask, node: Option<&str>) -> Result<Reply, Failure> {
+        let (Some(account), Some(from)) = (&passage.account, &passage.stanza.head.from) else {
+            return Err(bad_request("no account").into());
+        };
+        Ok(Reply::with(match (ask, node) {
+            (Ask::Info, Some(node)) => self.pep.node_info(passage, account, from, node).await?,
+            (Ask::Items, Some(node)) => self.pep.node_items(passage, account, from, node).await?,
+            (_, None) => {
+                let listed = match self.config.list_resources {
+                    true => resources(passage),
+                    false => element("query", ITEMS),
+                };
+                let nodes = self.pep.visible(passage, account, from).await?;
+                nodes.into_iter().fold(listed, Element::child)
+            }
+        }))
     }
 
     async fn may_see(&self, passage: &Passage) -> Result<bool, store::StoreError> {

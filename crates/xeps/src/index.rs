@@ -22,6 +22,7 @@ use crate::management::Management;
 use crate::multicast::Multicast;
 use crate::offline::Offline;
 use crate::offline_filter::OfflineFilter;
+use crate::pep::Pep;
 use crate::ping::Ping;
 use crate::presence::Presence;
 use crate::private::Private;
@@ -38,12 +39,12 @@ use crate::time::Time;
 use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
-    anonymous, archive, blocking, disco, external, last, multicast, offline, offline_filter, presence,
+    anonymous, archive, blocking, disco, external, last, multicast, offline, offline_filter, pep, presence,
     private, registration, reports, rosters, storm, strangers, subscription, vcard, version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 28] = [
+pub const NAMES: [&str; 29] = [
     "storm",
     "anonymous",
     "blocking",
@@ -52,6 +53,7 @@ pub const NAMES: [&str; 28] = [
     "roster",
     "strangers",
     "forgeries",
+    "pep",
     "subscription",
     "presence",
     "offline_filter",
@@ -109,6 +111,7 @@ pub struct ModulesConfig {
     pub disco: disco::Config,
     pub roster: rosters::Config,
     pub strangers: strangers::Config,
+    pub pep: pep::Config,
     pub subscription: subscription::Config,
     pub presence: presence::Config,
     pub offline_filter: offline_filter::Config,
@@ -182,6 +185,7 @@ impl ModulesConfig {
             "disco" => Box::new(&mut self.disco),
             "roster" => Box::new(&mut self.roster),
             "strangers" => Box::new(&mut self.strangers),
+            "pep" => Box::new(&mut self.pep),
             "subscription" => Box::new(&mut self.subscription),
             "presence" => Box::new(&mut self.presence),
             "offline_filter" => Box::new(&mut self.offline_filter),
@@ -209,6 +213,9 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let reports = Arc::new(Reports::new(config.reports.clone()));
     let blocking =
         Blocking::new(config.blocking.clone(), blocklists.clone(), rosters.clone(), reports.clone());
+    let nodes = Arc::new(pep::Core::new(&config.pep, rosters.clone(), blocklists.clone()));
+    // Only where no account would say what it does not do.
+    let bookmarks = config.hosts_of("pep").is_none().then(|| nodes.clone());
     let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
         // Before all others: whoever storms costs nothing more.
         ("storm", Arc::new(Storm::new(config.storm.clone()))),
@@ -217,12 +224,22 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         // So is this one, and before presence reads the lists of a session that is back.
         ("blocking", Arc::new(blocking)),
         ("reports", reports),
-        ("disco", Arc::new(Disco::new(config.disco.clone(), rosters.clone(), vec![commands.clone()]))),
+        (
+            "disco",
+            Arc::new(Disco::new(
+                config.disco.clone(),
+                rosters.clone(),
+                vec![commands.clone()],
+                nodes.clone(),
+            )),
+        ),
         // Before subscription and presence: a new session's cached roster is forgotten before they read it.
         ("roster", Arc::new(RosterModule::new(rosters.clone()))),
         // Behind roster, which tells a stranger more plainly what is not theirs to read.
         ("strangers", Arc::new(Strangers::new(config.strangers.clone(), rosters.clone()))),
         ("forgeries", Arc::new(Forgeries)),
+        // Before subscription, which takes what is told of subscriptions: a new contact gets what was published.
+        ("pep", Arc::new(Pep::new(nodes.clone()))),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
         ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists.clone()))),
         // Before all that keeps messages, by its step: what it marks is not kept.
@@ -242,7 +259,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
                 config.presence.directed_max,
             )),
         ),
-        ("private", Arc::new(Private::new(config.private.clone()))),
+        ("private", Arc::new(Private::new(config.private.clone(), bookmarks))),
         ("vcard", Arc::new(VCard::new(config.vcard.clone()))),
         // Last of those who hear that a session has gone: what it writes keeps nobody waiting who is told of it.
         ("last", Arc::new(Last::new(config.last.clone(), rosters.clone()))),

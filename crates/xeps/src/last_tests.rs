@@ -95,6 +95,7 @@ fn a_lost_node_takes_its_users_along() {
         bench.advance(Duration::from_secs(100));
         let desk = bench.online_at(1, "bob@localhost/desk").await;
         drop(desk);
+        bench.wait().await;
         bench.kill(1).await;
         bench.advance(Duration::from_secs(30));
         assert_eq!(bench.wait().await, 1);

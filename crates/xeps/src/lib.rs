@@ -7,6 +7,7 @@
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
 //! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at.
+//! - [`pep`]: what users publish, and who hears of it; [`pubsub`]: the engine below it.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
 //! - [`commands`]: what somebody may have a host do; [`administration`]: what admins may.
 //! - [`external`]: STUN and TURN servers; [`multicast`]: one stanza to many.
@@ -43,9 +44,11 @@ pub mod multicast;
 pub mod offline;
 pub mod offline_filter;
 pub mod pages;
+pub mod pep;
 pub mod ping;
 pub mod presence;
 pub mod private;
+pub mod pubsub;
 mod pushes;
 pub mod registration;
 pub mod reports;

@@ -1,9 +1,10 @@
 //! [XEP-0049]: Private XML Storage. Clients keep what they like with the account, for its own sessions alone.
 //!
 //! What is asked for is named by its element's name and namespace. An element without attributes and content is the
-//! same as none, so whoever sets one takes back what was kept. Left out: nothing; the optional refusal of reserved
-//! namespaces is made. By it clients agree on how the groups of a roster are nested (XEP-0083); the server shows the
-//! names of groups as they are.
+//! same as none, so whoever sets one takes back what was kept. Bookmarks of rooms are kept in their node where accounts
+//! have nodes (XEP-0402, 5.3), so that all clients of a user have the same. Left out: nothing; the optional refusal of
+//! reserved namespaces is made. By it clients agree on how the groups of a roster are nested (XEP-0083); the server shows
+//! the names of groups as they are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +19,10 @@ use store::{Batch, Committed, Expect, StoreError, Stored, Table, Versioned};
 
 use crate::cache::KEY;
 use crate::failure::{Failure, bad_request};
+use crate::pep;
+use crate::pep::bookmarks::{COMPAT, STORAGE};
 use crate::rosters::partition;
+use crate::xml::Build;
 
 const NAME: &str = "private";
 const NS: &str = "jabber:iq:private";
@@ -65,11 +69,13 @@ impl Stored for Tally {
 /// Keeps elements for the sessions of an account.
 pub struct Private {
     config: Config,
+    /// Where bookmarks are, if they are kept in nodes.
+    nodes: Option<Arc<pep::Core>>,
 }
 
 impl Private {
-    pub fn new(config: Config) -> Private {
-        Private { config }
+    pub fn new(config: Config, nodes: Option<Arc<pep::Core>>) -> Private {
+        Private { config, nodes }
     }
 }
 
@@ -81,6 +87,7 @@ impl Module for Private {
                 Xep { number: 83, title: "Nested Roster Groups", version: "1.0", status: Status::Active },
             ],
             host_features: &[NS],
+            account_features: if self.nodes.is_some() { &[COMPAT] } else { &[] },
             ..Card::new(NAME, "Keeps for clients what they want to find again in their other sessions.")
         }
     }
@@ -151,6 +158,15 @@ impl Private {
         let mut out = BytesMut::from(&b"<query xmlns='jabber:iq:private'>"[..]);
         for (key, element) in asked {
             let kept: Option<Kept> = passage.services.store().get(&partition(account), key).await?;
+            if let Some(nodes) = self.nodes.as_ref().filter(|_| is_bookmarks(element))
+                && let Some(conferences) = nodes.bookmarks(&*passage.services, account).await?
+            {
+                let beside = kept.and_then(|kept| dom::parse(&kept.xml).ok());
+                let beside = beside.unwrap_or_else(|| Element::bare("storage", STORAGE));
+                let all = conferences.into_iter().fold(beside, Element::child);
+                dom::write(&all, NS, &mut out);
+                continue;
+            }
             match kept {
                 Some(kept) => out.extend_from_slice(&kept.xml),
                 None => dom::write(&Element::bare(element.name(), element.ns()), NS, &mut out),
@@ -163,13 +179,28 @@ impl Private {
     async fn set(&self, passage: &Passage) -> Result<Reply, Failure> {
         let account = passage.account.as_ref().ok_or_else(|| bad_request("no account"))?;
         let mut wanted: BTreeMap<Vec<u8>, BytesMut> = BTreeMap::new();
+        let mut bookmarks = None;
         for element in elements(passage)? {
+            if self.nodes.is_some() && is_bookmarks(element) {
+                // What is beside them, as addresses of pages, stays here.
+                let (conferences, beside) = parted(element);
+                bookmarks = Some(conferences);
+                let xml = wanted.entry(key(element)).or_default();
+                if beside.nodes().next().is_some() {
+                    xml.extend_from_slice(&dom::to_bytes(&beside));
+                }
+                continue;
+            }
             let xml = wanted.entry(key(element)).or_default();
             if element.nodes().next().is_some() || element.attrs().iter().next().is_some() {
                 xml.extend_from_slice(&dom::to_bytes(element));
             }
         }
         let wanted = wanted.into_iter().map(|(key, xml)| (key, xml.freeze())).collect();
+        if let (Some(nodes), Some(bookmarks)) = (&self.nodes, bookmarks) {
+            // First, as it may find one that is none.
+            nodes.set_bookmarks(&passage.services, account, &bookmarks).await?;
+        }
         self.keep(&*passage.services, account, wanted).await?;
         Ok(Reply::empty())
     }
@@ -215,6 +246,18 @@ impl Private {
         }
         Err(StoreError::Contended { table: Tally::TABLE.0, attempts: ATTEMPTS }.into())
     }
+}
+
+fn is_bookmarks(element: &Element) -> bool {
+    element.is("storage", STORAGE)
+}
+
+/// The bookmarks of rooms, and the element with all else.
+fn parted(storage: &Element) -> (Vec<&Element>, Element) {
+    let is_room = |child: &&Element| child.is("conference", STORAGE);
+    let beside = storage.children().filter(|child| !is_room(child));
+    let beside = beside.fold(Element::bare("storage", STORAGE), |all, child| all.child(child.clone()));
+    (storage.children().filter(is_room).collect(), beside)
 }
 
 fn size(key: &[u8], xml: &[u8]) -> u64 {

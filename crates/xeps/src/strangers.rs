@@ -9,7 +9,7 @@ use stanza::{Condition, Head, IqType, Kind, Stanza, StanzaError};
 
 use crate::failure::store_failed;
 use crate::rosters::{Roster, Rosters};
-use crate::vcard;
+use crate::{pubsub, vcard};
 
 const NAME: &str = "strangers";
 
@@ -20,6 +20,8 @@ crate::settings! {
         iq_to_sessions: bool = false,
         /// Whether anybody gets the vCards of accounts (XEP-0054 calls them world-readable): of somebody who has one it can then be told that the account exists.
         vcards: bool = false,
+        /// Whether anybody gets what users publish for all at nodes of the access model `open`, as keys for encryption, and may subscribe where a user decides on each: of somebody who has such a node it can then be told that the account exists.
+        open_nodes: bool = true,
     }
 }
 
@@ -129,9 +131,15 @@ impl Arriving for Strangers {
 impl Strangers {
     /// Whether anybody may ask an account this: for what it shows to all.
     fn is_open(&self, stanza: &Stanza) -> bool {
-        self.config.vcards
-            && stanza.iq_type() == Ok(IqType::Get)
-            && stanza.payload().is_some_and(|payload| payload.has_ns(vcard::NS))
+        let Some(payload) = stanza.payload() else { return false };
+        let is_get = stanza.iq_type() == Ok(IqType::Get);
+        let asks = |names: &[&str]| payload.children().any(|child| names.contains(&child.name()));
+        if payload.has_ns(pubsub::NS) {
+            // To others than those who may see the node, `pep` says what `unavailable` says.
+            let names: &[&str] = if is_get { &["items"] } else { &["subscribe", "unsubscribe"] };
+            return self.config.open_nodes && asks(names);
+        }
+        self.config.vcards && is_get && payload.has_ns(vcard::NS)
     }
 
     /// Whether who asks is one of our hosts, or was sent presence by the session that is asked.
