@@ -333,7 +333,7 @@ impl Router {
         }
         let one_of_several = chosen.len() > 1 || transit.one_of_several;
         let kind = transit.stanza.head.kind;
-        let Transit { stanza, receipt, hops, attempts, mut avoid, sender, .. } = transit;
+        let Transit { stanza, receipt, hops, attempts, mut avoid, sender, came_back, .. } = transit;
         let stanza = Arc::new(stanza);
         let mut reached = 0;
         let mut elsewhere: Vec<(NodeId, Incarnation, Vec<Sid>)> = Vec::new();
@@ -373,9 +373,13 @@ impl Router {
             ..Transit::new(Arc::unwrap_or_clone(stanza), Stage::Past)
         };
         if elsewhere.is_empty() {
-            // Behind what the end of that session gave back, so that the order holds.
             one(&self.counters.rerouted);
             let again = Transit { avoid, sender, ..again };
+            if came_back {
+                // It is the oldest of what the end of that session gave back, and stays so.
+                return self.queues.give_back_first(self, account, again);
+            }
+            // Behind what the end of that session gave back, so that the order holds.
             return self.queues.give_back(self, account, [Work::Stanza(Box::new(again))]);
         }
         for (node, incarnation, sids) in elsewhere {

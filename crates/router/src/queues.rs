@@ -170,6 +170,21 @@ impl Queues {
         }
     }
 
+    /// Puts the oldest of what came back before the rest of it again.
+    pub(crate) fn give_back_first(&self, router: &Arc<Router>, account: &BareJid, mut transit: Transit) {
+        transit.came_back = true;
+        let work = Work::Stanza(Box::new(transit));
+        let line = work.line(account);
+        let mut shard = self.shard(account).lock();
+        match shard.get_mut(account).and_then(|lines| lines.line(line).as_mut()) {
+            Some(queue) => queue.returned.push_front(work),
+            None => {
+                drop(shard);
+                self.give_back(router, account, [work]);
+            }
+        }
+    }
+
     /// Whether something came back that is older than all that waits.
     pub(crate) fn has_returned(&self, account: &BareJid, from: Option<&Jid>) -> bool {
         let mut shard = self.shard(account).lock();

@@ -68,7 +68,8 @@ async fn what_waits_in_vain_goes_back() {
         assert_eq!(back.as_error().unwrap().condition, Condition::ServiceUnavailable);
     }
     house.until("its route is gone", |house| house.town.bound().len() == 1).await;
-    assert_eq!(*house.trouble.ended.lock(), [("alice@localhost/phone".to_owned(), false)]);
+    let lost = [("alice@localhost/phone".to_owned(), false)];
+    house.until("modules are told of it", |house| *house.trouble.ended.lock() == lost).await;
     let (_, failed) = resume(&house, "alice", &id, 0).await;
     assert_eq!((condition(&failed), failed.attr("h")), ("item-not-found", Some("1")));
     let (_, failed) = resume(&house, "bob", &id, 0).await;
@@ -153,13 +154,13 @@ async fn more_than_may_wait_ends_a_session_that_waits() {
     drop(alice);
     house.until("the session waits", |house| house.listeners.counters().detached.value() == 1).await;
     // Three each, as what comes back waits for its sender too.
-    let mut watcher = Client::login(&house, "watcher", "desk").await;
+    let mut laptop = Client::login(&house, "bob", "laptop").await;
     for n in 0..3 {
         bob.send(&message("alice@localhost/phone", &n.to_string())).await;
-        watcher.send(&message("alice@localhost/phone", &n.to_string())).await;
+        laptop.send(&message("alice@localhost/phone", &n.to_string())).await;
     }
     for n in 0..3 {
-        for sender in [&mut bob, &mut watcher] {
+        for sender in [&mut bob, &mut laptop] {
             let back = sender.hears().await;
             assert_eq!(back.head.id.as_deref(), Some(n.to_string().as_str()));
             assert!(back.as_error().is_some());
