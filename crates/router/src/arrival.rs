@@ -288,6 +288,11 @@ impl Router {
             Err(_) => return self.bounce_panic(transit),
             // RFC 6120, 8.4: nobody here understands the namespace.
             Ok(None) => return self.bounce(transit, StanzaError::new(Condition::ServiceUnavailable)),
+            Ok(Some(Reply::Error(error))) if is_own => {
+                // As a result, or the answers would come in another order than the requests.
+                let refused = self.refused(transit, &error);
+                return refused.into_iter().for_each(|answer| self.dispatch_ahead(answer));
+            }
             Ok(Some(Reply::Error(error))) => return self.bounce(transit, error),
             Ok(Some(Reply::Silent)) => return self.finish(&transit, Fate::Answered),
             Ok(Some(Reply::Result(payload))) => transit.stanza.result(payload.as_ref()),
@@ -418,15 +423,17 @@ impl Router {
 
     /// Returns a stanza to its sender, unless it is one that is never answered.
     pub(crate) fn bounce(self: &Arc<Self>, transit: Transit, error: StanzaError) {
-        let answer = match &transit.stanza.head.from {
-            Some(_) => transit.stanza.error(&error),
-            None => None,
-        };
-        let Some(answer) = answer else { return self.finish(&transit, Fate::Ignored) };
-        self.finish(&transit, Fate::Bounced);
-        let answer =
-            Transit { receipt: transit.receipt, hops: transit.hops, ..Transit::new(answer, Stage::Past) };
-        self.dispatch(answer);
+        if let Some(answer) = self.refused(transit, &error) {
+            self.dispatch(answer);
+        }
+    }
+
+    /// The error that a stanza is answered with, if it is one that is answered.
+    fn refused(&self, transit: Transit, error: &StanzaError) -> Option<Transit> {
+        let answer = transit.stanza.head.from.as_ref().and_then(|_| transit.stanza.error(error));
+        self.finish(&transit, if answer.is_some() { Fate::Bounced } else { Fate::Ignored });
+        let Transit { receipt, hops, .. } = transit;
+        Some(Transit { receipt, hops, ..Transit::new(answer?, Stage::Past) })
     }
 
     /// A queue inside is at its bound: the sender may try again.
