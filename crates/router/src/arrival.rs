@@ -238,7 +238,10 @@ impl Router {
             }
             let decision = self.decide(subject, &account, &transit, &rows, true);
             let (me, _) = self.whereabouts.me();
-            let leaves = |chosen: &[usize]| chosen.iter().any(|at| rows[*at].node != me);
+            let leaves = |chosen: &[usize]| {
+                let goes = chosen.iter().any(|at| rows[*at].node != me);
+                goes && self.mailboxes.slots(&account).iter().any(|slot| slot.leaves())
+            };
             if matches!((subject, &decision), (Subject::Message(_), Decision::Deliver(chosen)) if leaves(chosen))
             {
                 // A session of it went to another node in between, and what it had here has to go first.

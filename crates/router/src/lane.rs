@@ -71,6 +71,8 @@ pub(crate) struct Item {
     pub settled: bool,
     /// Whose client waits to hear that it is handled: once the other node has it.
     pub underway: Option<Underway>,
+    /// Its session went to the other node, and it after it: whoever sent it here may forget it once it is there.
+    pub follows: bool,
 }
 
 /// Hashes of the receiving accounts.
@@ -433,9 +435,9 @@ impl LaneState {
             let Some(at) = number.checked_sub(self.oldest) else { continue };
             let Some(item) = self.items.get_mut(at as usize) else { break };
             item.underway = None;
-            // Who sent it here may forget it: this node remembers it until it is settled. All that is newer would wait else
-            // until the client acknowledges what came this way.
-            if item.receipt.node().is_some() {
+            // This node remembers it until it is settled. All that is newer would wait else until the client acknowledges
+            // what came this way; a copy in the store stays until then.
+            if item.follows && item.receipt.node().is_some() {
                 done.push(std::mem::take(&mut item.receipt));
             }
             self.unreceived_bytes -= item.parcel.len();

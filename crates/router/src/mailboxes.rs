@@ -137,6 +137,10 @@ pub(crate) struct Slot {
     room: Notify,
     /// Something was written that the client has not acknowledged.
     owes: AtomicBool,
+    /// Its session is being given to another node.
+    leaves: AtomicBool,
+    /// Its session came from another node.
+    came_over: AtomicBool,
 }
 
 impl Slot {
@@ -144,6 +148,16 @@ impl Slot {
     fn holds_something(&self) -> bool {
         let queue = self.queue.lock();
         !queue.items.is_empty() || queue.is_writing || self.owes.load(Ordering::Acquire)
+    }
+
+    /// Whether its session is being given to another node.
+    pub(crate) fn leaves(&self) -> bool {
+        self.leaves.load(Ordering::Acquire)
+    }
+
+    /// Whether its session came from another node.
+    pub(crate) fn came_over(&self) -> bool {
+        self.came_over.load(Ordering::Acquire)
     }
 
     /// Stanzas that wait.
@@ -235,6 +249,8 @@ impl Mailboxes {
             queue: Mutex::default(),
             room: Notify::new(),
             owes: AtomicBool::new(false),
+            leaves: AtomicBool::new(false),
+            came_over: AtomicBool::new(false),
         });
         self.slots.entry(account).or_default().push(slot.clone());
         self.waiting.mailboxes.fetch_add(1, Ordering::Relaxed);
@@ -424,6 +440,16 @@ impl Mailbox {
     /// Says whether something was written that the client has not acknowledged: it comes back when the session ends.
     pub fn owe(&self, owes: bool) {
         self.slot.owes.store(owes, Ordering::Release);
+    }
+
+    /// The session is about to be given to another node.
+    pub fn leave(&self) {
+        self.slot.leaves.store(true, Ordering::Release);
+    }
+
+    /// The session came from another node.
+    pub fn come_over(&self) {
+        self.slot.came_over.store(true, Ordering::Release);
     }
 
     /// Returns when there is something to drain or the mailbox has ended.

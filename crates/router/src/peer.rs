@@ -215,6 +215,7 @@ impl Router {
             receipt: transit.receipt.clone(),
             settled: false,
             underway: transit.underway.clone(),
+            follows: transit.handed_over || transit.follows,
         };
         let submitted = match self.peers.get(self, node, incarnation) {
             Some(peer) => peer.lanes[lane_of(key)].submit(item, &self.config),
@@ -259,6 +260,7 @@ impl Router {
                 receipt: Receipt::none(),
                 settled: false,
                 underway: None,
+                follows: false,
             };
             let fate = match lane.submit(item, &self.config) {
                 Ok(()) => Fate::Relayed,

@@ -15,6 +15,7 @@ use proto::relay::relay_server::Relay;
 use proto::relay::{
     Ack, Answering, Batch, Open, Opened, Purpose, Refusal, Sending, Take, Taken, answering, sending,
 };
+use stanza::Stanza;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
@@ -135,6 +136,13 @@ impl Relay for RelayService {
         let router = self.router.upgrade().ok_or_else(|| Status::unavailable("stopping"))?;
         router.give(request).await
     }
+}
+
+/// Whether the session that is meant came here from another node.
+fn came_over(router: &Router, stanza: &Stanza, sid: Option<Sid>) -> bool {
+    let account = stanza.head.to.as_ref().map(Jid::to_bare);
+    let slot = account.zip(sid).and_then(|(account, sid)| router.mailboxes.find(&account, hooks::Sid(sid.0)));
+    slot.is_some_and(|slot| slot.came_over())
 }
 
 fn check(router: &Router, open: &Open) -> Result<(), Status> {
@@ -321,11 +329,13 @@ impl LaneIn {
             }
             let only = if stage == Stage::Past { sid } else { None };
             let receipt = receipt.clone();
-            let transit = Transit { receipt, hops: opened.hops, only, ..Transit::new(stanza, stage) };
+            // What its own node said since waits for it, maybe here.
+            let follows = opened.hops > 1 && stage != Stage::Here && came_over(router, &stanza, sid);
+            let transit =
+                Transit { receipt, hops: opened.hops, only, follows, ..Transit::new(stanza, stage) };
             if opened.purpose == Purpose::HandOver {
                 router.take_in(transit);
-            } else if stage != Stage::Here && opened.hops > 1 {
-                // What its own node said since waits for it, maybe here.
+            } else if follows || stage == Stage::Past && opened.hops > 1 {
                 router.dispatch_returned(transit);
             } else {
                 router.dispatch(transit);

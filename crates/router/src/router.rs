@@ -277,7 +277,9 @@ impl Router {
     pub(crate) fn dispatch_returned(&self, transit: Transit) {
         let account = transit.stanza.head.to.as_ref().filter(|to| to.node().is_some()).map(Jid::to_bare);
         match (self.myself.upgrade(), account) {
-            (Some(router), Some(account)) => {
+            (Some(router), Some(account))
+                if transit.follows || self.queues.is_busy(&account, transit.stanza.head.from.as_ref()) =>
+            {
                 self.queues.give_back(&router, &account, [Work::Stanza(Box::new(transit))]);
             }
             _ => self.dispatch(transit),
@@ -469,6 +471,7 @@ impl Router {
                     }
                 }
                 Some(Obstacle::Leftover(slot)) => {
+                    transit.follows |= slot.leaves();
                     if self.waits_behind(account, &mut transit, self.mailboxes.emptied(&slot)).await {
                         return self.queues.yield_to_returned(self, account, transit);
                     }

@@ -54,6 +54,8 @@ pub(crate) struct Transit {
     pub was_away: bool,
     /// Its session went to another node, and it goes after it.
     pub handed_over: bool,
+    /// It waited behind what went before it, and follows to the other node.
+    pub follows: bool,
     /// Whose client waits to hear that it is handled (XEP-0198, 4).
     pub underway: Option<Underway>,
 }
@@ -76,6 +78,7 @@ impl Transit {
             came_back: false,
             was_away: false,
             handed_over: false,
+            follows: false,
             underway: None,
         }
     }

@@ -9,10 +9,9 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures::future::BoxFuture;
 use hooks::{How, Passage, SessionEvent, SessionView, Underway, Verdict};
 use minidom::Element;
-use router::{Delivery, End, Mailbox};
+use router::{Delivery, End};
 use stanza::{Condition, Kind, Stanza, StanzaError, StreamCondition, StreamError, ns};
 use stream::management::{self, Said};
 use stream::negotiation::stray;
@@ -26,6 +25,7 @@ use crate::gate::Permit;
 use crate::management::Management;
 use crate::outcome::{Farewell, Outcome};
 use crate::outliving::{Outliving, Yield};
+use crate::post::{Handing, Post};
 use crate::shape::{Fault, stamp};
 use crate::shaper::Shaper;
 use crate::socket::{SCRATCH, Wire};
@@ -594,77 +594,6 @@ fn manage(connection: &Connection, view: &SessionView, element: &Element) -> Res
     Ok(())
 }
 
-/// The mail of one session: its mailbox, and what was taken out of it and is not written yet.
-pub(crate) struct Post {
-    pub mailbox: Mailbox,
-    taken: Vec<Delivery>,
-    /// What waits until somebody looks at the client, with what each is about (XEP-0352).
-    held: Vec<(String, Delivery)>,
-    /// What another node had for the session and hands over: older than all else.
-    pub handing: Option<Handing>,
-    /// The client has a new connection: what it has not acknowledged is written first.
-    pub resend: bool,
-}
-
-/// What comes from the node where the session was.
-pub(crate) struct Handing {
-    pub node: u64,
-    /// Ready when all of it is in the mailbox.
-    pub all: BoxFuture<'static, ()>,
-}
-
-impl Post {
-    pub(crate) fn new(mailbox: Mailbox) -> Post {
-        Post { mailbox, taken: Vec::new(), held: Vec::new(), handing: None, resend: false }
-    }
-
-    /// Behind what another node hands over.
-    pub(crate) fn behind(self, handing: Handing) -> Post {
-        Post { handing: Some(handing), ..self }
-    }
-
-    /// Whether something waits for no reason.
-    fn is_due(&self, view: &SessionView) -> bool {
-        !self.held.is_empty() && !view.is_inactive()
-    }
-
-    /// Puts aside what can wait while nobody looks at the client, and takes up again what waits no longer.
-    fn hold_back(&mut self, connection: &Connection, view: &SessionView) {
-        if !view.is_inactive() {
-            if !self.held.is_empty() {
-                let held = std::mem::take(&mut self.held).into_iter().map(|(_, delivery)| delivery);
-                self.taken = held.chain(std::mem::take(&mut self.taken)).collect();
-            }
-            return;
-        }
-        let mut due = Vec::new();
-        for delivery in std::mem::take(&mut self.taken) {
-            match connection.world.registry.holding(view, &delivery.stanza) {
-                Some(about) => {
-                    self.held.retain(|(other, _)| *other != about);
-                    self.held.push((about, delivery));
-                }
-                None => {
-                    due.extend(self.held.drain(..).map(|(_, delivery)| delivery));
-                    due.push(delivery);
-                }
-            }
-        }
-        if self.held.len() > connection.world.config.limits.held_stanzas {
-            due.extend(self.held.drain(..).map(|(_, delivery)| delivery));
-        }
-        self.taken = due;
-    }
-
-    /// What was taken and not written; where the client acknowledges what it gets, what it has not.
-    pub(crate) fn into_unwritten(self, management: Option<&mut Management>) -> Vec<Delivery> {
-        let mut unwritten = management.map(|managed| managed.unacknowledged.take()).unwrap_or_default();
-        unwritten.extend(self.held.into_iter().map(|(_, delivery)| delivery));
-        unwritten.extend(self.taken);
-        unwritten
-    }
-}
-
 /// The outbound half: one write for all that waits, whatever the inbound half waits for.
 pub(crate) async fn outbound(connection: &Connection, view: &SessionView, post: &mut Post) -> Outcome {
     if let Some(Handing { node, all }) = post.handing.take() {
@@ -722,7 +651,7 @@ async fn write_once(connection: &Connection, view: &SessionView, post: &mut Post
     if connection.has_room() {
         post.taken.extend(post.mailbox.drain(limits.write_bytes));
     }
-    post.hold_back(connection, view);
+    post.hold_back(&connection.world.registry, limits.held_stanzas, view);
     let mut out = connection.take_replies();
     let is_managed = connection.management.borrow().is_some();
     let (written, poison) = match is_managed {

@@ -18,6 +18,7 @@ mod network;
 mod outcome;
 mod outliving;
 mod passwords;
+mod post;
 mod proxy;
 mod secret;
 mod session;

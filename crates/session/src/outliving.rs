@@ -21,9 +21,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::claim::Claim;
-use crate::connection::{self, Handing, Post};
+use crate::connection;
 use crate::management::Management;
 use crate::outcome::Outcome;
+use crate::post::{Handing, Post};
 use crate::session::{Ended, Life, Session};
 use crate::supervisor;
 use crate::table::Entry;
@@ -258,6 +259,7 @@ async fn give(
         return Err((session, Some(Outcome::Broke(wrong.into()))));
     }
     let handled = settled(&session.management).await;
+    session.post.mailbox.leave();
     let (done, is_done) = oneshot::channel::<()>();
     let all: BoxFuture<'static, ()> = is_done.map(drop).boxed();
     if reply.send(Ok((packed(world, &session, handled), all))).is_err() {
@@ -386,6 +388,7 @@ async fn bring(
     }
     moving.notes.iter().for_each(|(module, packed)| world.registry.unpack(&view, module, packed));
     let mailbox = world.router.open(view.clone());
+    mailbox.come_over();
     let claim = Claim { bound: true, ..Claim::new(view.clone()) };
     let (old, new) = (cluster::Sid(moving.sid.0), cluster::Sid(successor.0));
     match world.claims.attach(&moving.jid, old, new).await {

@@ -15,11 +15,12 @@ use router::Delivery;
 use tokio::time::{sleep, timeout};
 
 use crate::claim::Claim;
-use crate::connection::{self, CameBy, Connection, Pace, Post};
+use crate::connection::{self, CameBy, Connection, Pace};
 use crate::listener::{self, Door, Guest};
 use crate::login::{self, Arrived, LoggedIn};
 use crate::outcome::Outcome;
 use crate::outliving::{self, Facts, Outliving, Yield};
+use crate::post::Post;
 use crate::proxy::{self, Origin};
 use crate::session::{Ended, Life, Order, Session};
 use crate::start;
