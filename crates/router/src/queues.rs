@@ -158,29 +158,25 @@ impl Queues {
 
     /// Puts the stanza that was at the head there again, behind what came back meanwhile.
     pub(crate) fn yield_to_returned(&self, router: &Arc<Router>, account: &BareJid, transit: Transit) {
-        let work = Work::Stanza(Box::new(transit));
-        let line = work.line(account);
-        let mut shard = self.shard(account).lock();
-        match shard.get_mut(account).and_then(|lines| lines.line(line).as_mut()) {
-            Some(queue) => queue.waiting.push_front(work),
-            None => {
-                drop(shard);
-                self.append(router, account, [work]);
-            }
-        }
+        self.push_first(router, account, transit, false);
     }
 
     /// Puts the oldest of what came back before the rest of it again.
     pub(crate) fn give_back_first(&self, router: &Arc<Router>, account: &BareJid, mut transit: Transit) {
         transit.came_back = true;
+        self.push_first(router, account, transit, true);
+    }
+
+    fn push_first(&self, router: &Arc<Router>, account: &BareJid, transit: Transit, returned: bool) {
         let work = Work::Stanza(Box::new(transit));
         let line = work.line(account);
         let mut shard = self.shard(account).lock();
         match shard.get_mut(account).and_then(|lines| lines.line(line).as_mut()) {
-            Some(queue) => queue.returned.push_front(work),
+            Some(queue) if returned => queue.returned.push_front(work),
+            Some(queue) => queue.waiting.push_front(work),
             None => {
                 drop(shard);
-                self.give_back(router, account, [work]);
+                self.push(router, account, [work], returned);
             }
         }
     }

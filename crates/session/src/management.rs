@@ -35,7 +35,7 @@ impl Management {
             thread: Thread::of(sid),
             resumption,
             handled: Arc::new(Handled::from(handled)),
-            unacknowledged: Unacknowledged::from_parts([], sent),
+            unacknowledged: Unacknowledged::from(sent),
             asked: None,
         }
     }

@@ -55,7 +55,6 @@ pub(crate) struct Outliving {
 }
 
 /// What operators are told of it.
-#[derive(Clone)]
 pub(crate) struct Facts {
     pub peer: SocketAddr,
     pub since: SystemTime,
@@ -135,13 +134,21 @@ impl EndedSessions {
     }
 }
 
-impl Outliving {
-    /// Its line in the table of this node.
-    pub(crate) fn entry(&self, actor: Addr<Session>, yielding: Arc<Yield>) -> Entry {
-        let Facts { peer, since, tls, mechanism } = self.facts.clone();
-        Entry { view: self.view.clone(), actor, peer, since, tls, mechanism, yielding }
+impl Facts {
+    /// The line of a session in the table of this node.
+    pub(crate) fn entry(
+        &self,
+        view: &Arc<SessionView>,
+        actor: &Addr<Session>,
+        yielding: &Arc<Yield>,
+    ) -> Entry {
+        let Facts { peer, since, tls, mechanism } = *self;
+        let (view, actor, yielding) = (view.clone(), actor.clone(), yielding.clone());
+        Entry { view, actor, peer, since, tls, mechanism, yielding }
     }
+}
 
+impl Outliving {
     /// What its client has not had.
     fn into_unwritten(mut self) -> (Arc<SessionView>, Vec<Claim>, Vec<Delivery>) {
         let unwritten = self.post.into_unwritten(Some(&mut self.management));
@@ -232,7 +239,7 @@ pub(crate) async fn line_up(
     actor: &Addr<Session>,
     yielding: &Arc<Yield>,
 ) {
-    if world.table.add(session.entry(actor.clone(), yielding.clone())) {
+    if world.table.add(session.facts.entry(&session.view, actor, yielding)) {
         supervisor::bring_back(world, &session.view).await;
     }
 }

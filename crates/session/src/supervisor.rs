@@ -24,7 +24,6 @@ use crate::post::Post;
 use crate::proxy::{self, Origin};
 use crate::session::{Ended, Life, Order, Session};
 use crate::start;
-use crate::table::Entry;
 use crate::world::World;
 
 /// Longest time that the stanza at hand may still take when its session ends.
@@ -173,18 +172,8 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn, door: Door) -> 
             (view, post)
         }
     };
-    let Facts { peer, since, tls, mechanism } = facts.clone();
     let yielding = connection.yielding.clone();
-    let missed = world.table.add(Entry {
-        view: view.clone(),
-        actor: actor.clone(),
-        peer,
-        since,
-        tls,
-        mechanism,
-        yielding: yielding.clone(),
-    });
-    if missed {
+    if world.table.add(facts.entry(&view, &actor, &yielding)) {
         Box::pin(bring_back(world, &view)).await;
     }
     match connection.came_by.get() {

@@ -143,8 +143,8 @@ impl Table {
         lines.sessions.get(&sid).is_some_and(|entry| entry.actor.try_send(order).is_ok())
     }
 
-    /// Orders a session that can be resumed to go to `taker`. False
-    /// where there is no such session, or somebody else was quicker.
+    /// Orders a session that can be resumed to go to `taker`. False where there is no such session, or somebody else was
+    /// quicker.
     pub(crate) fn take(&self, sid: Sid, taker: Taker) -> bool {
         let mut lines = self.0.lock();
         let Some(entry) = lines.sessions.get(&sid) else { return false };
