@@ -8,6 +8,7 @@ use rxml::error::EndOrError;
 use rxml::{Namespace, NcName, Options, Parse, RawEvent, RawParser, WithOptions};
 
 use crate::ns;
+use crate::scanner::{self, Attribute, Hearer, Text};
 use crate::scope::{RawAttribute, Scope};
 
 /// Deepest tree that is built: deep trees overflow the stack when they are dropped.
@@ -38,9 +39,23 @@ impl std::error::Error for BadXml {}
 
 /// Reads one whole element, as it stands in a file or a table.
 pub fn parse(xml: &[u8]) -> Result<Element, BadXml> {
+    parse_plain(xml, "").map_or_else(|| parse_any(xml), Ok)
+}
+
+/// As [`parse`], by the parser alone: what the scanner is held to, where it is tested.
+pub fn parse_any(xml: &[u8]) -> Result<Element, BadXml> {
     let mut builder = Builder::new(xml.len());
     builder.feed(xml)?;
     builder.root.ok_or(BadXml::NotWellFormed)
+}
+
+/// Reads one whole element, with the default namespace around it, if it is plain (see [`scanner`]).
+pub fn parse_plain(xml: &[u8], default: &str) -> Option<Element> {
+    let mut plain = Plain::new(default);
+    if scanner::element(xml, &mut plain) != Some(xml.len()) {
+        return None;
+    }
+    plain.nodes.pop()?.into_element()
 }
 
 /// Reads the children of an element: `xml` is what stood between its tags, `declared` the namespaces in
@@ -51,6 +66,10 @@ pub fn parse_children(
     xml: &[u8],
 ) -> Result<(), BadXml> {
     if xml.is_empty() {
+        return Ok(());
+    }
+    let default = declared.iter().find(|(prefix, _)| prefix.is_none()).map_or("", |(_, uri)| uri);
+    if parse_children_plain(parent, default, xml) {
         return Ok(());
     }
     let mut open = BytesMut::from(&b"<r"[..]);
@@ -80,6 +99,78 @@ pub fn parse_children(
         parent.append_node(node);
     }
     Ok(())
+}
+
+/// As [`parse_children`], with the default namespace alone, if all of them are plain (see [`scanner`]); whether they
+/// were.
+pub fn parse_children_plain(parent: &mut Element, default: &str, xml: &[u8]) -> bool {
+    let mut plain = Plain::new(default);
+    let is_plain = scanner::content(xml, &mut plain).is_some();
+    if is_plain {
+        for node in plain.nodes {
+            parent.append_node(node);
+        }
+    }
+    is_plain
+}
+
+/// Builds the trees of plain XML.
+struct Plain<'a> {
+    /// The default namespace on the outside.
+    default: &'a str,
+    /// The open elements, and the default namespace in each.
+    stack: Vec<(Element, &'a str)>,
+    /// What is complete on the outside.
+    nodes: Vec<Node>,
+}
+
+impl<'a> Plain<'a> {
+    fn new(default: &'a str) -> Plain<'a> {
+        Plain { default, stack: Vec::new(), nodes: Vec::new() }
+    }
+}
+
+impl<'a> Hearer<'a> for Plain<'a> {
+    fn open(&mut self, name: &'a str, attributes: &[Attribute<'a>], _end: usize) -> bool {
+        let outer = self.stack.last().map_or(self.default, |(_, uri)| uri);
+        let uri = match scanner::declared(attributes) {
+            None => outer,
+            Some(Ok(uri)) => uri,
+            Some(Err(scanner::Unclear)) => return false,
+        };
+        let mut element = Element::bare(name, uri);
+        for Attribute { name, value } in attributes {
+            let (uri, name) = match *name {
+                "xmlns" => continue,
+                scanner::LANG => (Namespace::XML, "lang"),
+                name => (Namespace::NONE, name),
+            };
+            let (Ok(name), Some(value)) = (NcName::try_from(name), value.meant()) else { return false };
+            element.set_attr(uri, name, value);
+        }
+        self.stack.push((element, uri));
+        true
+    }
+
+    fn text(&mut self, text: Text<'a>) -> bool {
+        let Some(text) = text.meant() else { return false };
+        match self.stack.last_mut() {
+            Some((element, _)) => element.append_text(text),
+            None => self.nodes.push(Node::Text(text)),
+        }
+        true
+    }
+
+    fn close(&mut self, _at: usize) -> bool {
+        let Some((element, _)) = self.stack.pop() else { return false };
+        match self.stack.last_mut() {
+            Some((parent, _)) => {
+                parent.append_child(element);
+            }
+            None => self.nodes.push(Node::Element(element)),
+        }
+        true
+    }
 }
 
 struct Builder {
@@ -182,7 +273,10 @@ pub fn write(element: &Element, inherited: &str, out: &mut BytesMut) {
         own = element.ns();
         own.as_str()
     };
+    // Namespaces in XML 1.0, 3: it may not be the default.
+    let (prefix, uri) = if uri == ns::XML { ("xml:", inherited) } else { ("", uri) };
     out.extend_from_slice(b"<");
+    out.extend_from_slice(prefix.as_bytes());
     out.extend_from_slice(element.name().as_bytes());
     if uri != inherited {
         out.extend_from_slice(b" xmlns='");
@@ -205,6 +299,7 @@ pub fn write(element: &Element, inherited: &str, out: &mut BytesMut) {
         }
     }
     out.extend_from_slice(b"</");
+    out.extend_from_slice(prefix.as_bytes());
     out.extend_from_slice(element.name().as_bytes());
     out.extend_from_slice(b">");
 }
@@ -298,6 +393,7 @@ mod tests {
             ("<a xmlns='u'><b xmlns=''/></a>", "<a xmlns='u'><b xmlns=''/></a>"),
             ("<a xmlns='u' xml:lang='en'>x&amp;y</a>", "<a xmlns='u' xml:lang='en'>x&amp;y</a>"),
             ("<a xmlns='u' xmlns:p='v' p:k='1'/>", "<a xmlns='u' xmlns:a0='v' a0:k='1'/>"),
+            ("<a xmlns='u'><xml:b><c/></xml:b></a>", "<a xmlns='u'><xml:b><c/></xml:b></a>"),
             ("<a xmlns='u'><![CDATA[<b>]]>&#65;</a>", "<a xmlns='u'>&lt;b&gt;A</a>"),
             ("<a xmlns='u' k='&#10;&#9;&quot;&apos;'/>", "<a xmlns='u' k='&#10;&#9;&quot;&apos;'/>"),
             ("<a xmlns='u'>1\r\n2&#13;</a>", "<a xmlns='u'>1\n2&#13;</a>"),
@@ -310,7 +406,7 @@ mod tests {
         ];
         for (xml, expected) in cases {
             assert_eq!(again(xml), expected, "{xml}");
-            assert_eq!(parse(again(xml).as_bytes()).unwrap(), parse(xml.as_bytes()).unwrap());
+            assert_eq!(parse(again(xml).as_bytes()).unwrap(), parse_any(xml.as_bytes()).unwrap());
         }
     }
 
@@ -331,6 +427,7 @@ mod tests {
         ];
         for (xml, expected) in cases {
             assert_eq!(parse(xml.as_bytes()), Err(expected), "{xml}");
+            assert_eq!(parse_any(xml.as_bytes()), Err(expected), "{xml}");
         }
         let deep = "<a>".repeat(DEPTH_MAX + 1);
         assert_eq!(parse(deep.as_bytes()), Err(TooDeep));

@@ -6,6 +6,7 @@ pub mod reply;
 pub mod error;
 pub mod ns;
 pub mod dom;
+pub mod scanner;
 pub mod scope;
 
 pub use address::{

@@ -1,6 +1,7 @@
 //! Bytes of one stream to its events: strict, bounded, the same at every split of the bytes.
 
 mod event;
+mod plain;
 
 use bytes::{Buf, Bytes, BytesMut};
 use minidom::Element;
@@ -33,6 +34,10 @@ pub struct Reader {
     folded: usize,
     /// The last of them was a carriage return.
     after_return: bool,
+    /// The parser holds nothing: it has given all that it was fed, and stands between two children of the stream.
+    is_at_rest: bool,
+    /// Whether the parser reads what is plain, too.
+    by_parser: bool,
 }
 
 /// A short prefix may mean a long namespace, thousands of times: the tree of a stanza may hold so many times
@@ -69,6 +74,75 @@ enum What {
     Other,
 }
 
+/// An attribute of a stanza that is no declaration.
+#[derive(Clone, Copy)]
+struct Given<'a> {
+    /// Empty for a name without a prefix.
+    ns: &'a str,
+    name: &'a str,
+    value: &'a str,
+}
+
+impl What {
+    /// A stanza by its attributes; `stream_lang` is the language that it has without one of its own.
+    fn stanza<'a>(
+        kind: Kind,
+        stream_lang: Option<&str>,
+        attributes: impl Iterator<Item = Given<'a>>,
+    ) -> Result<What, ReadError> {
+        let mut head = Head::new(kind);
+        let mut malformed = false;
+        for Given { ns, name, value } in attributes {
+            match (ns, name) {
+                ("", "to") => {
+                    head.to = address::jid(value).ok();
+                    malformed = head.to.is_none();
+                }
+                ("", "from") => {
+                    // RFC 6120, 8.1.2.1: a `from` that is not the client's own, hence also one that is no
+                    // address at all, ends the stream.
+                    let invalid = ReadError::new(StreamCondition::InvalidFrom, "`from` is no address");
+                    head.from = Some(address::jid(value).map_err(|_| invalid)?);
+                }
+                ("", "id") => head.id = Some(value.into()),
+                ("", "type") => head.type_ = Some(value.into()),
+                (ns::XML, "lang") => head.lang = Some(value.into()),
+                _ => {
+                    head.extra.push(ExtraAttribute { ns: ns.into(), name: name.into(), value: value.into() })
+                }
+            }
+        }
+        if malformed {
+            let error = StanzaError::new(Condition::JidMalformed).with_text("`to` is no address");
+            head.from = None;
+            return Ok(What::Refused(head.refusal(&error)));
+        }
+        if head.lang.is_none() {
+            head.lang = stream_lang.map(Into::into);
+        }
+        Ok(What::Stanza(head))
+    }
+}
+
+/// A stanza with so many children, or what is wrong with it; `body` is asked for where it has a place.
+fn what_came(
+    head: Head,
+    children: usize,
+    limits: Limits,
+    body: impl FnOnce() -> Result<Bytes, ReadError>,
+) -> Result<StreamEvent, ReadError> {
+    if let Err(error) = head.check_shape(children) {
+        return Ok(StreamEvent::BadStanza { reply: Head { from: None, ..head }.refusal(&error) });
+    }
+    let body = body()?;
+    // Without the prefixes of the sender's stream it may be longer than it came.
+    let extra: usize = head.extra.iter().map(|a| a.ns.len() + a.value.len()).sum();
+    if body.len() + extra > limits.stanza_bytes {
+        return Err(ReadError::limit("too many bytes without prefixes"));
+    }
+    Ok(StreamEvent::Stanza(Stanza::new(head, body)))
+}
+
 impl Reader {
     /// A reader at the start of a stream.
     pub fn new(limits: Limits) -> Reader {
@@ -85,7 +159,14 @@ impl Reader {
             whitespace: 0,
             folded: 0,
             after_return: false,
+            is_at_rest: false,
+            by_parser: false,
         }
+    }
+
+    /// As [`Reader::new`], but all is read by the parser: what others are held to, where they are tested.
+    pub fn by_parser(limits: Limits) -> Reader {
+        Reader { by_parser: true, ..Reader::new(limits) }
     }
 
     /// Other bounds from the next child of the stream on; `token_bytes` from the next restart on.
@@ -101,9 +182,9 @@ impl Reader {
     /// Forgets everything and expects a new stream header (RFC 6120, 4.3.3). Bytes that the caller still
     /// holds belong to the new stream, or are to be thrown away before (after `<starttls/>`).
     pub fn restart(&mut self) {
-        let Reader { whitespace, folded, after_return, .. } = *self;
+        let Reader { whitespace, folded, after_return, by_parser, .. } = *self;
         // The line ends of what the caller holds are folded already.
-        *self = Reader { whitespace, folded, after_return, ..Reader::new(self.limits) };
+        *self = Reader { whitespace, folded, after_return, by_parser, ..Reader::new(self.limits) };
     }
 
     /// Gives scratch memory back; for a stream that has gone quiet.
@@ -150,6 +231,12 @@ impl Reader {
                 return Ok(None);
             }
             self.state = State::Open;
+        }
+        if self.is_at_rest && !self.by_parser && !input.is_empty() {
+            if let Some(event) = self.read_plain(input) {
+                return Ok(Some(event));
+            }
+            self.is_at_rest = input.is_empty();
         }
         let result = self.read(input);
         if let Err(error) = result {
@@ -278,6 +365,8 @@ impl Reader {
             1 => {
                 let header = self.header(&name, uri);
                 self.lang = header.lang.clone();
+                // An empty-element tag has its end still in the parser.
+                self.is_at_rest = !self.raw.ends_with(b"/>");
                 self.raw.clear();
                 Some(StreamEvent::Header(header))
             }
@@ -354,43 +443,11 @@ impl Reader {
         let Some(kind) = Kind::from_tag(name).filter(|_| uri == ns::CLIENT) else {
             return Ok(What::Other);
         };
-        let mut head = Head::new(kind);
-        let mut malformed = false;
-        for a in &self.attributes {
-            let value = a.value.as_str();
-            if a.is_plain("to") {
-                head.to = address::jid(value).ok();
-                malformed = head.to.is_none();
-            } else if a.is_plain("from") {
-                // RFC 6120, 8.1.2.1: a `from` that is not the client's own, hence also one that is no
-                // address at all, ends the stream.
-                let invalid = ReadError::new(StreamCondition::InvalidFrom, "`from` is no address");
-                head.from = Some(address::jid(value).map_err(|_| invalid)?);
-            } else if a.is_plain("id") {
-                head.id = Some(value.into());
-            } else if a.is_plain("type") {
-                head.type_ = Some(value.into());
-            } else if is_lang(a) {
-                head.lang = Some(value.into());
-            } else if a.declares().is_none() {
-                let prefix = a.foreign_prefix();
-                let uri = prefix.map_or("", |prefix| self.scope.uri_of(Some(prefix)).unwrap_or_default());
-                head.extra.push(ExtraAttribute {
-                    ns: uri.into(),
-                    name: a.name.as_str().into(),
-                    value: value.into(),
-                });
-            }
-        }
-        if malformed {
-            let error = StanzaError::new(Condition::JidMalformed).with_text("`to` is no address");
-            head.from = None;
-            return Ok(What::Refused(head.refusal(&error)));
-        }
-        if head.lang.is_none() {
-            head.lang.clone_from(&self.lang);
-        }
-        Ok(What::Stanza(head))
+        let given = self.attributes.iter().filter(|a| a.declares().is_none()).map(|a| {
+            let uri = a.foreign_prefix().map_or("", |p| self.scope.uri_of(Some(p)).unwrap_or_default());
+            Given { ns: uri, name: &a.name, value: &a.value }
+        });
+        What::stanza(kind, self.lang.as_deref(), given)
     }
 
     fn on_close(&mut self) -> Result<Option<StreamEvent>, ReadError> {
@@ -421,27 +478,18 @@ impl Reader {
         };
         let body = &self.raw[child.head_end.min(end)..end];
         let event = match child.what {
-            What::Stanza(head) => match head.check_shape(child.children) {
-                Err(error) => StreamEvent::BadStanza { reply: Head { from: None, ..head }.refusal(&error) },
-                Ok(()) => {
-                    let body = if child.leans {
-                        let mut e = Element::bare("r", ns::CLIENT);
-                        self.parse_body(&mut e, body)?;
-                        stanza::stanza::children_to_bytes(&e)
-                    } else {
-                        Bytes::copy_from_slice(body)
-                    };
-                    // Without the prefixes of the sender's stream it may be longer than it came.
-                    let extra: usize = head.extra.iter().map(|a| a.ns.len() + a.value.len()).sum();
-                    if body.len() + extra > self.limits.stanza_bytes {
-                        return Err(ReadError::limit("too many bytes without prefixes"));
-                    }
-                    StreamEvent::Stanza(Stanza::new(head, body))
+            What::Stanza(head) => what_came(head, child.children, self.limits, || {
+                if !child.leans {
+                    return Ok(Bytes::copy_from_slice(body));
                 }
-            },
+                let mut e = Element::bare("r", ns::CLIENT);
+                self.parse_body(&mut e, body)?;
+                Ok(stanza::stanza::children_to_bytes(&e))
+            })?,
             What::Refused(reply) => StreamEvent::BadStanza { reply },
             What::Other => StreamEvent::Element(self.whole()?),
         };
+        self.is_at_rest = true;
         self.raw.clear();
         Ok(event)
     }

@@ -20,8 +20,12 @@ fuzz_target!(|data: &[u8]| {
     let mut bytes = if choice & 2 == 0 { [HEADER, rest].concat() } else { rest.to_vec() };
     // After a `]` or half a character the parser waits for one more byte before it speaks.
     bytes.push(b' ');
-    let whole = hear(limits, &mut [&bytes[..]].into_iter());
-    let split = hear(limits, &mut bytes.chunks(1 + usize::from(choice >> 2)));
+    let whole = hear(Reader::new(limits), &mut [&bytes[..]].into_iter());
+    let split = hear(Reader::new(limits), &mut bytes.chunks(1 + usize::from(choice >> 2)));
+    let parsed = hear(Reader::by_parser(limits), &mut [&bytes[..]].into_iter());
+    // The scanner takes nothing that the parser would not take, and takes it for the same.
+    assert_eq!(whole.heard, parsed.heard);
+    assert_eq!(whole.failed, parsed.failed);
     // Where one piece of text is wrong twice, the cut decides which of the two is met first.
     assert_eq!(whole.heard, split.heard);
     assert_eq!(whole.failed, split.failed);
@@ -41,8 +45,8 @@ struct Heard {
     between: bool,
 }
 
-fn hear<'a>(limits: Limits, pieces: &mut dyn Iterator<Item = &'a [u8]>) -> Heard {
-    let mut reader = Reader::new(limits);
+fn hear<'a>(mut reader: Reader, pieces: &mut dyn Iterator<Item = &'a [u8]>) -> Heard {
+    let limits = reader.limits();
     let mut all = Heard::default();
     let mut input = BytesMut::new();
     for piece in pieces {
