@@ -1,12 +1,13 @@
 //! Measures what a chat message, a login and an idle session cost the server, from the kernel's accounting.
 //!
-//! `cargo run --release -p tests --bin bench -- [chat|nodes|login|idle|guess|bigroster|soak|storm]... [--binary PATH] [--logins N]
+//! `cargo run --release -p tests --bin bench -- [chat|nodes|login|floor|idle|guess|bigroster|soak|storm]... [--binary PATH] [--logins N]
 //! [--at-once N] [--rounds N] [--cycles N] [--messages N] [--seed N] [--last-stage NAME]` prints one line per figure. Every message
 //! is numbered and checked for loss, duplicates and order. `guess` tries to tell from the time of an answer whether
 //! an account exists, `soak` lets crowds come and go, `storm` lets one come all at once, `nodes` compares clusters of one to three
 //! nodes; they are only done where they are asked for.
 
 mod bigroster;
+mod floor;
 mod guess;
 mod link;
 mod nodes;
@@ -89,11 +90,12 @@ async fn main() -> Result<()> {
                 let (count, at_once) = (number()?, number()?);
                 return storm::crowd(&address, storm::Storm { logins: count, at_once, rounds: 1 }).await;
             }
-            "chat" | "nodes" | "login" | "idle" | "guess" | "bigroster" | "soak" | "storm" => {
+            floor::SERVER => return floor::serve().await,
+            "chat" | "nodes" | "login" | "floor" | "idle" | "guess" | "bigroster" | "soak" | "storm" => {
                 wanted.push(arg)
             }
             _ => bail!(
-                "unknown argument `{arg}`: expected `chat`, `nodes`, `login`, `idle`, `guess`, `bigroster`, `soak`, `storm`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--rounds`, `--cycles`, `--messages`, `--seed` with a number"
+                "unknown argument `{arg}`: expected `chat`, `nodes`, `login`, `floor`, `idle`, `guess`, `bigroster`, `soak`, `storm`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--rounds`, `--cycles`, `--messages`, `--seed` with a number"
             ),
         }
     }
@@ -105,6 +107,9 @@ async fn main() -> Result<()> {
     if runs("login") {
         // None of them waits for the others to be in time: what it costs is asked, and not who comes when.
         login(&Server::start_with(&binary, BASE_PORT + 10, "login_lag_us = 0")?, logins).await?;
+    }
+    if runs("floor") {
+        floor::run(logins).await?;
     }
     if runs("idle") {
         idle(&Server::start(&binary, BASE_PORT + 20)?).await?;

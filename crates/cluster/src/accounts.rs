@@ -43,8 +43,9 @@ struct Account(Arc<[Row]>);
 /// The account's part of a full JID, without a copy.
 pub(crate) fn bare_of(jid: &FullJid) -> &str {
     let whole = jid.as_str();
-    // A slash may stand neither in the local part nor in the domain (RFC 7622, 3.1).
-    whole.split('/').next().unwrap_or(whole)
+    // The address knows where its resource begins; a slash stands in front of it.
+    let bare = whole.len() - jid.resource().as_str().len() - 1;
+    whole.get(..bare).unwrap_or(whole)
 }
 
 impl Account {

@@ -124,6 +124,15 @@ pub trait Services: Send + Sync + 'static {
     /// Every session of the account in the cluster, as this node knows it; awaits nothing.
     fn online(&self, account: &BareJid) -> Vec<Resource>;
 
+    /// Whether [`Services::online`] has no session but this one, or none at all: most messages need to know no more.
+    fn has_only(&self, account: &BareJid, sid: Option<Sid>) -> bool {
+        let online = self.online(account);
+        match sid {
+            Some(sid) => online.iter().all(|other| other.sid == sid),
+            None => online.len() < 2,
+        }
+    }
+
     /// The account's sessions on this node.
     fn local_sessions(&self, account: &BareJid) -> Vec<Arc<SessionView>>;
 

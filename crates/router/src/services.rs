@@ -86,6 +86,10 @@ impl Services for Router {
         self.whereabouts.users(account).into_iter().map(row).collect()
     }
 
+    fn has_only(&self, account: &BareJid, sid: Option<Sid>) -> bool {
+        self.whereabouts.has_only(account, sid.map(|sid| cluster::Sid(sid.0)))
+    }
+
     fn local_sessions(&self, account: &BareJid) -> Vec<Arc<SessionView>> {
         self.mailboxes.slots(account).into_iter().map(|slot| slot.view.clone()).collect()
     }

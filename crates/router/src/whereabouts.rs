@@ -20,6 +20,11 @@ pub trait Whereabouts: Send + Sync + 'static {
     fn is_serving(&self) -> bool;
     /// The visible sessions of an account, by this node's copy of the table.
     fn users(&self, account: &BareJid) -> Vec<Row>;
+    /// Whether the account has no session but that one; without one, whether it has one at most.
+    fn has_only(&self, account: &BareJid, sid: Option<Sid>) -> bool {
+        let rows = self.users(account);
+        sid.map_or(rows.len() < 2, |sid| rows.iter().all(|row| row.sid == sid))
+    }
     /// The accounts of a host with an available session, each once, by this node's copy of the table; for operators.
     fn online(&self, host: &str) -> Vec<BareJid>;
     /// Every node.
@@ -60,6 +65,13 @@ impl Whereabouts for Cluster {
 
     fn users(&self, account: &BareJid) -> Vec<Row> {
         self.routes().users(account)
+    }
+
+    fn has_only(&self, account: &BareJid, sid: Option<Sid>) -> bool {
+        self.routes().with_users(account, |mut rows| match sid {
+            Some(sid) => (&mut rows).all(|row| row.sid == sid),
+            None => rows.nth(1).is_none(),
+        })
     }
 
     fn online(&self, host: &str) -> Vec<BareJid> {

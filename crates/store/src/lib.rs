@@ -10,6 +10,7 @@
 //! - `conformance` (a feature, for tests): one suite of promises that is run on every engine.
 
 pub mod accounts;
+mod aside;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod engine;

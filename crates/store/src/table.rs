@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    accounts,
+    accounts, aside,
     engine::{Batch, Committed, Engine, Expect, Key, Op, Partition, Range, StoreError, Table, Version},
     engines::memory::Memory,
     facts::{Call, Facts},
@@ -260,17 +260,13 @@ async fn decode_aside<T: Stored>(partition: &Partition, key: &[u8], bytes: Vec<u
         return decode(partition, key, &bytes);
     }
     let (partition, key) = (partition.clone(), key.to_vec());
-    let decoded = tokio::task::spawn_blocking(move || decode(&partition, &key, &bytes)).await;
-    decoded.unwrap_or_else(|_| Err(StoreError::Engine { reason: "a decoder panicked".to_owned() }))
+    let decoded = aside::run(move || decode(&partition, &key, &bytes)).await;
+    decoded.unwrap_or_else(|| Err(StoreError::Engine { reason: "a decoder panicked".to_owned() }))
 }
 
-/// Frees what consists of many small pieces on a thread of its own, where there is a runtime: whoever lets go of it
-/// shares its thread with others.
+/// Frees what consists of many small pieces on a thread of its own: whoever lets go of it shares its thread with others.
 pub fn discard<T: Send + 'static>(value: T) {
-    match tokio::runtime::Handle::try_current() {
-        Ok(runtime) => drop(runtime.spawn_blocking(move || drop(value))),
-        Err(_) => drop(value),
-    }
+    aside::send(Box::new(move || drop(value)));
 }
 
 fn decode<T: Stored>(partition: &Partition, key: &[u8], bytes: &[u8]) -> Result<T, StoreError> {

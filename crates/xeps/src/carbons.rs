@@ -174,11 +174,11 @@ impl Leaving for Carbons {
         if message.head.to.as_ref().is_none_or(|to| same_account(to, account)) {
             return Answer::PASS;
         }
-        let mut others = passage.services.online(account);
-        others.retain(|other| other.sid != sender.sid());
-        if others.is_empty() || !is_eligible(message, Side::Sent) {
+        if passage.services.has_only(account, Some(sender.sid())) || !is_eligible(message, Side::Sent) {
             return Answer::PASS;
         }
+        let mut others = passage.services.online(account);
+        others.retain(|other| other.sid != sender.sid());
         self.remember(sender, message);
         match &passage.archived {
             // XEP-0313, 3.4.
@@ -205,10 +205,10 @@ impl Arriving for Carbons {
         if passage.again {
             return Answer::PASS;
         }
-        let mut others = passage.services.online(account);
-        if others.len() < 2 && !passage.offline {
+        if !passage.offline && passage.services.has_only(account, None) {
             return Answer::PASS;
         }
+        let mut others = passage.services.online(account);
         let Some(receivers) = receivers(message, &others) else { return Answer::PASS };
         let from = message.head.from.as_ref().map(Jid::as_str);
         others.retain(|other| !receivers.contains(&other.sid) && from != Some(other.jid.as_str()));

@@ -11,6 +11,7 @@ use std::{
         mpsc,
     },
     thread,
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
@@ -27,6 +28,8 @@ pub(crate) const HEAD: usize = 9;
 pub(crate) const RECORD_MAX: usize = 256 << 20;
 /// How many writes share one sync at most.
 const GROUP_MAX: usize = 1024;
+/// How long what nobody waits for gathers before it is written.
+const GATHER: Duration = Duration::from_millis(10);
 /// A segment is filled with zeros up to a multiple of this, in bytes: a sync that does not change the length of a
 /// file spares the file system a transaction.
 const FILL: u64 = 256 << 10;
@@ -238,6 +241,10 @@ pub(crate) fn writer(
     let (jobs, queue) = mpsc::channel::<Job>();
     let thread = thread::Builder::new().name(format!("log-{name}")).spawn(move || {
         while let Ok(first) = queue.recv() {
+            if matches!(first, Job::Write { done: Done::Written(_), .. }) {
+                // Nobody waits for it: while this thread sleeps it need not be woken for each of the next.
+                thread::sleep(GATHER);
+            }
             let mut group = vec![first];
             group.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(GROUP_MAX));
             writer.run(group);
