@@ -78,6 +78,20 @@ impl Link {
 
     /// As [`Link::log_in`], from the stream header on.
     pub async fn authenticate(&mut self, user: &str, password: &str, resource: &str) -> Result<()> {
+        self.prove(user, password).await?;
+        self.write(&format!(
+            "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>{resource}</resource></bind></iq>"
+        ))
+        .await?;
+        let bound = self.until("</iq>").await?;
+        if !bound.contains(resource) {
+            bail!("failed to bind `{resource}`: {bound}");
+        }
+        Ok(())
+    }
+
+    /// From the first stream header to the features of the second one (SCRAM-SHA-1).
+    pub async fn prove(&mut self, user: &str, password: &str) -> Result<()> {
         self.write(HEADER).await?;
         self.until("</stream:features>").await?;
         let first = scram::first(user);
@@ -96,14 +110,6 @@ impl Link {
         self.until("</success>").await?;
         self.write(HEADER).await?;
         self.until("</stream:features>").await?;
-        self.write(&format!(
-            "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>{resource}</resource></bind></iq>"
-        ))
-        .await?;
-        let bound = self.until("</iq>").await?;
-        if !bound.contains(resource) {
-            bail!("failed to bind `{resource}`: {bound}");
-        }
         Ok(())
     }
 

@@ -1,12 +1,13 @@
 //! Measures what a chat message, a login and an idle session cost the server, from the kernel's accounting.
 //!
-//! `cargo run --release -p tests --bin bench -- [chat|nodes|login|floor|idle|guess|bigroster|soak|storm]... [--binary PATH] [--logins N]
+//! `cargo run --release -p tests --bin bench -- [chat|nodes|login|floor|idle|guess|bigroster|soak|storm|extras]... [--binary PATH] [--logins N]
 //! [--at-once N] [--rounds N] [--cycles N] [--messages N] [--seed N] [--last-stage NAME]` prints one line per figure. Every message
 //! is numbered and checked for loss, duplicates and order. `guess` tries to tell from the time of an answer whether
 //! an account exists, `soak` lets crowds come and go, `storm` lets one come all at once, `nodes` compares clusters of one to three
 //! nodes; they are only done where they are asked for.
 
 mod bigroster;
+mod extras;
 mod floor;
 mod guess;
 mod link;
@@ -91,11 +92,10 @@ async fn main() -> Result<()> {
                 return storm::crowd(&address, storm::Storm { logins: count, at_once, rounds: 1 }).await;
             }
             floor::SERVER => return floor::serve().await,
-            "chat" | "nodes" | "login" | "floor" | "idle" | "guess" | "bigroster" | "soak" | "storm" => {
-                wanted.push(arg)
-            }
+            "chat" | "nodes" | "login" | "floor" | "idle" | "guess" | "bigroster" | "soak" | "storm"
+            | "extras" => wanted.push(arg),
             _ => bail!(
-                "unknown argument `{arg}`: expected `chat`, `nodes`, `login`, `floor`, `idle`, `guess`, `bigroster`, `soak`, `storm`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--rounds`, `--cycles`, `--messages`, `--seed` with a number"
+                "unknown argument `{arg}`: expected `chat`, `nodes`, `login`, `floor`, `idle`, `guess`, `bigroster`, `soak`, `storm`, `extras`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--rounds`, `--cycles`, `--messages`, `--seed` with a number"
             ),
         }
     }
@@ -126,6 +126,9 @@ async fn main() -> Result<()> {
     }
     if wanted.iter().any(|w| w == "nodes") {
         nodes::run(&binary, Load { count: NODES_MESSAGES, rounds: logins.rounds, at_once: 1 }).await?;
+    }
+    if wanted.iter().any(|w| w == "extras") {
+        extras::run(&binary, BASE_PORT + 300, logins).await?;
     }
     // It is about the machine as much as about the server.
     if wanted.iter().any(|w| w == "storm") {
