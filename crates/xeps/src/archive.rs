@@ -1,11 +1,13 @@
 //! [XEP-0313]: Message Archive Management. What a user sends and receives is kept, and all of their devices can read it.
 //!
 //! Left out: group chat (`#groupchat-field`), which rooms archive; nodes; counts of pages, for which nobody goes through an
-//! archive; advanced preferences by a command.
+//! archive; advanced preferences by a command. XEP-0424 without what waits for a user who is away, who gets the message and
+//! its retraction, and without corrections of a message, which are messages of their own.
 
 mod entries;
 mod preferences;
 mod query;
+mod retraction;
 mod sweep;
 mod writer;
 
@@ -25,6 +27,7 @@ use self::entries::{Archived, Entry};
 pub use self::preferences::Policy;
 use self::preferences::Preferences;
 use self::query::Reader;
+use self::retraction::{RETRACT, TOMBSTONE};
 use self::sweep::Limits;
 use self::writer::Writer;
 use crate::carbons::{is_carbon, receivers};
@@ -86,9 +89,16 @@ impl Module for Archive {
                     version: "0.2.0",
                     status: Status::Experimental,
                 },
+                Xep {
+                    number: 424,
+                    title: "Message Retraction",
+                    version: "0.4.2",
+                    status: Status::Proposed,
+                },
                 Xep { number: 59, title: "Result Set Management", version: "1.0", status: Status::Stable },
             ],
-            account_features: &[MAM, EXTENDED],
+            host_features: &[RETRACT, TOMBSTONE],
+            account_features: &[MAM, EXTENDED, RETRACT, TOMBSTONE],
             ..Card::new(NAME, "Keeps the messages of each account and lets its devices read them.")
         }
     }
@@ -217,7 +227,13 @@ impl Archive {
     fn archive(&self, passage: &mut Passage, due: Due) {
         let id = self.writer.id(&*passage.services);
         let message = Archived { stanza: Kept::of(&passage.stanza), incoming: due.incoming };
-        let entry = Entry { account: due.account.clone(), id, message, underway: passage.underway.clone() };
+        let entry = Entry {
+            account: due.account.clone(),
+            id,
+            message,
+            underway: passage.underway.clone(),
+            retracts: retraction::is_one(&passage.stanza),
+        };
         if !self.writer.append(&passage.services, entry) {
             return;
         }
@@ -259,7 +275,7 @@ fn is_worth_it(message: &Stanza) -> bool {
         return false;
     }
     // An element's name cannot be written in another way, a namespace can.
-    let tells = ["<body", ":body", "received", "displayed", "acknowledged", "store"];
+    let tells = ["<body", ":body", "received", "displayed", "acknowledged", "store", "retract"];
     if !mentions(message, &tells) {
         return false;
     }
@@ -274,6 +290,8 @@ fn is_worth_it(message: &Stanza) -> bool {
     let tells = |child: &minidom::Element| match child.name() {
         "body" => child.has_ns(stanza::ns::CLIENT),
         "received" => child.has_ns("urn:xmpp:receipts") || child.has_ns("urn:xmpp:chat-markers:0"),
+        // XEP-0424, 5: a retraction is kept, whatever becomes of what it takes back.
+        "retract" => child.has_ns(RETRACT),
         "displayed" | "acknowledged" => child.has_ns("urn:xmpp:chat-markers:0"),
         _ => false,
     };

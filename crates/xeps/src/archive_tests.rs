@@ -306,6 +306,8 @@ fn what_is_archived() {
         ("chat", "<received xmlns='urn:xmpp:receipts' id='1'/>".to_owned(), true),
         ("chat", "<request xmlns='urn:xmpp:receipts'/>".to_owned(), false),
         ("chat", "<displayed xmlns='urn:xmpp:chat-markers:0' id='1'/>".to_owned(), true),
+        ("chat", format!("<retract xmlns='{RETRACT}' id='1'/>"), true),
+        ("chat", "<retract xmlns='urn:xmpp:message-retract:0' id='1'/>".to_owned(), false),
         ("chat", "<markable xmlns='urn:xmpp:chat-markers:0'/>".to_owned(), false),
         ("chat", "<x xmlns='urn:example'><message><body>x</body></message></x>".to_owned(), false),
     ] {
@@ -313,6 +315,120 @@ fn what_is_archived() {
         assert_eq!(is_worth_it(&parse(&xml)), is, "{xml}");
     }
     assert!(!is_worth_it(&parse("<presence><body>x</body></presence>")));
+}
+
+/// The bodies of the messages of an archive, as they are kept.
+async fn kept(client: &Client) -> Vec<String> {
+    client.hears();
+    client.send(&format!("<iq type='set' id='q'><query xmlns='{MAM}'/></iq>")).await;
+    let heard = client.hears_stanzas();
+    let messages = heard.iter().filter_map(|heard| heard.child("result", MAM));
+    messages
+        .map(|result| {
+            let message = result.get_child("forwarded", crate::forwarded::NS).unwrap();
+            let message = message.get_child("message", stanza::ns::CLIENT).unwrap();
+            let inside = Stanza::from_element(message).unwrap();
+            format!("{} {}", message.attr("id").unwrap_or("-"), String::from_utf8_lossy(inside.body()))
+        })
+        .collect()
+}
+
+fn retract(to: &str, own: &str, id: &str) -> String {
+    format!("<message type='chat' to='{to}' {own}><retract xmlns='{RETRACT}' id='{id}'/></message>")
+}
+
+#[test]
+fn what_its_sender_retracts_is_a_tombstone_on_both_sides() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.online("alice@localhost/phone").await;
+        let bob = bench.online_at(1, "bob@localhost/phone").await;
+        let chat = |id: &str| {
+            format!(
+                "<message type='chat' to='bob@localhost' id='{id}'><body>secret</body>\
+                 <origin-id xmlns='urn:xmpp:sid:0' id='{id}'/></message>"
+            )
+        };
+        alice.send(&chat("m1")).await;
+        alice.send(&chat("m2")).await;
+        bench.advance(Duration::from_secs(60));
+        // From another device at another node.
+        let tablet = bench.online_at(2, "alice@localhost/tablet").await;
+        tablet.send(&retract("bob@localhost/phone", "id='r1'", "m1")).await;
+        while bench.wait().await > 0 {}
+        let tombstone =
+            format!("m1 <retracted xmlns='{RETRACT}' id='r1' stamp='2026-01-01T00:01:00.000000Z'/>");
+        for client in [&alice, &bob] {
+            let kept = kept(client).await;
+            assert_eq!(kept[0], tombstone);
+            assert!(kept[1].starts_with("m2 <body>secret</body>"), "{kept:?}");
+            assert_eq!(kept[2], format!("r1 <retract xmlns='{RETRACT}' id='m1'/>"));
+        }
+        // The first tombstone stays, and so does the retraction itself.
+        tablet.send(&retract("bob@localhost", "id='r2'", "m1")).await;
+        tablet.send(&retract("bob@localhost", "id='r3'", "r1")).await;
+        while bench.wait().await > 0 {}
+        for client in [&alice, &bob] {
+            let kept = kept(client).await;
+            assert_eq!(kept[0], tombstone);
+            assert!(kept[2].starts_with("r1 <retract "), "{kept:?}");
+        }
+        // What is said to oneself too; by its id, of several the last one before.
+        for body in ["one", "two"] {
+            alice
+                .send(&format!("<message to='alice@localhost' id='n'><body>{body}</body></message>"))
+                .await;
+        }
+        alice.send(&retract("alice@localhost", "id='r4'", "n")).await;
+        let kept = kept(&alice).await;
+        assert!(kept.iter().any(|kept| kept.contains("<body>one</body>")), "{kept:?}");
+        assert!(!kept.iter().any(|kept| kept.contains("<body>two</body>")), "{kept:?}");
+        assert!(kept.iter().any(|kept| kept.starts_with("n <retracted ") && kept.contains("id='r4'")));
+    });
+}
+
+#[test]
+fn nobody_else_retracts_a_message() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.online("alice@localhost/phone").await;
+        let bob = bench.online_at(1, "bob@localhost/phone").await;
+        let eve = bench.online_at(2, "eve@localhost/phone").await;
+        let chat = "<message type='chat' to='bob@localhost' id='m1'><body>mine</body></message>";
+        alice.send(chat).await;
+        // The receiver, a third one, one without an id of its own, one of nothing, one in another namespace, one that
+        // is not to be kept.
+        bob.send(&retract("alice@localhost", "id='r1'", "m1")).await;
+        eve.send(&retract("bob@localhost", "id='r2'", "m1")).await;
+        alice.send(&retract("bob@localhost", "", "m1")).await;
+        alice.send(&retract("bob@localhost", "id='r3'", "")).await;
+        alice.send(&retract("bob@localhost", "id='r4'", "m1").replace(":1'", ":0'")).await;
+        let hint = "<no-store xmlns='urn:xmpp:hints'/></message>";
+        alice.send(&retract("bob@localhost", "id='r5'", "m1").replace("</message>", hint)).await;
+        while bench.wait().await > 0 {}
+        for client in [&alice, &bob] {
+            assert_eq!(kept(client).await[0], "m1 <body>mine</body>");
+        }
+    });
+}
+
+#[test]
+fn a_message_that_another_node_has_not_written_yet_is_retracted_later() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.online("alice@localhost/phone").await;
+        let tablet = bench.online_at(1, "alice@localhost/tablet").await;
+        let bob = bench.online_at(2, "bob@localhost/phone").await;
+        let chat = "<message type='chat' to='bob@localhost' id='m1'><body>mine</body></message>";
+        alice.send(chat).await;
+        tablet.send(&retract("bob@localhost", "id='r1'", "m1")).await;
+        // Which has read of its own node only.
+        assert_eq!(kept(&tablet).await.len(), 1);
+        while bench.wait().await > 0 {}
+        for client in [&alice, &bob] {
+            assert!(kept(client).await[0].starts_with("m1 <retracted "));
+        }
+    });
 }
 
 #[test]

@@ -67,6 +67,10 @@ impl Kept {
         self.to.as_deref()
     }
 
+    pub fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
     /// About how many bytes it takes.
     pub fn size(&self) -> usize {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);

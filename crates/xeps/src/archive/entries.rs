@@ -3,7 +3,7 @@
 use hooks::Underway;
 use jid::{BareJid, Jid};
 use serde::{Deserialize, Serialize};
-use store::{Batch, Key, Stored, Table};
+use store::{Batch, Key, Stored, Table, record};
 
 use crate::kept::Kept;
 use crate::rosters::partition;
@@ -100,11 +100,27 @@ impl Archived {
 pub struct With {
     /// The mark of their full address, to pass over others without reading them.
     pub full: u64,
+    /// The mark of the id that its sender gave the message; `None`: whoever looks for one reads the message.
+    pub named: Option<u64>,
+}
+
+mod v1 {
+    #[derive(serde::Serialize, serde::Deserialize)]
+    pub struct With {
+        pub full: u64,
+    }
 }
 
 impl Stored for With {
     const TABLE: Table = Table("archive_with");
-    const SCHEMA: u8 = 1;
+    const SCHEMA: u8 = 2;
+
+    fn migrate(schema: u8, bytes: &[u8]) -> Option<With> {
+        match schema {
+            1 => record::postcard::<v1::With>(bytes).map(|old| With { full: old.full, named: None }),
+            _ => None,
+        }
+    }
 }
 
 /// A number for an address, the same at every node and in every version (FNV-1a). Two may have the same, so whoever finds a
@@ -115,7 +131,8 @@ pub fn mark(address: &str) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn bare(address: &str) -> &str {
+/// The address without its resource.
+pub fn bare(address: &str) -> &str {
     address.split('/').next().unwrap_or(address)
 }
 
@@ -140,6 +157,8 @@ pub struct Entry {
     /// The sender's client hears that the message is handled once it is written (XEP-0198, 4).
     #[expect(dead_code, reason = "its end is what counts")]
     pub underway: Option<Underway>,
+    /// It takes back another one, which is looked for once this one is written.
+    pub retracts: bool,
 }
 
 impl Entry {
@@ -150,8 +169,9 @@ impl Entry {
     /// Adds what it writes.
     pub fn put(&self, batch: Batch) -> Batch {
         let with = self.message.with();
+        let named = self.message.stanza.id().unwrap_or_default();
         let batch = batch.put(self.id.key(), &self.message);
-        batch.put(with_key(with, self.id), &With { full: mark(with) })
+        batch.put(with_key(with, self.id), &With { full: mark(with), named: Some(mark(named)) })
     }
 
     pub fn batch(&self) -> Batch {
@@ -184,6 +204,13 @@ mod tests {
         }
         assert_eq!(id_of_with_key(&with_key("a@b/c", id)), Some(id));
         assert_eq!(with_key("a@b/c", id), with_key("a@b", id));
+    }
+
+    #[test]
+    fn a_row_of_an_older_version_is_read() {
+        let old = store::record::decode::<With>(&[1, 7]);
+        assert_eq!(old, Ok(With { full: 7, named: None }));
+        assert_eq!(store::record::encode(&With { full: 7, named: Some(9) }), [2, 7, 1, 9]);
     }
 
     #[test]

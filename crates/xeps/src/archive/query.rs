@@ -180,7 +180,7 @@ impl Reader<'_> {
             return Err(bad_request("an archive is read by a session").into());
         };
         // What this node has not written yet is a part of the archive.
-        self.writer.flush(&**self.services).await?;
+        self.writer.settle(self.services, self.account).await?;
         let page = self.page(&query).await?;
         let fin = self.fin(&page);
         self.tell(passage, to, &query, page).await;

@@ -13,6 +13,7 @@ use store::{Batch, StoreError};
 
 use super::NAME;
 use super::entries::{Entry, Id};
+use super::retraction::Retractions;
 use super::sweep;
 
 /// The most messages that are written at a time.
@@ -44,6 +45,7 @@ pub struct Writer {
     /// Accounts whose archives are to be looked at for what is to go.
     swept: Mutex<Vec<BareJid>>,
     limits: sweep::Limits,
+    retractions: Retractions,
 }
 
 impl Writer {
@@ -55,6 +57,7 @@ impl Writer {
             lost: AtomicU64::new(0),
             swept: Mutex::default(),
             limits,
+            retractions: Retractions::default(),
         }
     }
 
@@ -89,6 +92,17 @@ impl Writer {
             services.later(Duration::ZERO, self.clone().drain(services.clone(), 0));
         }
         true
+    }
+
+    /// As [`Writer::flush`], and what an account has been told to take back is taken back: its archive as this node
+    /// knows it.
+    ///
+    /// # Errors
+    /// As of [`Writer::flush`].
+    pub async fn settle(&self, services: &Arc<dyn Services>, account: &BareJid) -> Result<(), StoreError> {
+        self.flush(&**services).await?;
+        self.retractions.settle(services, account).await;
+        Ok(())
     }
 
     /// Writes all that waits now.
@@ -138,6 +152,19 @@ impl Writer {
                 for account in swept {
                     sweep::soon(&services, account, self.limits);
                 }
+                if self.retractions.begin() {
+                    services.later(Duration::ZERO, self.clone().retract(services.clone()));
+                }
+            }
+        })
+    }
+
+    /// Takes back what is to be taken back, one account after the other.
+    fn retract(self: Arc<Self>, services: Arc<dyn Services>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            while let Some(account) = self.retractions.next() {
+                self.retractions.settle(&services, &account).await;
+                services.pause().await;
             }
         })
     }
@@ -182,6 +209,7 @@ impl Writer {
         while !taken.entries.is_empty() {
             match services.store().commit(batches(&taken.entries)).await {
                 Ok(_) => {
+                    self.retractions.note(taken.entries.iter().filter(|entry| entry.retracts));
                     let is_swept = |entry: &Entry| entry.id.chance().is_multiple_of(SWEEP_EVERY);
                     self.swept
                         .lock()
