@@ -70,6 +70,7 @@ struct State {
     late: Option<oneshot::Receiver<()>>,
 }
 
+#[derive(Clone)]
 struct Row {
     node: usize,
     view: Arc<SessionView>,
@@ -420,7 +421,8 @@ impl Node {
         let account = to.to_bare();
         // As the real server does: a message that cannot be delivered straight passes the handlers after all.
         let again = how != How::Normal;
-        if again && !(stanza.head.kind == Kind::Message && self.nobody_for(&account, &stanza)) {
+        let is_answer = to.is_bare() && matches!(stanza.iq_type(), Ok(IqType::Result | IqType::Error));
+        if again && !is_answer && !(stanza.head.kind == Kind::Message && self.nobody_for(&account, &stanza)) {
             return self.deliver_to(&stanza, &account, None).await;
         }
         if stanza.head.kind == Kind::Iq && to.is_bare() {
@@ -514,14 +516,14 @@ impl Node {
         let to = stanza.head.to.as_ref().expect("a stanza that arrives has a receiver");
         let exact = |row: &Row| to.is_full() && row.view.jid().as_str() == to.as_str();
         let here = |row: &Row| row.view.account() == account && only.is_none_or(|only| only == row.node);
-        let reached = {
+        // Handed over without the lock: handlers may ask the server something.
+        let chosen: Vec<Row> = {
             let state = self.shared.state.lock();
             let rows: Vec<&Row> = state.rows.iter().filter(|row| here(row)).collect();
             // RFC 6121, 8.5.2.1.1: the most available ones.
             let best = rows.iter().filter_map(|row| row.priority).filter(|priority| *priority >= 0).max();
             if let Some(row) = rows.iter().find(|row| exact(row)) {
-                self.hand(row, stanza);
-                true
+                vec![(*row).clone()]
             } else {
                 let wants = |row: &Row| match stanza.head.kind {
                     Kind::Iq => false,
@@ -538,11 +540,11 @@ impl Node {
                         MessageType::Groupchat | MessageType::Error => false,
                     },
                 };
-                let wanted: Vec<&&Row> = rows.iter().filter(|row| wants(row)).collect();
-                wanted.iter().for_each(|row| self.hand(row, stanza));
-                !wanted.is_empty()
+                rows.iter().filter(|row| wants(row)).map(|row| (*row).clone()).collect()
             }
         };
+        chosen.iter().for_each(|row| self.hand(row, stanza));
+        let reached = !chosen.is_empty();
         let silent = match stanza.head.kind {
             Kind::Presence => true,
             Kind::Iq => false,
@@ -553,9 +555,16 @@ impl Node {
         }
     }
 
+    fn row(&self, sid: Sid) -> Option<Row> {
+        self.shared.state.lock().rows.iter().find(|row| row.view.sid() == sid).cloned()
+    }
+
     /// Steps 11 and 12: the delivering handlers of the session's own node, then the record.
     fn hand(&self, row: &Row, stanza: &Stanza) {
         let Some(node) = self.peer(row.node) else { return };
+        if row.view.is_waiting() {
+            node.registry.awaiting(&row.view, stanza);
+        }
         let mut stanza = stanza.clone();
         if node.registry.delivering(&row.view, &mut stanza).is_pass() {
             row.heard.lock().push(stanza);
@@ -646,11 +655,8 @@ impl Services for Node {
 
     fn route_kept(&self, stanza: Stanza, session: Sid, kept: Arc<dyn Kept>) -> BoxFuture<'_, ()> {
         async move {
-            let is_there = {
-                let state = self.shared.state.lock();
-                let row = state.rows.iter().find(|row| row.view.sid() == session);
-                row.inspect(|row| Node::hand(self, row, &stanza)).is_some()
-            };
+            let row = self.row(session);
+            let is_there = row.inspect(|row| Node::hand(self, row, &stanza)).is_some();
             if !is_there {
                 return kept.returned().await;
             }
@@ -678,9 +684,8 @@ impl Services for Node {
     }
 
     fn hand(&self, session: &SessionView, stanza: Stanza) {
-        let state = self.shared.state.lock();
-        if let Some(row) = state.rows.iter().find(|row| row.view.sid() == session.sid()) {
-            Node::hand(self, row, &stanza);
+        if let Some(row) = self.row(session.sid()) {
+            Node::hand(self, &row, &stanza);
         }
     }
 

@@ -11,6 +11,7 @@ pub enum Status {
     Historical,
     Deprecated,
     Obsolete,
+    Deferred,
 }
 
 impl Status {
@@ -25,6 +26,7 @@ impl Status {
             Status::Historical => "Historical",
             Status::Deprecated => "Deprecated",
             Status::Obsolete => "Obsolete",
+            Status::Deferred => "Deferred",
         }
     }
 }

@@ -44,6 +44,12 @@ pub trait Holding: Send + Sync + 'static {
     fn holding(&self, session: &SessionView, stanza: &Stanza) -> Option<String>;
 }
 
+/// Sees what comes for a session whose connection is lost, and what its client has not acknowledged of what came before
+/// (XEP-0198). Must not wait for anything.
+pub trait Awaiting: Send + Sync + 'static {
+    fn awaiting(&self, session: &SessionView, stanza: &Stanza);
+}
+
 /// To whom an iq is addressed that the server answers itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Addressee {

@@ -9,8 +9,8 @@ use stanza::Stanza;
 
 use crate::card::Card;
 use crate::module::{
-    Addressee, Answering, Arriving, Delivering, Following, Forgetting, Greeting, Holding, Leaving, Module,
-    Moving, Offer, Offering, SessionEvent, Speaking, Stranger,
+    Addressee, Answering, Arriving, Awaiting, Delivering, Following, Forgetting, Greeting, Holding, Leaving,
+    Module, Moving, Offer, Offering, SessionEvent, Speaking, Stranger,
 };
 use crate::passage::Passage;
 use crate::services::Services;
@@ -93,6 +93,7 @@ pub struct Hooks {
     arriving: Vec<(Step, Plugged<dyn Arriving>)>,
     delivering: Vec<(Step, Plugged<dyn Delivering>)>,
     holding: Vec<Plugged<dyn Holding>>,
+    awaiting: Vec<Plugged<dyn Awaiting>>,
     answering: HashMap<(Addressee, String), Plugged<dyn Answering>>,
     greeting: HashMap<String, Plugged<dyn Greeting>>,
     offering: Vec<Plugged<dyn Offering>>,
@@ -122,6 +123,11 @@ impl Hooks {
     pub fn holding(&mut self, handler: Arc<dyn Holding>) {
         let plugged = self.plugged(handler);
         self.holding.push(plugged);
+    }
+
+    pub fn awaiting(&mut self, handler: Arc<dyn Awaiting>) {
+        let plugged = self.plugged(handler);
+        self.awaiting.push(plugged);
     }
 
     /// Claims iqs to `addressee` whose payload is in `namespace`.
@@ -283,6 +289,15 @@ impl Registry {
         })
     }
 
+    /// Shows what comes for a session that waits for its client; awaits nothing.
+    pub fn awaiting(&self, session: &SessionView, stanza: &Stanza) {
+        let host = Some(session.account().domain().as_str());
+        for plugged in self.hooks.awaiting.iter().filter(|plugged| plugged.is_on(host)) {
+            let _blame = Blame { module: plugged.module, hook: "awaiting" };
+            plugged.handler.awaiting(session, stanza);
+        }
+    }
+
     /// Answers an iq of type get or set for a host or, where `passage.account` is set, for that
     /// account. `None`: nobody claimed its namespace.
     pub async fn answer(&self, passage: &mut Passage) -> Option<Reply> {
@@ -398,6 +413,9 @@ impl Registry {
         }
         for plugged in &hooks.holding {
             add("Holding", String::new(), plugged.module);
+        }
+        for plugged in &hooks.awaiting {
+            add("Awaiting", String::new(), plugged.module);
         }
         let mut claims: Vec<_> = hooks.answering.iter().collect();
         claims.sort_by_key(|((addressee, namespace), _)| (*addressee as u8, namespace.clone()));

@@ -32,6 +32,7 @@ pub struct SessionView {
     priority: AtomicI16,
     interested: AtomicBool,
     inactive: AtomicBool,
+    waiting: AtomicBool,
     directed: Mutex<HashSet<Jid>>,
     notes: Notes,
 }
@@ -49,6 +50,7 @@ impl SessionView {
             priority: AtomicI16::new(NOT_AVAILABLE),
             interested: AtomicBool::new(false),
             inactive: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
             directed: Mutex::new(HashSet::new()),
             notes: Notes::default(),
         }
@@ -124,6 +126,16 @@ impl SessionView {
     /// The client says whether anybody looks at it.
     pub fn set_inactive(&self, inactive: bool) {
         self.inactive.store(inactive, Ordering::Release);
+    }
+
+    /// Whether the connection is lost and the session waits for its client (XEP-0198).
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Acquire)
+    }
+
+    /// Notes whether it does.
+    pub fn set_waiting(&self, waiting: bool) {
+        self.waiting.store(waiting, Ordering::Release);
     }
 
     /// Remembers a receiver of directed presence (RFC 6121, 4.6.3), at most `max` of them.

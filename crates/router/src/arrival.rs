@@ -7,12 +7,12 @@ use std::sync::Arc;
 use cluster::{Incarnation, NodeId, Row, Sid};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use hooks::{Passage, Reply, Services, Verdict};
+use hooks::{Passage, Reply, Services, SessionView, Verdict};
 use jid::{BareJid, Jid};
-use stanza::{Condition, Kind, MessageType, PresenceType, Stanza, StanzaError};
+use stanza::{Condition, IqType, Kind, MessageType, PresenceType, Stanza, StanzaError};
 
 use crate::decision::{Address, Decision, Receiver, Subject, decide};
-use crate::mailboxes::Delivery;
+use crate::mailboxes::{Delivery, Slot};
 use crate::metrics::{Fate, one};
 use crate::queues::{Line, Work};
 use crate::router::Router;
@@ -33,6 +33,13 @@ pub(crate) fn subject(stanza: &Stanza) -> Result<Subject, StanzaError> {
         Kind::Presence => Subject::Presence(stanza.presence_type()?),
         Kind::Iq => Subject::Iq(stanza.iq_type()?),
     })
+}
+
+/// Whether it answers a request that a module has made in the name of an account: for nobody's session, and for nobody
+/// but the module.
+fn is_answer_to_account(subject: Subject, transit: &Transit) -> bool {
+    matches!(subject, Subject::Iq(IqType::Result | IqType::Error))
+        && transit.stanza.head.to.as_ref().is_some_and(Jid::is_bare)
 }
 
 /// Whether `to` names one of the resources.
@@ -58,7 +65,7 @@ impl Router {
         transit: Transit,
         rows: Vec<Row>,
     ) {
-        if transit.stage == Stage::Past {
+        if transit.stage == Stage::Past && !is_answer_to_account(subject, &transit) {
             match self.decide(subject, account, &transit, &rows, true) {
                 Decision::Deliver(chosen) => return self.hand_over(account, transit, rows, chosen),
                 Decision::Bounce(condition) => return self.bounce(transit, StanzaError::new(condition)),
@@ -98,7 +105,7 @@ impl Router {
         transit: Transit,
         rows: Vec<Row>,
     ) {
-        if transit.stage == Stage::Past {
+        if transit.stage == Stage::Past && !is_answer_to_account(subject, &transit) {
             let decision = self.decide(subject, account, &transit, &rows, true);
             if !matches!(decision, Decision::Keep | Decision::Answer) {
                 return self.begin(account, subject, transit, rows);
@@ -179,7 +186,8 @@ impl Router {
         };
         let there = self.decide(subject, &account, &transit, &rows, true);
         let same = nobody && there == self.decide(subject, &account, &transit, &rows, false);
-        if same && (matches!(subject, Subject::Iq(_)) || matches!(there, Decision::Bounce(_))) {
+        let is_answer = is_answer_to_account(subject, &transit);
+        if same && !is_answer && (matches!(subject, Subject::Iq(_)) || matches!(there, Decision::Bounce(_))) {
             // Whether the account exists changes nothing, so nobody looks: the same answer after the same time.
             return self.end(&account, subject, transit, rows, there).await;
         }
@@ -361,7 +369,7 @@ impl Router {
                 attempts,
                 ..Delivery::new(stanza.clone())
             };
-            match slot.map(|slot| self.mailboxes.deliver(&slot, delivery)) {
+            match slot.map(|slot| self.deliver(&slot, delivery)) {
                 Some(Ok(())) => {
                     reached += 1;
                     self.counters.count(kind, Fate::Delivered);
@@ -399,6 +407,25 @@ impl Router {
                 ..Transit::new(again.stanza.clone(), Stage::Past)
             };
             self.relay(account, copy, node, incarnation, &sids);
+        }
+    }
+
+    /// Puts a delivery into the mailbox of a session; modules see it where that one waits for its client.
+    pub(crate) fn deliver(&self, slot: &Slot, delivery: Delivery) -> Result<(), Delivery> {
+        let missed = slot.view.is_waiting().then(|| delivery.stanza.clone());
+        self.mailboxes.deliver(slot, delivery)?;
+        if let Some(stanza) = missed {
+            self.show_awaiting(&slot.view, &stanza);
+        }
+        Ok(())
+    }
+
+    /// Shows modules what a session waits with for its client.
+    pub fn show_awaiting(&self, session: &SessionView, stanza: &Stanza) {
+        let shown = AssertUnwindSafe(|| self.registry.awaiting(session, stanza));
+        if std::panic::catch_unwind(shown).is_err() {
+            // The registry named the module; the session has its stanza.
+            one(&self.counters.panics);
         }
     }
 

@@ -63,7 +63,7 @@ impl Services for Router {
         let kind = stanza.head.kind;
         // One of several: should the session end before it is written, no other session is to have it.
         let delivery = Delivery { one_of_several: true, attempts: 1, ..Delivery::new(Arc::new(stanza)) };
-        if self.mailboxes.deliver(&slot, delivery).is_ok() {
+        if self.deliver(&slot, delivery).is_ok() {
             self.counters.count(kind, Fate::Delivered);
         }
     }

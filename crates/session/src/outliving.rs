@@ -177,6 +177,11 @@ pub(crate) async fn wait(
     let mut is_moved = false;
     if !matches!(outcome, Outcome::Yielded) {
         world.counters.detached.add(1);
+        session.view.set_waiting(true);
+        // What the client may not have had is what it misses.
+        for delivery in session.management.unacknowledged.iter().chain(&session.post.taken) {
+            world.router.show_awaiting(&session.view, &delivery.stanza);
+        }
         tracing::debug!(session = %session.view.jid(), outcome = outcome.name(), "a session waits for its client");
     }
     let ended = loop {
@@ -191,23 +196,30 @@ pub(crate) async fn wait(
             Outcome::Yielded => {
                 life.survive();
                 match yielding.take() {
-                    Some(Taker::Here(reply)) => match reply.send(session) {
-                        Ok(()) => {
-                            let _ = actor.try_send(Ended);
-                            return;
+                    Some(Taker::Here(reply)) => {
+                        session.view.set_waiting(false);
+                        match reply.send(session) {
+                            Ok(()) => {
+                                let _ = actor.try_send(Ended);
+                                return;
+                            }
+                            Err(back) => {
+                                // Whoever wanted it has gone, and may come again.
+                                session = back;
+                                session.view.set_waiting(true);
+                                line_up(world, &session, &actor, &yielding).await;
+                            }
                         }
-                        Err(back) => {
-                            // Whoever wanted it has gone, and may come again.
-                            session = back;
-                            line_up(world, &session, &actor, &yielding).await;
-                        }
-                    },
+                    }
                     Some(Taker::Peer { ask, reply }) => match give(world, session, &life, ask, reply).await {
                         Ok(()) => {
                             let _ = actor.try_send(Ended);
                             return;
                         }
-                        Err((back, None)) => session = back,
+                        Err((back, None)) => {
+                            session = back;
+                            session.view.set_waiting(true);
+                        }
                         Err((back, Some(outcome))) => {
                             session = back;
                             break outcome;

@@ -89,12 +89,7 @@ impl Module for Archive {
                     version: "0.2.0",
                     status: Status::Experimental,
                 },
-                Xep {
-                    number: 424,
-                    title: "Message Retraction",
-                    version: "0.4.2",
-                    status: Status::Proposed,
-                },
+                Xep { number: 424, title: "Message Retraction", version: "0.4.2", status: Status::Proposed },
                 Xep { number: 59, title: "Result Set Management", version: "1.0", status: Status::Stable },
             ],
             host_features: &[RETRACT, TOMBSTONE],

@@ -375,9 +375,7 @@ fn what_its_sender_retracts_is_a_tombstone_on_both_sides() {
         }
         // What is said to oneself too; by its id, of several the last one before.
         for body in ["one", "two"] {
-            alice
-                .send(&format!("<message to='alice@localhost' id='n'><body>{body}</body></message>"))
-                .await;
+            alice.send(&format!("<message to='alice@localhost' id='n'><body>{body}</body></message>")).await;
         }
         alice.send(&retract("alice@localhost", "id='r4'", "n")).await;
         let kept = kept(&alice).await;

@@ -26,6 +26,7 @@ use crate::pep::Pep;
 use crate::ping::Ping;
 use crate::presence::Presence;
 use crate::private::Private;
+use crate::push::Push;
 use crate::registration::Registration;
 use crate::reports::Reports;
 use crate::roster::RosterModule;
@@ -40,11 +41,11 @@ use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
     anonymous, archive, blocking, disco, external, last, multicast, offline, offline_filter, pep, presence,
-    private, registration, reports, rosters, storm, strangers, subscription, vcard, version,
+    private, push, registration, reports, rosters, storm, strangers, subscription, vcard, version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 29] = [
+pub const NAMES: [&str; 30] = [
     "storm",
     "anonymous",
     "blocking",
@@ -59,6 +60,7 @@ pub const NAMES: [&str; 29] = [
     "offline_filter",
     "archive",
     "carbons",
+    "push",
     "offline",
     "multicast",
     "private",
@@ -116,6 +118,7 @@ pub struct ModulesConfig {
     pub presence: presence::Config,
     pub offline_filter: offline_filter::Config,
     pub archive: archive::Config,
+    pub push: push::Config,
     pub offline: offline::Config,
     pub multicast: multicast::Config,
     pub private: private::Config,
@@ -190,6 +193,7 @@ impl ModulesConfig {
             "presence" => Box::new(&mut self.presence),
             "offline_filter" => Box::new(&mut self.offline_filter),
             "archive" => Box::new(&mut self.archive),
+            "push" => Box::new(&mut self.push),
             "offline" => Box::new(&mut self.offline),
             "multicast" => Box::new(&mut self.multicast),
             "private" => Box::new(&mut self.private),
@@ -248,6 +252,8 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("archive", Arc::new(Archive::new(config.archive.clone(), rosters.clone()))),
         // Before offline, which stops what it keeps: a session that the message itself is not for has its copy then.
         ("carbons", Arc::new(Carbons::default())),
+        // Before offline, which stops what it keeps: whose device is away hears of it.
+        ("push", Arc::new(Push::new(config.push.clone()))),
         // After everything that may answer or consume a message: it keeps what nobody else took.
         ("offline", Arc::new(Offline::new(config.offline.clone()))),
         // Behind archive and carbons: the other devices of its sender have it once.

@@ -6,7 +6,8 @@
 //!   [`presence`], [`offline`], [`forgeries`], [`carbons`], [`archive`].
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
-//! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at.
+//! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at; [`push`]: what
+//!   wakes a client that is away.
 //! - [`pep`]: what users publish, and who hears of it; [`pubsub`]: the engine below it.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
 //! - [`commands`]: what somebody may have a host do; [`administration`]: what admins may.
@@ -48,6 +49,7 @@ pub mod pep;
 pub mod ping;
 pub mod presence;
 pub mod private;
+pub mod push;
 pub mod pubsub;
 mod pushes;
 pub mod registration;

@@ -429,6 +429,8 @@ fn a_login_during_which_the_store_fails_gets_what_waits_a_while_later() {
             let (bench, engine) = unsure();
             let alice = bench.online("alice@localhost/phone").await;
             say(&alice, "bob@localhost", "one").await;
+            // What wakes clients that are away is not what this is about.
+            bench.wait().await;
             *engine.next.lock() = Some(fails);
             let bob = comes(&bench, 0, "phone").await;
             assert!(bodies(&bob).is_empty(), "nobody knows whether it is claimed");

@@ -14,7 +14,7 @@ pub struct Page {
 }
 
 /// What each hook is for, in the order in which a stanza meets them.
-const HOOKS: [(&str, &str); 11] = [
+const HOOKS: [(&str, &str); 12] = [
     ("Offering", "adds to the stream features"),
     ("Greeting", "answers requests in a namespace that it claimed, on a stream that nobody has logged in on"),
     ("Speaking", "takes elements on the stream that are no stanzas"),
@@ -22,6 +22,7 @@ const HOOKS: [(&str, &str); 11] = [
     ("Arriving", "sees what comes for an account, on the receiver's side, before it is delivered"),
     ("Delivering", "sees each stanza that is about to be written to one session"),
     ("Holding", "says which stanzas can wait while nobody looks at a client"),
+    ("Awaiting", "sees what comes for a session whose connection is lost and that waits for its client"),
     ("Answering", "answers requests in a namespace that it claimed, to a host or to an account"),
     ("Following", "is told when sessions are bound, become available or unavailable, or end"),
     ("Moving", "keeps something about a session that goes along when it is resumed at another node"),

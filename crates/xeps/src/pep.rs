@@ -16,6 +16,8 @@ mod requests;
 mod sessions;
 pub mod shown;
 
+pub(crate) use notify::random_id;
+
 use std::sync::{Arc, OnceLock};
 use std::time::UNIX_EPOCH;
 

@@ -147,13 +147,7 @@ impl Retractions {
     }
 
     /// Once more, when other nodes have written what they had.
-    fn try_again(
-        &self,
-        services: &Arc<dyn Services>,
-        account: &BareJid,
-        retraction: Retraction,
-        since: Id,
-    ) {
+    fn try_again(&self, services: &Arc<dyn Services>, account: &BareJid, retraction: Retraction, since: Id) {
         if self.again.fetch_add(1, Ordering::Relaxed) >= AGAIN_MAX {
             self.again.fetch_sub(1, Ordering::Relaxed);
             return;
@@ -232,14 +226,13 @@ impl Retraction {
         }
         let Some(stanza) = original.stanza() else { return Ok(true) };
         // A retraction stays, and so does the first tombstone.
-        let is_left = |child: &minidom::Element| child.is("retract", RETRACT) || child.is("retracted", RETRACT);
+        let is_left =
+            |child: &minidom::Element| child.is("retract", RETRACT) || child.is("retracted", RETRACT);
         if mentions(&stanza, &["retract"]) && stanza.dom().children().any(is_left) {
             return Ok(true);
         }
-        let tombstone = Archived {
-            stanza: Kept::of(&self.tombstone(&stanza)),
-            incoming: found.value.incoming,
-        };
+        let tombstone =
+            Archived { stanza: Kept::of(&self.tombstone(&stanza)), incoming: found.value.incoming };
         // What the limits of the archive take away meanwhile does not come back.
         let batch = Batch::new(partition).expect::<Archived>(id.key(), Expect::Version(found.version));
         store.commit_one(batch.put(id.key(), &tombstone)).await?;
