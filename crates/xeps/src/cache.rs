@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use hooks::Services;
+use bytes::Bytes;
+use hooks::{How, Services};
 use jid::BareJid;
 use parking_lot::Mutex;
+use stanza::address::same_account;
+use stanza::{Head, Kind, Stanza};
 use store::{StoreError, Stored};
 
 use crate::rosters::partition;
@@ -80,9 +83,39 @@ impl<T: Stored + Default> Cache<T> {
         drop(former);
     }
 
+    /// Forgets the value at every node with a session of the account: those that are elsewhere are told `changed`, which
+    /// [`is_change`] knows there.
+    pub async fn forget_everywhere(
+        &self,
+        services: &dyn Services,
+        account: &BareJid,
+        changed: &'static [u8],
+    ) {
+        // One that was bound before the change was written may have read what was before; it must be known here.
+        if let Err(error) = services.read_barrier().await {
+            tracing::debug!(%account, %error, "telling of a change without a read barrier");
+        }
+        self.forget(account);
+        for other in services.online(account).into_iter().filter(|other| !other.here) {
+            let head = Head {
+                from: Some(account.clone().into()),
+                to: Some(other.jid.into()),
+                ..Head::new(Kind::Message)
+            };
+            services.route(Stanza::new(head, Bytes::from_static(changed)), How::Direct).await;
+        }
+    }
+
     fn shard(&self, account: &BareJid) -> &Mutex<Shard<T>> {
         let mut hasher = DefaultHasher::new();
         account.hash(&mut hasher);
         &self.shards[hasher.finish() as usize % SHARDS]
     }
+}
+
+/// Whether it tells of a change: nobody else sends anything from the account itself.
+pub fn is_change(stanza: &Stanza, account: &BareJid, changed: &[u8]) -> bool {
+    stanza.head.kind == Kind::Message
+        && stanza.body() == changed
+        && stanza.head.from.as_ref().is_some_and(|from| from.is_bare() && same_account(from, account))
 }

@@ -9,6 +9,7 @@ use toml_edit::Value;
 use crate::administration::{self, Administration};
 use crate::anonymous::Anonymous;
 use crate::archive::Archive;
+use crate::avatars::Avatars;
 use crate::blocking::Blocking;
 use crate::blocklists::Blocklists;
 use crate::carbons::Carbons;
@@ -45,7 +46,7 @@ use crate::{
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 30] = [
+pub const NAMES: [&str; 31] = [
     "storm",
     "anonymous",
     "blocking",
@@ -54,6 +55,7 @@ pub const NAMES: [&str; 30] = [
     "roster",
     "strangers",
     "forgeries",
+    "avatars",
     "pep",
     "subscription",
     "presence",
@@ -217,9 +219,18 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let reports = Arc::new(Reports::new(config.reports.clone()));
     let blocking =
         Blocking::new(config.blocking.clone(), blocklists.clone(), rosters.clone(), reports.clone());
-    let nodes = Arc::new(pep::Core::new(&config.pep, rosters.clone(), blocklists.clone()));
+    let nodes = pep::Core::new(&config.pep, rosters.clone(), blocklists.clone());
+    let are_on_everywhere = |names: &[&str]| names.iter().all(|name| config.hosts_of(name).is_none());
+    let nodes = Arc::new(match are_on_everywhere(&["avatars", "pep", "vcard"]) {
+        true => {
+            let pictures = pep::avatars::Pictures::new(config.vcard.bytes_max, config.strangers.vcards);
+            nodes.with_pictures(pictures)
+        }
+        false => nodes,
+    });
     // Only where no account would say what it does not do.
     let bookmarks = config.hosts_of("pep").is_none().then(|| nodes.clone());
+    let pictures = nodes.pictures().is_some().then(|| nodes.clone());
     let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
         // Before all others: whoever storms costs nothing more.
         ("storm", Arc::new(Storm::new(config.storm.clone()))),
@@ -242,6 +253,8 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         // Behind roster, which tells a stranger more plainly what is not theirs to read.
         ("strangers", Arc::new(Strangers::new(config.strangers.clone(), rosters.clone()))),
         ("forgeries", Arc::new(Forgeries)),
+        // Before presence, by its step: what it keeps of a session speaks of the picture.
+        ("avatars", Arc::new(Avatars::new(nodes.clone()))),
         // Before subscription, which takes what is told of subscriptions: a new contact gets what was published.
         ("pep", Arc::new(Pep::new(nodes.clone()))),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
@@ -266,7 +279,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
             )),
         ),
         ("private", Arc::new(Private::new(config.private.clone(), bookmarks))),
-        ("vcard", Arc::new(VCard::new(config.vcard.clone()))),
+        ("vcard", Arc::new(VCard::new(config.vcard.clone(), pictures))),
         // Last of those who hear that a session has gone: what it writes keeps nobody waiting who is told of it.
         ("last", Arc::new(Last::new(config.last.clone(), rosters.clone()))),
         ("management", Arc::new(Management)),

@@ -8,7 +8,7 @@
 //!   last there.
 //! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at; [`push`]: what
 //!   wakes a client that is away.
-//! - [`pep`]: what users publish, and who hears of it; [`pubsub`]: the engine below it.
+//! - [`pep`]: what users publish, and who hears of it; [`avatars`]: their pictures; [`pubsub`]: the engine below it.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
 //! - [`commands`]: what somebody may have a host do; [`administration`]: what admins may.
 //! - [`external`]: STUN and TURN servers; [`multicast`]: one stanza to many.
@@ -27,6 +27,7 @@ pub mod blocking;
 mod blocklists;
 mod cache;
 pub mod archive;
+pub mod avatars;
 pub mod carbons;
 pub mod commands;
 pub mod disco;

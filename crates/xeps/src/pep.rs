@@ -6,8 +6,9 @@
 //!
 //! Left out: the address that an answer to a notification would go to (XEP-0163, 4.3.1); contacts at other servers, whom
 //! nothing reaches yet; options of subscriptions; several subscriptions of one address; collections; the server's part in XEP-0490 (it keeps what clients publish);
-//! bookmarks at the node of XEP-0048; pictures of vCards as avatars (XEP-0398).
+//! what a vCard of XEP-0292 has in common with one of XEP-0054.
 
+pub mod avatars;
 pub mod bookmarks;
 mod caps;
 mod notify;
@@ -71,6 +72,8 @@ pub struct Core {
     known: caps::Known,
     /// The hosts that are served here, once a session has been bound.
     hosts: OnceLock<Vec<String>>,
+    /// Pictures that are those of vCards too; `None`: they are not.
+    pictures: Option<avatars::Pictures>,
 }
 
 impl Core {
@@ -84,7 +87,13 @@ impl Core {
             subscriptions: config.subscriptions_max,
         };
         let known = caps::Known::new(config.capabilities_max);
-        Core { limits, rosters, blocklists, known, hosts: OnceLock::new() }
+        Core { limits, rosters, blocklists, known, hosts: OnceLock::new(), pictures: None }
+    }
+
+    /// The same, whose pictures are those of vCards too (XEP-0398).
+    #[must_use]
+    pub fn with_pictures(self, pictures: avatars::Pictures) -> Core {
+        Core { pictures: Some(pictures), ..self }
     }
 
     /// The nodes of an account.
@@ -152,6 +161,12 @@ impl Module for Pep {
                     status: Status::Experimental,
                 },
                 Xep { number: 84, title: "User Avatar", version: "1.1.4", status: Status::Stable },
+                Xep {
+                    number: 292,
+                    title: "vCard4 Over XMPP",
+                    version: "0.12.0",
+                    status: Status::Experimental,
+                },
                 Xep { number: 402, title: "PEP Native Bookmarks", version: "1.2.0", status: Status::Stable },
                 Xep {
                     number: 490,

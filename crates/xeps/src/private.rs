@@ -2,7 +2,7 @@
 //!
 //! What is asked for is named by its element's name and namespace. An element without attributes and content is the
 //! same as none, so whoever sets one takes back what was kept. Bookmarks of rooms are kept in their node where accounts
-//! have nodes (XEP-0402, 5.3), so that all clients of a user have the same. Left out: nothing; the optional refusal of
+//! have nodes (XEP-0402, 5.3 and XEP-0411), so that all clients of a user have the same. Left out: nothing; the optional refusal of
 //! reserved namespaces is made. By it clients agree on how the groups of a roster are nested (XEP-0083); the server shows
 //! the names of groups as they are.
 
@@ -20,7 +20,7 @@ use store::{Batch, Committed, Expect, StoreError, Stored, Table, Versioned};
 use crate::cache::KEY;
 use crate::failure::{Failure, bad_request};
 use crate::pep;
-use crate::pep::bookmarks::{COMPAT, STORAGE};
+use crate::pep::bookmarks::{COMPAT, CONVERSION, STORAGE};
 use crate::rosters::partition;
 use crate::xml::Build;
 
@@ -84,10 +84,17 @@ impl Module for Private {
         Card {
             xeps: &[
                 Xep { number: 49, title: "Private XML Storage", version: "1.2", status: Status::Active },
+                Xep { number: 48, title: "Bookmark Storage", version: "1.2", status: Status::Deprecated },
+                Xep {
+                    number: 411,
+                    title: "Bookmarks Conversion",
+                    version: "1.1.0",
+                    status: Status::Deprecated,
+                },
                 Xep { number: 83, title: "Nested Roster Groups", version: "1.0", status: Status::Active },
             ],
             host_features: &[NS],
-            account_features: if self.nodes.is_some() { &[COMPAT] } else { &[] },
+            account_features: if self.nodes.is_some() { &[COMPAT, CONVERSION] } else { &[] },
             ..Card::new(NAME, "Keeps for clients what they want to find again in their other sessions.")
         }
     }
@@ -161,7 +168,12 @@ impl Private {
             if let Some(nodes) = self.nodes.as_ref().filter(|_| is_bookmarks(element))
                 && let Some(conferences) = nodes.bookmarks(&*passage.services, account).await?
             {
-                let beside = kept.and_then(|kept| dom::parse(&kept.xml).ok());
+                let beside = match nodes.beside_bookmarks(&*passage.services, account).await? {
+                    Some(beside) => {
+                        Some(beside.into_iter().fold(Element::bare("storage", STORAGE), Element::child))
+                    }
+                    None => kept.and_then(|kept| dom::parse(&kept.xml).ok()),
+                };
                 let beside = beside.unwrap_or_else(|| Element::bare("storage", STORAGE));
                 let all = conferences.into_iter().fold(beside, Element::child);
                 dom::write(&all, NS, &mut out);
@@ -184,7 +196,7 @@ impl Private {
             if self.nodes.is_some() && is_bookmarks(element) {
                 // What is beside them, as addresses of pages, stays here.
                 let (conferences, beside) = parted(element);
-                bookmarks = Some(conferences);
+                bookmarks = Some((conferences, beside.children().cloned().collect()));
                 let xml = wanted.entry(key(element)).or_default();
                 if beside.nodes().next().is_some() {
                     xml.extend_from_slice(&dom::to_bytes(&beside));
@@ -197,9 +209,10 @@ impl Private {
             }
         }
         let wanted = wanted.into_iter().map(|(key, xml)| (key, xml.freeze())).collect();
-        if let (Some(nodes), Some(bookmarks)) = (&self.nodes, bookmarks) {
+        if let (Some(nodes), Some((bookmarks, beside))) = (&self.nodes, bookmarks) {
             // First, as it may find one that is none.
             nodes.set_bookmarks(&passage.services, account, &bookmarks).await?;
+            nodes.renew_storage(&passage.services, account, Some(beside)).await?;
         }
         self.keep(&*passage.services, account, wanted).await?;
         Ok(Reply::empty())

@@ -15,19 +15,19 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use hooks::{
-    Addressee, Answer, Answering, Arriving, Awaiting, Card, Delivering, Following, Forgetting, Hooks, How,
-    Module, Passage, Reply, Services, SessionEvent, SessionView, Status, Step, Verdict, Xep,
+    Addressee, Answer, Answering, Arriving, Awaiting, Card, Delivering, Following, Forgetting, Hooks, Module,
+    Passage, Reply, Services, SessionEvent, SessionView, Status, Step, Verdict, Xep,
 };
 use jid::BareJid;
 use minidom::Element;
 use serde::{Deserialize, Serialize};
 use stanza::address::{self, same_account};
-use stanza::{Condition, Head, IqType, Kind, MessageType, Stanza, StanzaError, dom, ns};
+use stanza::{Condition, IqType, Kind, MessageType, Stanza, StanzaError, dom, ns};
 use store::{StoreError, Stored, Table};
 use toml_edit::Value;
 
 use self::publishing::Publishing;
-use crate::cache::{Cache, KEY};
+use crate::cache::{Cache, KEY, is_change};
 use crate::failure::{Failure, bad_request, store_failed};
 use crate::hints::{Hints, mentions};
 use crate::pubsub::{self, config::PUBLISH_OPTIONS};
@@ -289,33 +289,10 @@ impl Core {
             })
             .await?;
         if is_changed {
-            self.tell(&**services, account).await;
+            self.cache.forget_everywhere(&**services, account, CHANGED).await;
         }
         Ok(())
     }
-
-    async fn tell(&self, services: &dyn Services, account: &BareJid) {
-        // One that was bound before the change was written may have read what was before; it must be known here.
-        if let Err(error) = services.read_barrier().await {
-            tracing::debug!(module = NAME, %error, "telling of push services without a read barrier");
-        }
-        self.cache.forget(account);
-        for other in services.online(account).into_iter().filter(|other| !other.here) {
-            let head = Head {
-                from: Some(account.clone().into()),
-                to: Some(other.jid.into()),
-                ..Head::new(Kind::Message)
-            };
-            services.route(Stanza::new(head, bytes::Bytes::from_static(CHANGED)), How::Direct).await;
-        }
-    }
-}
-
-/// Whether it tells of a change: nobody else sends anything from the account itself.
-fn is_change(stanza: &Stanza, account: &BareJid) -> bool {
-    stanza.head.kind == Kind::Message
-        && stanza.body() == CHANGED
-        && stanza.head.from.as_ref().is_some_and(|from| from.is_bare() && same_account(from, account))
 }
 
 impl Arriving for Push {
@@ -326,7 +303,7 @@ impl Arriving for Push {
             Kind::Iq => return self.hear_answer(passage),
             Kind::Presence => return Answer::PASS,
         }
-        if is_change(&passage.stanza, account) {
+        if is_change(&passage.stanza, account, CHANGED) {
             // To a session that has gone.
             return Answer::STOP;
         }
@@ -360,7 +337,7 @@ impl Arriving for Push {
 
 impl Delivering for Push {
     fn delivering(&self, session: &SessionView, stanza: &mut Stanza) -> Verdict {
-        if is_change(stanza, session.account()) {
+        if is_change(stanza, session.account(), CHANGED) {
             self.0.cache.forget(session.account());
             return Verdict::Stop;
         }
@@ -373,7 +350,7 @@ impl Delivering for Push {
 
 impl Awaiting for Push {
     fn awaiting(&self, session: &SessionView, stanza: &Stanza) {
-        match is_change(stanza, session.account()) {
+        match is_change(stanza, session.account(), CHANGED) {
             true => self.0.cache.forget(session.account()),
             false => self.miss(session, stanza),
         }

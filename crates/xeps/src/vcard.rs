@@ -1,19 +1,26 @@
 //! [XEP-0054]: vcard-temp, and [XEP-0153]: vCard-Based Avatars. What users tell others about themselves.
 //!
-//! A host has no vCard of its own. The hash of a photo is a client's to put into its presence (XEP-0153, section 4): what
-//! a client says there passes through as it is, and the server puts in none.
+//! A host has no vCard of its own. A photo is that of the user's nodes too, and presence speaks of it, where [`avatars`] is
+//! on; else what a client says of it in presence (XEP-0153, section 4) passes through as it is.
+//!
+//! [`avatars`]: crate::avatars
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hooks::{Addressee, Answer, Answering, Card, Hooks, Module, Passage, Reply, Status, Xep};
+use hooks::{Addressee, Answer, Answering, Card, Hooks, Module, Passage, Reply, Services, Status, Xep};
+use jid::BareJid;
+use minidom::Element;
 use serde::{Deserialize, Serialize};
 use stanza::{Condition, IqType, StanzaError, dom};
-use store::{Stored, Table};
+use store::{StoreError, Stored, Table};
 
 use crate::cache::KEY;
 use crate::failure::{Failure, bad_request};
+use crate::pep;
+use crate::pep::avatars::Picture;
 use crate::rosters::partition;
+use crate::xml::{Build, element};
 
 const NAME: &str = "vcard";
 /// The namespace of vCards.
@@ -44,11 +51,13 @@ impl Stored for Kept {
 /// Keeps the vCard of each account and shows it to others.
 pub struct VCard {
     config: Config,
+    /// Where the pictures are that are those of vCards too.
+    nodes: Option<Arc<pep::Core>>,
 }
 
 impl VCard {
-    pub fn new(config: Config) -> VCard {
-        VCard { config }
+    pub fn new(config: Config, nodes: Option<Arc<pep::Core>>) -> VCard {
+        VCard { config, nodes }
     }
 }
 
@@ -61,10 +70,7 @@ impl Module for VCard {
             ],
             host_features: &[NS],
             account_features: &[NS],
-            ..Card::new(
-                NAME,
-                "Keeps what users tell about themselves, a picture too; its hash in presence is the client's and passes through.",
-            )
+            ..Card::new(NAME, "Keeps what users tell about themselves, a picture too.")
         }
     }
 
@@ -114,8 +120,17 @@ impl VCard {
         let account = passage.account.as_ref().ok_or_else(|| bad_request("no account"))?;
         let vcard = passage.stanza.child("vCard", NS).ok_or_else(|| bad_request("no vCard"))?;
         let store = passage.services.store();
+        let before = match &self.nodes {
+            Some(_) => {
+                store.get::<Kept>(&partition(account), KEY).await?.and_then(|kept| picture(&kept.element()?))
+            }
+            None => None,
+        };
         if vcard.nodes().next().is_none() {
             store.delete::<Kept>(&partition(account), KEY).await?;
+            if let Some(nodes) = &self.nodes {
+                nodes.picture_of_vcard(&passage.services, account, before.as_ref(), None).await;
+            }
             return Ok(Reply::empty());
         }
         let xml = dom::to_bytes(vcard);
@@ -124,8 +139,57 @@ impl VCard {
             return Err(error.with_text("the vCard is too large").into());
         }
         store.put(&partition(account), KEY, &Kept { xml: xml.to_vec() }).await?;
+        if let Some(nodes) = &self.nodes {
+            let now = picture(vcard);
+            nodes.picture_of_vcard(&passage.services, account, before.as_ref(), now.as_ref()).await;
+        }
         Ok(Reply::empty())
     }
+}
+
+impl Kept {
+    fn element(&self) -> Option<Element> {
+        dom::parse(&self.xml).ok()
+    }
+}
+
+/// The picture of a vCard, if it has one that is a picture.
+fn picture(vcard: &Element) -> Option<Picture> {
+    let photo = vcard.get_child("PHOTO", NS)?;
+    let kind = photo.get_child("TYPE", NS).map(Element::text).filter(|kind| !kind.trim().is_empty());
+    Picture::read(kind.as_deref().unwrap_or("image/png"), &photo.get_child("BINVAL", NS)?.text())
+}
+
+/// Gives the vCard of an account this picture, or none; `false`: it would be too large, or is as it was.
+pub async fn put_picture(
+    services: &dyn Services,
+    account: &BareJid,
+    new: Option<&Picture>,
+    bytes_max: usize,
+) -> Result<bool, StoreError> {
+    let mut is_changed = false;
+    let change = |found: Option<Kept>| {
+        is_changed = false;
+        let vcard = found.as_ref().and_then(Kept::element);
+        if vcard.as_ref().and_then(picture).as_ref() == new {
+            return found;
+        }
+        let mut vcard = vcard.unwrap_or_else(|| element("vCard", NS));
+        while vcard.remove_child("PHOTO", NS).is_some() {}
+        if let Some(new) = new {
+            let kind = element("TYPE", NS).text_node(&new.kind);
+            let bytes = element("BINVAL", NS).text_node(&new.text());
+            vcard.append_child(element("PHOTO", NS).child(kind).child(bytes));
+        }
+        let xml = dom::to_bytes(&vcard);
+        if new.is_some() && xml.len() > bytes_max.min(BYTES_MAX) {
+            return found;
+        }
+        is_changed = true;
+        vcard.nodes().next().is_some().then(|| Kept { xml: xml.to_vec() })
+    };
+    services.store().update(&partition(account), KEY, change).await?;
+    Ok(is_changed)
 }
 
 #[cfg(test)]

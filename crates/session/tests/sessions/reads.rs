@@ -104,7 +104,15 @@ async fn a_login_asks_the_store_for_nothing_twice() {
     settle(&mut alice).await;
     let reads = store.take();
     let tables: Vec<&str> = reads.iter().filter_map(|read| read.split(' ').nth(1)).collect();
-    let once = ["credentials", "roster", "blocklist", "subscription_requests", "offline_queue", "offline"];
+    let once = [
+        "credentials",
+        "roster",
+        "picture_hash",
+        "blocklist",
+        "subscription_requests",
+        "offline_queue",
+        "offline",
+    ];
     assert_eq!(tables, once, "{reads:#?}");
 }
 

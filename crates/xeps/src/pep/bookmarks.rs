@@ -1,4 +1,9 @@
-//! [XEP-0402], 5.3: bookmarks of clients that know only private storage (XEP-0049), and those of a node, are the same ones.
+//! [XEP-0402], 5.3 and [XEP-0411]: bookmarks of private storage (XEP-0049) and of both nodes that clients know are the same
+//! ones.
+//!
+//! The items of the newer node are what counts. The older one, of XEP-0048, has all of them in one item, which is made anew
+//! with each change. What stands beside rooms, as addresses of pages, is kept there. Retracting that item, or ending its
+//! node, takes no bookmark away.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +17,7 @@ use super::Core;
 use crate::failure::{Failure, bad_request};
 use crate::pubsub::access::Asker;
 use crate::pubsub::engine::New;
+use crate::pubsub::errors;
 use crate::pubsub::events::{self, Event};
 use crate::pubsub::form::Fields;
 use crate::pubsub::listing::{Page, Wanted};
@@ -22,8 +28,15 @@ use crate::xml::Build;
 const NODE: &str = "urn:xmpp:bookmarks:1";
 /// The namespace of bookmarks in private storage (XEP-0048).
 pub const STORAGE: &str = "storage:bookmarks";
+/// The one item of the node of that name.
+const CURRENT: &str = "current";
 /// What an account says that does this.
 pub const COMPAT: &str = "urn:xmpp:bookmarks:1#compat";
+/// The same for clients that publish at the node of XEP-0048 (XEP-0411, 2).
+pub const CONVERSION: &str = "urn:xmpp:bookmarks-conversion:0";
+/// XEP-0048, 3.1 and XEP-0411, 5: of that node, which tells who comes online.
+const STORAGE_OPTIONS: [(&str, &str); 2] =
+    [("pubsub#persist_items", "true"), ("pubsub#access_model", "whitelist")];
 /// XEP-0402, 3.3 and XEP-0223: for the owner alone, and all of them.
 const OPTIONS: [(&str, &str); 4] = [
     ("pubsub#persist_items", "true"),
@@ -155,4 +168,102 @@ impl Core {
         }
         Ok(())
     }
+
+    /// What stands beside rooms at the node of XEP-0048; `None`: there is no such node.
+    pub async fn beside_bookmarks(
+        &self,
+        services: &dyn Services,
+        account: &BareJid,
+    ) -> Result<Option<Vec<Element>>, Failure> {
+        Ok(self
+            .storage(services, account)
+            .await?
+            .map(|storage| storage.children().filter(|child| !is_room(child)).cloned().collect()))
+    }
+
+    async fn storage(&self, services: &dyn Services, account: &BareJid) -> Result<Option<Element>, Failure> {
+        let service = self.service(services, account);
+        let Some(node) = service.node(STORAGE).await? else { return Ok(None) };
+        let item = service.last(STORAGE, &node).await?;
+        Ok(item.and_then(|item| dom::parse(&item.xml).ok()).filter(|storage| storage.is("storage", STORAGE)))
+    }
+
+    /// Makes the item of the node of XEP-0048 anew and tells of it, if it is not as it was. `beside`: what stands beside
+    /// rooms, if that was changed.
+    pub async fn renew_storage(
+        &self,
+        services: &Arc<dyn Services>,
+        account: &BareJid,
+        beside: Option<Vec<Element>>,
+    ) -> Result<(), Failure> {
+        let before = self.storage(&**services, account).await?;
+        let beside = match beside {
+            Some(beside) => beside,
+            None => self.beside_bookmarks(&**services, account).await?.unwrap_or_default(),
+        };
+        let rooms = self.bookmarks(&**services, account).await?.unwrap_or_default();
+        let storage = beside.into_iter().chain(rooms).fold(Element::bare("storage", STORAGE), Build::child);
+        let is_as_before = match &before {
+            Some(before) => dom::to_bytes(before) == dom::to_bytes(&storage),
+            None => storage.nodes().next().is_none(),
+        };
+        if is_as_before {
+            return Ok(());
+        }
+        let service = self.service(&**services, account);
+        let options = STORAGE_OPTIONS.map(|(var, value)| (var.to_owned(), vec![value.to_owned()]));
+        let options = Fields(options.to_vec());
+        if let Some(node) = service.node(STORAGE).await?
+            && node.config.meets(&options, service.items_max()).is_err()
+        {
+            service.configure(STORAGE, &options).await?;
+        }
+        let xml = dom::to_bytes(&storage).to_vec();
+        let new = New { id: CURRENT.to_owned(), xml, namespace: STORAGE.to_owned() };
+        let node = service.publish(STORAGE, Some(&new), Some(&options), &owner(account)).await?.node;
+        let publisher = account.as_str().to_owned();
+        let item = Item { id: new.id, publisher, at_s: service.now_s, xml: new.xml };
+        let event = Event::Published { item: Some(&item), payload: node.config.deliver_payloads };
+        let others = service.others(STORAGE, &node).await?;
+        self.tell(services, account, &node.config, &others, events::event(STORAGE, event)).await;
+        Ok(())
+    }
+
+    /// What was changed at one node of bookmarks is changed at the other one too. The change stands whatever becomes of it.
+    pub(super) async fn bookmarks_changed(
+        &self,
+        services: &Arc<dyn Services>,
+        account: &BareJid,
+        name: &str,
+    ) {
+        let copied = match name {
+            NODE => self.renew_storage(services, account, None).await,
+            STORAGE => self.take_storage(services, account).await,
+            _ => return,
+        };
+        if let Err(failure) = copied {
+            drop(failure.answer(super::NAME));
+        }
+    }
+
+    /// Makes the bookmarks those of the item that was published at the node of XEP-0048.
+    async fn take_storage(&self, services: &Arc<dyn Services>, account: &BareJid) -> Result<(), Failure> {
+        let Some(storage) = self.storage(&**services, account).await? else { return Ok(()) };
+        let rooms: Vec<&Element> = storage.children().filter(is_room).collect();
+        self.set_bookmarks(services, account, &rooms).await
+    }
+}
+
+fn is_room(child: &&Element) -> bool {
+    child.is("conference", STORAGE)
+}
+
+/// Whether bookmarks that a client is about to publish at the node of XEP-0048 are some.
+pub(super) fn check_storage(name: &str, storage: &[u8]) -> Result<(), StanzaError> {
+    if name != STORAGE {
+        return Ok(());
+    }
+    let storage = dom::parse(storage).ok().filter(|storage| storage.is("storage", STORAGE));
+    let storage = storage.ok_or_else(errors::invalid_payload)?;
+    storage.children().filter(is_room).try_for_each(|room| item(room).map(drop))
 }

@@ -95,6 +95,9 @@ impl Request<'_> {
             let body = events::event(name, Event::Deleted);
             self.core.tell(&self.passage.services, self.account, &node.config, &others, body).await;
         }
+        if name != super::bookmarks::STORAGE {
+            self.changed(name).await;
+        }
         Ok(Reply::empty())
     }
 
@@ -106,6 +109,9 @@ impl Request<'_> {
             let others = service.others(name, &node).await?;
             let body = events::event(name, Event::Purged);
             self.core.tell(&self.passage.services, self.account, &node.config, &others, body).await;
+        }
+        if name != super::bookmarks::STORAGE {
+            self.changed(name).await;
         }
         Ok(Reply::empty())
     }

@@ -85,6 +85,9 @@ impl<'a> Request<'a> {
     async fn publish(&self, action: &Element) -> Result<Reply, Failure> {
         let (name, service, services) = (node_of(action)?, self.service(), &self.passage.services);
         let new = self.new_item(action)?;
+        if let (true, Some(new)) = (self.asker.is_owner, &new) {
+            super::bookmarks::check_storage(name, &new.xml)?;
+        }
         let options = match self.payload.get_child("publish-options", NS) {
             Some(options) => Fields::read(options, PUBLISH_OPTIONS)?,
             None => None,
@@ -100,6 +103,7 @@ impl<'a> Request<'a> {
         });
         let event = Event::Published { item: item.as_ref(), payload: config.deliver_payloads };
         self.core.tell(services, self.account, config, &others, events::event(name, event)).await;
+        self.changed(name).await;
         let published = element("publish", NS).with("node", name);
         Ok(pubsub(match &item {
             Some(item) => published.child(element("item", NS).with("id", &item.id)),
@@ -141,7 +145,21 @@ impl<'a> Request<'a> {
             let services = &self.passage.services;
             self.core.tell(services, self.account, &changed.node.config, &others, body).await;
         }
+        if name != super::bookmarks::STORAGE {
+            self.changed(name).await;
+        }
         Ok(Reply::empty())
+    }
+
+    /// The owner has changed what is kept elsewhere too: a picture (XEP-0398, 3.1) or bookmarks (XEP-0411, 3).
+    pub(super) async fn changed(&self, name: &str) {
+        if !self.asker.is_owner {
+            return;
+        }
+        if name == super::avatars::METADATA {
+            self.core.picture_to_vcard(&self.passage.services, self.account).await;
+        }
+        self.core.bookmarks_changed(&self.passage.services, self.account, name).await;
     }
 
     async fn create(&self, action: &Element) -> Result<Reply, Failure> {

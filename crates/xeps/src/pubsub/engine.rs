@@ -304,12 +304,12 @@ impl Service<'_> {
         Err(Self::contended())
     }
 
-    pub(super) fn is_over(&self, node: &Node, item: &Item) -> bool {
+    pub fn is_over(&self, node: &Node, item: &Item) -> bool {
         node.config.is_over(item.at_s, self.now_s)
     }
 
     /// An item by its id.
-    pub(super) async fn find(&self, name: &str, id: &str) -> Result<Option<(u64, Item)>, StoreError> {
+    pub async fn find(&self, name: &str, id: &str) -> Result<Option<(u64, Item)>, StoreError> {
         if id.len() > NAME_BYTES_MAX {
             return Ok(None);
         }

@@ -93,3 +93,81 @@ fn a_bad_bookmark_is_refused_and_the_account_says_what_it_does() {
         assert!(!ask(&alice, "", "get", info).await.contains("#compat"));
     });
 }
+
+const STORAGE: &str = "storage:bookmarks";
+
+fn current(inside: &str) -> String {
+    format!(
+        "<publish node='{STORAGE}'><item id='current'><storage xmlns='{STORAGE}'>{inside}</storage></item></publish>"
+    )
+}
+
+#[test]
+fn the_node_of_older_clients_has_the_same_bookmarks() {
+    block_on(async {
+        let bench = bench();
+        let old = bench.login_at(0, "alice@localhost/old").await;
+        let pep = bench.login_at(1, "alice@localhost/pep").await;
+        come(&bench, &old, &[BM]).await;
+        come(&bench, &pep, &[STORAGE]).await;
+        let play =
+            "<conference autojoin='true' jid='play@rooms' name='The Play'><nick>JC</nick></conference>";
+        let url = "<url name='Page' url='http://example.org/'/>";
+        let closed = options(&[("persist_items", "true"), ("access_model", "whitelist")]);
+        set(&pep, &(current(&format!("{play}{url}")) + &closed)).await;
+        assert_eq!(private(&old, "get", "").await, stored(&format!("{url}{play}")));
+        let listed = get(&old, "", &format!("<items node='{BM}'/>")).await;
+        assert!(
+            listed.contains(
+                "<item id='play@rooms' publisher='alice@localhost'><conference xmlns='urn:xmpp:bookmarks:1'"
+            ),
+            "{listed}"
+        );
+        pep.hears();
+        old.hears();
+        // Whichever of the others changes, this one hears of it, once.
+        let told = [format!("alice@localhost items {STORAGE} item current")];
+        let conference = "<conference xmlns='urn:xmpp:bookmarks:1' name='W'/>";
+        set(&old, &format!("<publish node='{BM}'><item id='w@rooms'>{conference}</item></publish>")).await;
+        assert_eq!(events(&pep), told);
+        let all = get(&pep, "", &format!("<items node='{STORAGE}'/>")).await;
+        let w = "<conference jid='w@rooms' name='W'/>";
+        assert!(all.contains(&format!("<storage xmlns='{STORAGE}'>{url}{play}{w}</storage>")), "{all}");
+        private(&old, "set", w).await;
+        assert_eq!(events(&pep), told);
+        let all = get(&pep, "", &format!("<items node='{STORAGE}'/>")).await;
+        assert!(all.contains(&format!("<storage xmlns='{STORAGE}'>{w}</storage>")), "{all}");
+        private(&old, "set", w).await;
+        assert_eq!(events(&pep), [""; 0]);
+        set(&old, &format!("<retract node='{BM}'><item id='w@rooms'/></retract>")).await;
+        assert_eq!(events(&pep), told);
+        // The other way round, too.
+        old.hears();
+        set(&pep, &current(play)).await;
+        assert_eq!(events(&old), [format!("alice@localhost items {BM} item play@rooms")]);
+        set(&pep, &format!("<retract node='{STORAGE}'><item id='current'/></retract>")).await;
+        assert!(private(&old, "get", "").await.contains("play@rooms"));
+    });
+}
+
+#[test]
+fn the_node_of_older_clients_is_its_owners_and_takes_bookmarks_only() {
+    block_on(async {
+        let bench = bench();
+        let (alice, bob) = friends(&bench).await;
+        assert_eq!(set(&alice, &current("<conference name='x'/>")).await, "bad-request");
+        assert_eq!(set(&alice, &current("<conference jid='@'/>")).await, "jid-malformed");
+        let other =
+            format!("<publish node='{STORAGE}'><item id='current'><x xmlns='urn:x'/></item></publish>");
+        assert_eq!(set(&alice, &other).await, "bad-request invalid-payload");
+        assert_eq!(get(&alice, "", &format!("<items node='{STORAGE}'/>")).await, "item-not-found");
+        // One that all may see is closed before it has what private storage had.
+        set(&alice, &current("<conference jid='a@rooms'/>")).await;
+        let all = format!("<items node='{STORAGE}'/>");
+        assert!(get(&bob, "alice", &all).await.contains("a@rooms"));
+        private(&alice, "set", "<conference jid='b@rooms'/>").await;
+        assert_eq!(get(&bob, "alice", &all).await, "not-allowed closed-node");
+        let info = "<query xmlns='http://jabber.org/protocol/disco#info'/>";
+        assert!(ask(&alice, "", "get", info).await.contains("urn:xmpp:bookmarks-conversion:0"));
+    });
+}
