@@ -19,7 +19,7 @@
 //!   `pushes`: in which order sessions hear of their changes. `cache`: what is cached, and how it is forgotten.
 //! - [`settings`]: how a module says which keys its `[modules.NAME]` table has.
 //! - `forms`, `xml`, `kept`, `hints`, `forwarded`, `failure`: what several modules write, read and answer.
-//! - [`pages`]: the pages of `docs/` that are made from the modules' cards.
+//! - [`pages`]: the pages of `docs/` that are made from the modules' cards; `compliance`: one of them.
 
 pub mod administration;
 pub mod anonymous;
@@ -30,6 +30,7 @@ pub mod archive;
 pub mod avatars;
 pub mod carbons;
 pub mod commands;
+mod compliance;
 pub mod disco;
 pub mod external;
 mod failure;

@@ -41,6 +41,7 @@ pub fn pages() -> Vec<Page> {
         Page { name: "xeps.md", text: xeps(&cards) },
         Page { name: "hooks.md", text: hooks(&registry) },
         Page { name: "doap.xml", text: doap(&cards) },
+        Page { name: "compliance.md", text: crate::compliance::page(&cards) },
     ]
 }
 
