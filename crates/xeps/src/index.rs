@@ -230,6 +230,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     });
     // Only where no account would say what it does not do.
     let bookmarks = config.hosts_of("pep").is_none().then(|| nodes.clone());
+    let offline = Arc::new(Offline::new(config.offline.clone()));
     let pictures = nodes.pictures().is_some().then(|| nodes.clone());
     let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
         // Before all others: whoever storms costs nothing more.
@@ -244,7 +245,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
             Arc::new(Disco::new(
                 config.disco.clone(),
                 rosters.clone(),
-                vec![commands.clone()],
+                vec![commands.clone(), offline.clone()],
                 nodes.clone(),
             )),
         ),
@@ -268,7 +269,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         // Before offline, which stops what it keeps: whose device is away hears of it.
         ("push", Arc::new(Push::new(config.push.clone()))),
         // After everything that may answer or consume a message: it keeps what nobody else took.
-        ("offline", Arc::new(Offline::new(config.offline.clone()))),
+        ("offline", offline.clone()),
         // Behind archive and carbons: the other devices of its sender have it once.
         (
             "multicast",

@@ -1,5 +1,9 @@
 //! [XEP-0160]: Best Practices for Handling Offline Messages. A message to nobody waits for the next login.
+//!
+//! A client that asks what waits gets it as it likes (XEP-0013, `flexible`). Left out: discovery of single messages; who
+//! asked, and went to another node since (XEP-0198), counts no more as one who reads.
 
+mod flexible;
 mod handing;
 
 use std::ops::Bound;
@@ -9,8 +13,8 @@ use std::time::Duration;
 use futures::channel::oneshot;
 use futures::future::{BoxFuture, join_all, select};
 use hooks::{
-    Answer, Arriving, Card, Following, Hooks, Module, Passage, Services, SessionEvent, SessionView, Status,
-    Step, Verdict, Xep,
+    Addressee, Answer, Arriving, Card, Following, Hooks, Module, Passage, Services, SessionEvent,
+    SessionView, Status, Step, Verdict, Xep,
 };
 use jid::{BareJid, Jid};
 use serde::{Deserialize, Serialize};
@@ -108,6 +112,12 @@ impl Module for Offline {
                     version: "1.0.1",
                     status: Status::Active,
                 },
+                Xep {
+                    number: 13,
+                    title: "Flexible Offline Message Retrieval",
+                    version: "1.3",
+                    status: Status::Deprecated,
+                },
                 Xep { number: 203, title: "Delayed Delivery", version: "2.0", status: Status::Final },
                 Xep {
                     number: 334,
@@ -116,13 +126,14 @@ impl Module for Offline {
                     status: Status::Stable,
                 },
             ],
-            host_features: &["msgoffline"],
+            host_features: &["msgoffline", flexible::NS],
             ..Card::new(NAME, "Keeps messages for users who are away and delivers them at the next login.")
         }
     }
 
     fn plug(self: Arc<Self>, hooks: &mut Hooks) {
         hooks.arriving(Step::Record, self.clone());
+        hooks.answering(Addressee::Account, flexible::NS, self.clone());
         hooks.following(self);
     }
 }
@@ -412,7 +423,10 @@ async fn flush(
         select(join_all(unsettled), time).await;
     }
     // Not beyond what waits now: what cannot be delivered is kept again, at the end.
-    let (_, Queue { next: end, .. }) = queue(&**services, account).await?;
+    let (_, Queue { next: end, messages, .. }) = queue(&**services, account).await?;
+    if messages > 0 && flexible::is_read(&**services, session).await? {
+        return Ok(());
+    }
     for _ in 0..FLUSHES {
         if flush_to(services, pages, session, end, Claiming::Whole).await? == Flushed::All {
             return Ok(());
