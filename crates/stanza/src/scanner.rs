@@ -352,14 +352,15 @@ mod tests {
         fn open(&mut self, name: &'a str, attributes: &[Attribute<'a>], end: usize) -> bool {
             self.0 += &format!("<{name}");
             for Attribute { name, value } in attributes {
-                self.0 += &format!(" {name}={}", value.meant().unwrap());
+                self.0 += &format!(" {name}={}", value.meant().unwrap_or_default());
             }
             self.0 += &format!(" {end}>");
             true
         }
 
         fn text(&mut self, text: Text<'a>) -> bool {
-            self.0 += &text.meant().unwrap();
+            // What is no text is found out at the end.
+            self.0 += &text.meant().unwrap_or_default();
             true
         }
 
@@ -383,7 +384,7 @@ mod tests {
             ("<a>x<b k='1'/>y</a>", 19, "<a 3>x<b k=1 14></14>y</15>"),
             ("<a\n k=\"it's\"\t l='' />", 21, "<a k=it's l= 21></21>"),
             ("<a xmlns='u' xml:lang='de'>\u{e4}\t\n</a>", 35, "<a xmlns=u xml:lang=de 27>\u{e4}\t\n</31>"),
-            ("<a k='&lt;&amp;'>&gt;&quot;]&apos;</a>", 39, "<a k=<& 18>>\"]'</35>"),
+            ("<a k='&lt;&amp;'>&gt;&quot;]&apos;</a>", 38, "<a k=<& 17>>\"]'</34>"),
             ("<a-1._>></a-1._>", 16, "<a-1._ 7>></8>"),
         ];
         for (xml, end, expected) in cases {

@@ -65,16 +65,14 @@ fn queue() -> Option<&'static SyncSender<Job>> {
 mod tests {
     use super::*;
 
+    // One test: all that run share the thread.
     #[tokio::test]
-    async fn work_is_done_on_the_thread_and_outlives_one_that_panics() {
+    async fn work_is_done_on_the_thread_which_outlives_one_that_panics_and_elsewhere_beyond_the_bound() {
         let name = || thread::current().name().map(str::to_owned);
         assert_eq!(run(name).await, Some(Some("store-aside".to_owned())));
         assert_eq!(run(|| panic!("as the test wants")).await, None::<()>);
         assert_eq!(run(|| 7).await, Some(7));
-    }
 
-    #[tokio::test]
-    async fn more_than_may_wait_is_done_all_the_same() {
         let (open, opened) = std::sync::mpsc::channel::<()>();
         let held = tokio::spawn(run(move || opened.recv().is_err()));
         let all: Vec<_> = (0..WAITING_MAX + 50).map(|n| tokio::spawn(run(move || n))).collect();
