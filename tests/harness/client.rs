@@ -33,6 +33,7 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 
 const TLS: &str = "urn:ietf:params:xml:ns:xmpp-tls";
 const SASL: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
+const SASL2: &str = "urn:xmpp:sasl:2";
 const BIND: &str = "urn:ietf:params:xml:ns:xmpp-bind";
 const CHANNEL_BINDING: &str = "urn:xmpp:sasl-cb:0";
 
@@ -294,6 +295,56 @@ impl Client {
         }
         exchange.check(&String::from_utf8(BASE64_STANDARD.decode(answer.text().trim())?)?)?;
         Ok(Ok(()))
+    }
+
+    /// Logs in by XEP-0388 and asks for `beside` with it. What the server says at last is left to be heard.
+    pub async fn sign_in(&mut self, user: &str, password: &str, mechanism: &str, beside: &str) -> Result<()> {
+        let say = |first: &[u8]| {
+            let first = BASE64_STANDARD.encode(first);
+            format!(
+                "<authenticate xmlns='{SASL2}' mechanism='{mechanism}'>\
+                 <initial-response>{first}</initial-response>{beside}</authenticate>"
+            )
+        };
+        if !mechanism.starts_with("SCRAM") {
+            let first = if mechanism == "PLAIN" { format!("\0{user}\0{password}") } else { String::new() };
+            return self.send(&say(first.as_bytes())).await;
+        }
+        let (header, data) = match &self.channel {
+            Some(channel) if mechanism.ends_with("-PLUS") => channel.binding(),
+            _ => ("n,,", Vec::new()),
+        };
+        let (mut exchange, first) =
+            Exchange::bound(Hash::of(mechanism)?, user, &unique("nonce"), header, &data);
+        exchange.insist(&self.offer.0, &self.offer.1);
+        self.send(&say(first.as_bytes())).await?;
+        let challenge = self.next().await?;
+        if !challenge.is("challenge", SASL2) {
+            self.kept.push_front(challenge);
+            return Ok(());
+        }
+        let server_first = String::from_utf8(BASE64_STANDARD.decode(challenge.text().trim())?)?;
+        let last = BASE64_STANDARD.encode(exchange.respond(&server_first, password)?);
+        self.send(&format!("<response xmlns='{SASL2}'>{last}</response>")).await?;
+        let answer = self.next().await?;
+        if let Some(data) = answer.child("additional-data", SASL2) {
+            exchange.check(&String::from_utf8(BASE64_STANDARD.decode(data.text().trim())?)?)?;
+        }
+        self.kept.push_front(answer);
+        Ok(())
+    }
+
+    /// Remembers the address of a session that was bound or resumed with the login.
+    pub fn note_address(&mut self, heard: &Node) {
+        let jid = heard.child("authorization-identifier", SASL2).map(Node::text);
+        if let Some(jid) = jid.filter(|jid| heard.is("success", SASL2) && jid.contains('/')) {
+            self.jid = Some(jid);
+        }
+    }
+
+    /// The first of what was heard while something else was waited for.
+    pub fn take_first_kept(&mut self) -> Option<Node> {
+        self.kept.pop_front()
     }
 
     /// Binds a resource (RFC 6120, 7) and remembers the address.

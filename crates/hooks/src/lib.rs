@@ -11,8 +11,8 @@ pub mod verdict;
 
 pub use card::{Card, Status, Xep};
 pub use module::{
-    Addressee, Answering, Arriving, Delivering, Following, Forgetting, Greeting, Holding, Leaving, Module,
-    Moving, Offer, Offering, SessionEvent, Speaking, Stranger, Why,
+    Addressee, Answering, Arriving, Binding, Delivering, Following, Forgetting, Greeting, Holding, Leaving,
+    Module, Moving, Offer, Offering, SessionEvent, Speaking, Stranger, Why,
 };
 pub use passage::{Passage, Underway};
 pub use registry::{Clash, Hooks, Registry, Step, Switches};

@@ -105,6 +105,23 @@ pub trait Speaking: Send + Sync + 'static {
     ) -> Answer<'a, Vec<Element>>;
 }
 
+/// Has a part in the binding of a session as a part of the login (XEP-0386).
+pub trait Binding: Send + Sync + 'static {
+    /// The features that a client may ask to be enabled with it, by the names that service discovery has for them.
+    fn enables(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// A session is bound in this way, and its client does not know it yet; `asked` is all that it asked for, to be passed
+    /// over where it is another module's. Returns what the client is told of it.
+    fn binding<'a>(
+        &'a self,
+        session: &'a Arc<SessionView>,
+        asked: &'a [Element],
+        services: &'a Arc<dyn Services>,
+    ) -> Answer<'a, Vec<Element>>;
+}
+
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {

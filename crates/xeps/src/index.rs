@@ -9,6 +9,7 @@ use toml_edit::Value;
 use crate::administration::{self, Administration};
 use crate::anonymous::Anonymous;
 use crate::archive::Archive;
+use crate::bind2::Bind2;
 use crate::blocking::Blocking;
 use crate::blocklists::Blocklists;
 use crate::carbons::Carbons;
@@ -30,6 +31,7 @@ use crate::registration::Registration;
 use crate::reports::Reports;
 use crate::roster::RosterModule;
 use crate::rosters::Rosters;
+use crate::sasl2::Sasl2;
 use crate::session::Session;
 use crate::settings::{Key, Settings, Wrong};
 use crate::storm::Storm;
@@ -44,7 +46,7 @@ use crate::{
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 29] = [
+pub const NAMES: [&str; 31] = [
     "storm",
     "anonymous",
     "blocking",
@@ -64,6 +66,8 @@ pub const NAMES: [&str; 29] = [
     "private",
     "vcard",
     "last",
+    "sasl2",
+    "bind2",
     "management",
     "csi",
     "ping",
@@ -263,6 +267,8 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("vcard", Arc::new(VCard::new(config.vcard.clone()))),
         // Last of those who hear that a session has gone: what it writes keeps nobody waiting who is told of it.
         ("last", Arc::new(Last::new(config.last.clone(), rosters.clone()))),
+        ("sasl2", Arc::new(Sasl2)),
+        ("bind2", Arc::new(Bind2)),
         ("management", Arc::new(Management)),
         ("csi", Arc::new(Csi)),
         ("ping", Arc::new(Ping::new(rosters))),

@@ -6,6 +6,7 @@
 //!   [`presence`], [`offline`], [`forgeries`], [`carbons`], [`archive`].
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
+//! - [`sasl2`] and [`bind2`]: how clients log in and have their session in one step.
 //! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at.
 //! - [`pep`]: what users publish, and who hears of it; [`pubsub`]: the engine below it.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
@@ -38,6 +39,8 @@ mod hints;
 pub mod index;
 mod kept;
 pub mod last;
+pub mod sasl2;
+pub mod bind2;
 pub mod management;
 pub mod csi;
 pub mod multicast;

@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use stanza::{Condition, StanzaError, StreamCondition, StreamError, address};
 use stream::sasl::{Checked, Found, ScramHash, keys};
+use stream::negotiation::Inline;
 use stream::{
     Act, Acts, ClientCertificate, Entry, Limits, Negotiation, Reader, Settings, StreamEvent, TlsFacts,
     TlsVersion,
@@ -51,6 +52,7 @@ fn settings(choice: u8) -> Settings {
     settings.iterations = 2;
     settings.tls_required = choice & 1 == 0;
     settings.tls_available = choice & 2 == 0;
+    settings.inlines = Arc::new(|_| Some(Inline { bind: Some(vec!["urn:x"]), resume: true }));
     settings
 }
 
@@ -123,6 +125,21 @@ impl Connection {
                     self.reader.restart();
                     self.client.restart();
                     continue;
+                }
+                Act::Admitted => {
+                    assert!(self.proven, "somebody is admitted that proved nothing");
+                    self.reader.set_limits(Limits::after_auth());
+                    self.negotiation.on_admitted()
+                }
+                Act::BindInline { account, resource, .. } => {
+                    assert!(
+                        self.proven && self.negotiation.account() == Some(&account),
+                        "somebody else binds"
+                    );
+                    self.negotiation.on_bound_inline(match self.answer {
+                        1 => Err(StanzaError::new(Condition::Conflict)),
+                        _ => Ok((account.with_resource(&resource), Vec::new())),
+                    })
                 }
                 Act::LookUp { hash, .. } => self.look_up(hash),
                 Act::CheckPassword { .. } => self.check(),
@@ -205,5 +222,5 @@ impl Connection {
 
 /// What the server says last on a stream before it begins another.
 fn is_restart(element: &minidom::Element) -> bool {
-    element.name() == "success" || element.name() == "proceed"
+    element.is("success", stanza::ns::SASL) || element.name() == "proceed"
 }

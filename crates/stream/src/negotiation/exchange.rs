@@ -29,7 +29,7 @@ impl Negotiation {
             certified,
             anonymous: self.host.as_ref().is_some_and(|host| self.settings.is_anonymous(host.as_str())),
         };
-        self.settings.offers.of(kind, &self.settings)
+        self.settings.offers.of(kind, self.host.as_ref(), &self.settings)
     }
 
     pub(super) fn on_sasl(&mut self, element: &Element, acts: &mut Acts) {
@@ -63,12 +63,21 @@ impl Negotiation {
 
     /// `<auth/>`: picks the mechanism and gives it the initial response, if there is one.
     fn begin(&mut self, element: &Element) -> Result<Step, SaslCondition> {
+        self.begin_with(element, || features::sasl_payload(element))
+    }
+
+    /// The same for any profile; `payload` reads the initial response.
+    pub(super) fn begin_with(
+        &mut self,
+        element: &Element,
+        payload: impl FnOnce() -> Result<Option<Vec<u8>>, SaslCondition>,
+    ) -> Result<Step, SaslCondition> {
         let asked = element.attr("mechanism").and_then(MechanismName::from_name);
         let offer = self.offer_now();
         let Some(name) = asked.filter(|name| offer.has(*name)) else {
             return Err(self.not_offered(asked));
         };
-        let payload = features::sasl_payload(element)?;
+        let payload = payload()?;
         let mut mechanism = self.mechanism(name, &offer)?;
         let step = match payload {
             Some(message) => mechanism.message(&message),
@@ -149,7 +158,10 @@ impl Negotiation {
     pub(super) fn apply(&mut self, step: Step, acts: &mut Acts) {
         match step {
             Step::Challenge(data) => {
-                let challenge = features::sasl("challenge", Some(&data));
+                let challenge = match &self.wish {
+                    Some(_) => features::sasl2("challenge", Some(&data)),
+                    None => features::sasl("challenge", Some(&data)),
+                };
                 self.send(acts, |writer, out| writer.element(&challenge, out));
             }
             Step::LookUp { account, hash } => {
@@ -174,7 +186,19 @@ impl Negotiation {
 
     fn on_success(&mut self, account: BareJid, data: Option<Vec<u8>>, acts: &mut Acts) {
         let State::Exchange { name, .. } = self.state else { return };
-        if name != MechanismName::Anonymous && self.named.as_ref().is_some_and(|named| *named != account) {
+        let is_another = self.named.as_ref().is_some_and(|named| *named != account);
+        let is_another = is_another && name != MechanismName::Anonymous;
+        if let Some(wish) = self.wish.take() {
+            return match is_another {
+                // XEP-0388, 2.3: a failure like any other.
+                true => {
+                    self.wish = Some(wish);
+                    self.on_failure(SaslCondition::InvalidAuthzid, acts);
+                }
+                false => self.admit(account, name, data, wish, acts),
+            };
+        }
+        if is_another {
             // RFC 6120, 6.4.6: who named itself inside TLS is not somebody else. A guest's name is ours to give.
             return self.fail(acts, StreamCondition::InvalidFrom.into());
         }
@@ -188,7 +212,11 @@ impl Negotiation {
 
     fn on_failure(&mut self, condition: SaslCondition, acts: &mut Acts) {
         let account = self.leave_exchange();
-        self.send(acts, |writer, out| writer.element(&features::sasl_failure(condition), out));
+        let failure = match self.wish.take() {
+            Some(_) => features::sasl2_failure(condition),
+            None => features::sasl_failure(condition),
+        };
+        self.send(acts, |writer, out| writer.element(&failure, out));
         self.count_failure(account, condition, acts);
     }
 

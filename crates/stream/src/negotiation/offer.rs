@@ -3,8 +3,9 @@
 use std::sync::{Arc, OnceLock};
 
 use minidom::Element;
+use stanza::DomainPart;
 
-use super::settings::{Settings, TLS_EXPORTER, TLS_SERVER_END_POINT};
+use super::settings::{Inline, Settings, TLS_EXPORTER, TLS_SERVER_END_POINT};
 use crate::features;
 use crate::sasl::{MechanismName, ScramHash, downgrade};
 
@@ -53,12 +54,14 @@ pub(super) struct Offer {
     pub mechanisms: Vec<MechanismName>,
     /// The children of `<stream:features/>`.
     pub features: Vec<Element>,
+    /// What a login by XEP-0388 can do beside; `None`: there is none.
+    pub inline: Option<Inline>,
     /// XEP-0474, by hash.
     downgrade: [Arc<str>; 3],
 }
 
 impl Offer {
-    fn new(kind: Kind, settings: &Settings) -> Offer {
+    fn new(kind: Kind, host: Option<&DomainPart>, settings: &Settings) -> Offer {
         let mechanisms = kind.mechanisms(settings);
         let binds = mechanisms.iter().any(|name| name.binds());
         let bindings = if binds { kind.bindings() } else { Vec::new() };
@@ -67,12 +70,18 @@ impl Offer {
             features.push(features::starttls(settings.tls_required));
         }
         features.extend(features::channel_bindings(&bindings));
+        // XEP-0388, 5: inside TLS only; and 2.1: not without a mechanism.
+        let inline =
+            host.filter(|_| kind.tls && !mechanisms.is_empty()).and_then(|host| (settings.inlines)(host));
+        if let Some(inline) = &inline {
+            features.push(features::authentication(&mechanisms, inline));
+        }
         if !mechanisms.is_empty() {
             features.push(features::mechanisms(&mechanisms));
         }
         let names: Vec<&str> = mechanisms.iter().map(|name| name.as_str()).collect();
         let downgrade = ScramHash::ALL.map(|hash| downgrade::hash(hash, &names, &bindings).into());
-        Offer { mechanisms, features, downgrade }
+        Offer { mechanisms, features, inline, downgrade }
     }
 
     /// Whether the mechanism is offered.
@@ -91,18 +100,23 @@ impl Offer {
     }
 }
 
-/// The offers made so far, one for each kind.
-pub(super) struct Offers([OnceLock<Arc<Offer>>; Kind::COUNT]);
+/// The offers made so far, one for each host and kind.
+#[derive(Default)]
+pub(super) struct Offers(OnceLock<Box<[OnceLock<Arc<Offer>>]>>);
 
 impl Offers {
-    pub fn of(&self, kind: Kind, settings: &Settings) -> Arc<Offer> {
-        self.0[kind.index()].get_or_init(|| Arc::new(Offer::new(kind, settings))).clone()
-    }
-}
-
-impl Default for Offers {
-    fn default() -> Offers {
-        Offers(std::array::from_fn(|_| OnceLock::new()))
+    pub fn of(&self, kind: Kind, host: Option<&DomainPart>, settings: &Settings) -> Arc<Offer> {
+        let made = self.0.get_or_init(|| {
+            let count = Kind::COUNT * settings.hosts.len().max(1);
+            std::iter::repeat_with(OnceLock::new).take(count).collect()
+        });
+        let number = host.and_then(|host| settings.hosts.iter().position(|other| other == host));
+        let offer = || Arc::new(Offer::new(kind, host, settings));
+        match made.get(number.unwrap_or(0) * Kind::COUNT + kind.index()) {
+            Some(made) => made.get_or_init(offer).clone(),
+            // Hosts were added behind the first stream.
+            None => offer(),
+        }
     }
 }
 
