@@ -65,6 +65,11 @@ pub struct Offer {
     /// `None`: before authentication.
     pub account: Option<BareJid>,
     pub secure: bool,
+    /// The most bytes that a stanza or another element of the client may have on it.
+    pub stanza_bytes: usize,
+    /// For how many seconds the client may say nothing before it is looked whether it is there; `None`: for ever, or for
+    /// as long as it may take to log in.
+    pub idle_s: Option<u64>,
 }
 
 /// Who speaks on a stream before anybody has logged in on it.

@@ -443,6 +443,8 @@ impl Login<'_> {
             host: account.domain().as_str().to_owned(),
             account: Some(account.clone()),
             secure: self.negotiation.tls().is_some(),
+            stanza_bytes: world.config.limits.stanza_bytes,
+            idle_s: Some(world.config.limits.peer_timeout_s).filter(|seconds| *seconds > 0),
         };
         let features = world.registry.offered(&offer);
         let is_managed = features.iter().any(|feature| feature.is("sm", management::NS));

@@ -145,8 +145,10 @@ impl World {
         settings.mechanisms = mechanisms.filter_map(|name| MechanismName::from_name(name)).collect();
         settings.anonymous_hosts = self.config.auth.anonymous_hosts.iter().filter_map(prepare).collect();
         let registry = self.registry.clone();
+        let stanza_bytes = self.config.limits.before_auth_stanza_bytes;
         settings.greetings = Arc::new(move |host, secure| {
-            registry.offered(&Offer { host: host.as_str().to_owned(), account: None, secure })
+            let host = host.as_str().to_owned();
+            registry.offered(&Offer { host, account: None, secure, stanza_bytes, idle_s: None })
         });
         let registry = self.registry.clone();
         settings.inlines = Arc::new(move |host| inline(&registry, host.as_str()));

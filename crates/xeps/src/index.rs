@@ -36,6 +36,7 @@ use crate::session::Session;
 use crate::settings::{Key, Settings, Wrong};
 use crate::storm::Storm;
 use crate::strangers::Strangers;
+use crate::stream_limits::StreamLimits;
 use crate::subscription::Subscription;
 use crate::time::Time;
 use crate::vcard::VCard;
@@ -46,7 +47,7 @@ use crate::{
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 31] = [
+pub const NAMES: [&str; 32] = [
     "storm",
     "anonymous",
     "blocking",
@@ -68,6 +69,7 @@ pub const NAMES: [&str; 31] = [
     "last",
     "sasl2",
     "bind2",
+    "stream_limits",
     "management",
     "csi",
     "ping",
@@ -269,6 +271,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("last", Arc::new(Last::new(config.last.clone(), rosters.clone()))),
         ("sasl2", Arc::new(Sasl2)),
         ("bind2", Arc::new(Bind2)),
+        ("stream_limits", Arc::new(StreamLimits)),
         ("management", Arc::new(Management)),
         ("csi", Arc::new(Csi)),
         ("ping", Arc::new(Ping::new(rosters))),

@@ -7,6 +7,7 @@
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
 //! - [`sasl2`] and [`bind2`]: how clients log in and have their session in one step.
+//! - [`stream_limits`]: how much a client may send.
 //! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at.
 //! - [`pep`]: what users publish, and who hears of it; [`pubsub`]: the engine below it.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
@@ -61,6 +62,7 @@ pub mod session;
 pub mod settings;
 pub mod storm;
 pub mod strangers;
+pub mod stream_limits;
 pub mod subscription;
 pub mod time;
 pub mod vcard;
