@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use aws_lc_rs::hmac;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rustls::{ClientConfig, client::danger};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -306,6 +307,9 @@ impl Client {
                  <initial-response>{first}</initial-response>{beside}</authenticate>"
             )
         };
+        if mechanism.starts_with("HT-SHA-256-") {
+            return self.show_token(user, password, mechanism, say).await;
+        }
         if !mechanism.starts_with("SCRAM") {
             let first = if mechanism == "PLAIN" { format!("\0{user}\0{password}") } else { String::new() };
             return self.send(&say(first.as_bytes())).await;
@@ -329,6 +333,33 @@ impl Client {
         let answer = self.next().await?;
         if let Some(data) = answer.child("additional-data", SASL2) {
             exchange.check(&String::from_utf8(BASE64_STANDARD.decode(data.text().trim())?)?)?;
+        }
+        self.kept.push_front(answer);
+        Ok(())
+    }
+
+    /// Logs in by a token (draft-schmaus-kitten-sasl-ht-09), and wants the server to prove that it knows it.
+    async fn show_token(
+        &mut self,
+        user: &str,
+        token: &str,
+        mechanism: &str,
+        say: impl Fn(&[u8]) -> String,
+    ) -> Result<()> {
+        let data = match mechanism.rsplit('-').next() {
+            Some("EXPR") => self.channel()?.exporter.clone().context("no exporter")?,
+            Some("ENDP") => self.channel()?.endpoint(),
+            _ => Vec::new(),
+        };
+        let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());
+        let hash = |who: &[u8]| hmac::sign(&key, &[who, &data].concat()).as_ref().to_vec();
+        let first = [user.as_bytes(), b"\0", &hash(b"Initiator")].concat();
+        self.send(&say(&first)).await?;
+        let answer = self.next().await?;
+        if answer.is("success", SASL2) {
+            let proof = answer.child("additional-data", SASL2).map(Node::text).unwrap_or_default();
+            let proof = BASE64_STANDARD.decode(proof.trim())?;
+            ensure!(proof == hash(b"Responder"), "the server does not know the token");
         }
         self.kept.push_front(answer);
         Ok(())

@@ -122,6 +122,8 @@ impl Stage<'_> {
             Deed::SignsIn { credentials, beside } => {
                 let user = self.cast[name].1.clone();
                 let word = credentials.password.clone().unwrap_or_else(|| password(name));
+                // A token that was heard may stand for it.
+                let word = fill(&word, &self.names);
                 let beside = one_line(&self.as_sent(beside));
                 self.client(who)?.sign_in(&user, &word, &credentials.mechanism, &beside).await?;
             }

@@ -10,7 +10,7 @@ use stanza::Stanza;
 use crate::card::Card;
 use crate::module::{
     Addressee, Answering, Arriving, Binding, Delivering, Following, Forgetting, Greeting, Holding, Leaving,
-    Module, Moving, Offer, Offering, SessionEvent, Speaking, Stranger,
+    Module, Moving, Offer, Offering, SessionEvent, Speaking, Stranger, Vouching,
 };
 use crate::passage::Passage;
 use crate::services::Services;
@@ -98,6 +98,7 @@ pub struct Hooks {
     offering: Vec<Plugged<dyn Offering>>,
     speaking: HashMap<String, Plugged<dyn Speaking>>,
     binding: Vec<(Step, Plugged<dyn Binding>)>,
+    vouching: Option<Plugged<dyn Vouching>>,
     following: Vec<Plugged<dyn Following>>,
     moving: Vec<Plugged<dyn Moving>>,
     forgetting: Vec<Plugged<dyn Forgetting>>,
@@ -160,6 +161,15 @@ impl Hooks {
     pub fn binding(&mut self, step: Step, handler: Arc<dyn Binding>) {
         let plugged = self.plugged(handler);
         self.binding.push((step, plugged));
+    }
+
+    /// Claims the tokens of clients.
+    pub fn vouching(&mut self, handler: Arc<dyn Vouching>) {
+        let plugged = self.plugged(handler);
+        let second = self.module;
+        if let Some(first) = self.vouching.replace(plugged) {
+            self.clash.get_or_insert(Clash { namespace: "tokens".to_owned(), first: first.module, second });
+        }
     }
 
     pub fn following(&mut self, handler: Arc<dyn Following>) {
@@ -366,6 +376,12 @@ impl Registry {
         told
     }
 
+    /// Who keeps the tokens of clients of a host.
+    pub fn vouching(&self, host: &str) -> Option<&dyn Vouching> {
+        let plugged = self.hooks.vouching.as_ref().filter(|plugged| plugged.is_on(Some(host)))?;
+        Some(&*plugged.handler)
+    }
+
     /// Tells every follower, one after the other.
     pub async fn follow(&self, event: &SessionEvent, services: &Arc<dyn Services>) {
         let host = event.account().domain().as_str();
@@ -453,6 +469,9 @@ impl Registry {
         }
         for (step, plugged) in &hooks.binding {
             add("Binding", format!("{step:?}"), plugged.module);
+        }
+        if let Some(plugged) = &hooks.vouching {
+            add("Vouching", String::new(), plugged.module);
         }
         for plugged in &hooks.following {
             add("Following", String::new(), plugged.module);

@@ -73,6 +73,8 @@ struct Login<'a> {
     failures: u32,
     /// How many sessions had been ordered to end before the account was looked at.
     looked: Option<(BareJid, u64)>,
+    /// The version and a key of the account that was looked at, by which its tokens hold (XEP-0484).
+    keys: Option<(u64, Vec<u8>)>,
     mechanism: &'static str,
     bound: Option<Entered>,
 }
@@ -114,6 +116,7 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
         header_due: Some(Instant::now() + limits.header()),
         failures: 0,
         looked: None,
+        keys: None,
         mechanism: "",
         bound: None,
     };
@@ -203,6 +206,11 @@ impl Login<'_> {
                 }
                 Act::LookUp { account, hash } => self.look_up(&account, hash).await,
                 Act::CheckPassword { account, password } => self.check(account, password).await,
+                Act::FindTokens { account, client } => self.find_tokens(&account, client).await,
+                Act::SettleTokens(settling) => {
+                    let settled = self.settle_tokens(*settling).await;
+                    self.negotiation.on_settled(settled)
+                }
                 Act::Greet { host, request } => {
                     let answer = self.greet(host.as_str(), &request.0).await;
                     self.negotiation.on_greeted(answer)
@@ -383,10 +391,12 @@ impl Login<'_> {
         }
         // Before the look: an order that comes beside it counts as behind it.
         self.looked = Some((account.clone(), self.connection.world.claims.kicks()));
-        let found = self.connection.world.accounts.look_up(account.as_str()).await;
-        let credentials = found.map_err(|error| {
+        let found = self.connection.world.accounts.look_up_versioned(account.as_str()).await;
+        let found = found.map_err(|error| {
             tracing::warn!(%error, "failed to read credentials");
         })?;
+        self.keys = found.as_ref().map(|found| (found.version, found.value.sha256.stored_key.clone()));
+        let credentials = found.map(|found| found.value);
         let credentials = credentials.filter(|credentials| credentials.state != AccountState::Leaving);
         Ok(credentials.map(|credentials| {
             let keys = match hash {

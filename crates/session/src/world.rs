@@ -172,6 +172,7 @@ fn inline(registry: &Registry, host: &str) -> Option<Inline> {
             registry.enabled_with_binding(host).into_iter().chain(management).collect()
         }),
         resume: has(MANAGEMENT),
+        tokens: registry.vouching(host).is_some(),
     })
 }
 

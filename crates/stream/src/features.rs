@@ -7,7 +7,7 @@ use stanza::{FullJid, dom, ns};
 
 use crate::management;
 use crate::negotiation::Inline;
-use crate::sasl::{MechanismName, SaslCondition};
+use crate::sasl::{MechanismName, SaslCondition, TokenBinding};
 
 /// Namespace of stream compression (XEP-0138), which is never offered.
 pub const COMPRESS: &str = "http://jabber.org/protocol/compress";
@@ -51,9 +51,11 @@ pub fn channel_bindings(types: &[&str]) -> Option<Element> {
 pub const SASL2: &str = "urn:xmpp:sasl:2";
 /// Namespace of Bind 2 (XEP-0386).
 pub const BIND2: &str = "urn:xmpp:bind:0";
+/// Namespace of tokens (XEP-0484).
+pub const FAST: &str = "urn:xmpp:fast:0";
 
 /// `<authentication/>` (XEP-0388, 2.1), with all that can be asked for beside the login.
-pub fn authentication(names: &[MechanismName], inline: &Inline) -> Element {
+pub fn authentication(names: &[MechanismName], inline: &Inline, tokens: &[TokenBinding]) -> Element {
     let mut feature = Element::bare("authentication", SASL2);
     for name in names {
         feature.append_child(text_element("mechanism", SASL2, name.as_str()));
@@ -74,8 +76,24 @@ pub fn authentication(names: &[MechanismName], inline: &Inline) -> Element {
     if inline.resume {
         beside.append_child(management::feature());
     }
+    if !tokens.is_empty() {
+        // XEP-0484, 3.1
+        let mut fast = Element::bare("fast", FAST);
+        for binding in tokens {
+            fast.append_child(text_element("mechanism", FAST, MechanismName::Token(*binding).as_str()));
+        }
+        beside.append_child(fast);
+    }
     feature.append_child(beside);
     feature
+}
+
+/// `<token/>` (XEP-0484, 3.3).
+pub fn fast_token(token: &str, expiry: &str) -> Element {
+    let mut element = Element::bare("token", FAST);
+    set(&mut element, "token", token);
+    set(&mut element, "expiry", expiry);
+    element
 }
 
 /// `<challenge/>` of XEP-0388, or another element of it with base64 in it; no payload is no text (2.2).

@@ -3,6 +3,7 @@
 mod act;
 mod bind2;
 mod exchange;
+mod fast;
 mod greeting;
 mod offer;
 mod sasl2;
@@ -19,6 +20,7 @@ use stanza::{
 };
 
 pub use self::act::{Act, Acts};
+pub use self::fast::Settling;
 pub use self::greeting::Request;
 use self::sasl2::{Entering, Stage};
 pub use self::settings::{
@@ -114,6 +116,7 @@ enum State {
 enum Wants {
     Message,
     Credentials,
+    Tokens,
     Check,
 }
 
@@ -310,10 +313,7 @@ impl Negotiation {
         } else {
             let offer = self.offer_now();
             let more = self.greetings();
-            self.send(acts, |writer, out| match more.is_empty() {
-                true => writer.features(&offer.features, out),
-                false => writer.features(offer.features.iter().chain(&more), out),
-            });
+            self.send(acts, |writer, out| writer.features_beside(&offer.features, &more, out));
         }
         self.state = State::Open;
     }
@@ -573,6 +573,8 @@ fn minor_of_0(version: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod exchange_tests;
+#[cfg(test)]
+mod fast_tests;
 #[cfg(test)]
 mod sasl2_tests;
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::commands::Commands;
 use crate::csi::Csi;
 use crate::disco::Disco;
 use crate::external::External;
+use crate::fast::Fast;
 use crate::forgeries::Forgeries;
 use crate::last::Last;
 use crate::management::Management;
@@ -42,12 +43,12 @@ use crate::time::Time;
 use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
-    anonymous, archive, blocking, disco, external, last, multicast, offline, offline_filter, pep, presence,
-    private, registration, reports, rosters, storm, strangers, subscription, vcard, version,
+    anonymous, archive, blocking, disco, external, fast, last, multicast, offline, offline_filter, pep,
+    presence, private, registration, reports, rosters, storm, strangers, subscription, vcard, version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 32] = [
+pub const NAMES: [&str; 33] = [
     "storm",
     "anonymous",
     "blocking",
@@ -69,6 +70,7 @@ pub const NAMES: [&str; 32] = [
     "last",
     "sasl2",
     "bind2",
+    "fast",
     "stream_limits",
     "management",
     "csi",
@@ -127,6 +129,7 @@ pub struct ModulesConfig {
     pub private: private::Config,
     pub vcard: vcard::Config,
     pub last: last::Config,
+    pub fast: fast::Config,
     pub version: version::Config,
     pub external: external::Config,
     pub administration: administration::Config,
@@ -201,6 +204,7 @@ impl ModulesConfig {
             "private" => Box::new(&mut self.private),
             "vcard" => Box::new(&mut self.vcard),
             "last" => Box::new(&mut self.last),
+            "fast" => Box::new(&mut self.fast),
             "version" => Box::new(&mut self.version),
             "administration" => Box::new(&mut self.administration),
             "external" => Box::new(&mut self.external),
@@ -271,6 +275,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("last", Arc::new(Last::new(config.last.clone(), rosters.clone()))),
         ("sasl2", Arc::new(Sasl2)),
         ("bind2", Arc::new(Bind2)),
+        ("fast", Arc::new(Fast::new(config.fast.clone()))),
         ("stream_limits", Arc::new(StreamLimits)),
         ("management", Arc::new(Management)),
         ("csi", Arc::new(Csi)),

@@ -7,7 +7,7 @@
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
 //! - [`sasl2`] and [`bind2`]: how clients log in and have their session in one step.
-//! - [`stream_limits`]: how much a client may send.
+//! - [`fast`]: tokens by which they come back. [`stream_limits`]: how much a client may send.
 //! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at.
 //! - [`pep`]: what users publish, and who hears of it; [`pubsub`]: the engine below it.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
@@ -33,6 +33,7 @@ pub mod commands;
 pub mod disco;
 pub mod external;
 mod failure;
+pub mod fast;
 pub mod forgeries;
 mod forms;
 mod forwarded;

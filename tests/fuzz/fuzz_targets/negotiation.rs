@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use stanza::{Condition, StanzaError, StreamCondition, StreamError, address};
-use stream::sasl::{Checked, Found, ScramHash, keys};
+use stream::sasl::token::{FoundTokens, KnownToken, TokenKey};
+use stream::sasl::{Checked, Found, SaslCondition, ScramHash, keys};
 use stream::negotiation::Inline;
 use stream::{
     Act, Acts, ClientCertificate, Entry, Limits, Negotiation, Reader, Settings, StreamEvent, TlsFacts,
@@ -52,7 +53,7 @@ fn settings(choice: u8) -> Settings {
     settings.iterations = 2;
     settings.tls_required = choice & 1 == 0;
     settings.tls_available = choice & 2 == 0;
-    settings.inlines = Arc::new(|_| Some(Inline { bind: Some(vec!["urn:x"]), resume: true }));
+    settings.inlines = Arc::new(|_| Some(Inline { bind: Some(vec!["urn:x"]), resume: true, tokens: true }));
     settings
 }
 
@@ -141,6 +142,12 @@ impl Connection {
                         _ => Ok((account.with_resource(&resource), Vec::new())),
                     })
                 }
+                Act::FindTokens { .. } => self.find_tokens(),
+                Act::SettleTokens(_) => self.negotiation.on_settled(match self.answer {
+                    1 => Err(SaslCondition::NotAuthorized),
+                    2 => Ok(None),
+                    _ => Ok(Some(("token".to_owned(), "2026-01-01T00:00:00Z".to_owned()))),
+                }),
                 Act::LookUp { hash, .. } => self.look_up(hash),
                 Act::CheckPassword { .. } => self.check(),
                 Act::Greet { .. } => self.negotiation.on_greeted(None),
@@ -194,6 +201,20 @@ impl Connection {
             2 => self.negotiation.on_unavailable(),
             3 => self.negotiation.on_credentials(keys.ok().map(|keys| Found { keys, disabled: true })),
             _ => self.negotiation.on_credentials(keys.ok().map(|keys| Found { keys, disabled: false })),
+        }
+    }
+
+    fn find_tokens(&mut self) -> Acts {
+        let token = KnownToken {
+            key: TokenKey(b"token".to_vec()),
+            mechanism: "HT-SHA-256-NONE".to_owned(),
+            count: Some(3),
+            expired: self.answer == 4,
+        };
+        match self.answer {
+            1 => self.negotiation.on_tokens(None),
+            2 => self.negotiation.on_unavailable(),
+            _ => self.negotiation.on_tokens(Some(FoundTokens { tokens: vec![token], disabled: self.answer == 3 })),
         }
     }
 

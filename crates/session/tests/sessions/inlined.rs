@@ -1,11 +1,14 @@
 //! Logins by XEP-0388 over real sockets, with what is bound and refused in the same step.
 
+use std::sync::Arc;
+
 use hooks::{AccountState, Accounts};
 use minidom::Element;
 use session::Door;
 use stream::StreamEvent;
-use stream::features::{self, BIND2, SASL2};
+use stream::features::{self, BIND2, FAST, SASL2};
 use stream::management::NS;
+use stream::sasl::ScramHash;
 
 use crate::client::Client;
 use crate::house::{House, PASSWORD};
@@ -22,10 +25,17 @@ async fn connected(house: &House) -> Client {
 
 /// Alice logs in by PLAIN; the answer.
 async fn sign_in(client: &mut Client, password: &str, beside: &str) -> Element {
-    let plain = features::sasl2("x", Some(format!("\0alice\0{password}").as_bytes())).text();
-    let first = format!("<initial-response>{plain}</initial-response>");
+    let plain = format!("\0alice\0{password}");
+    sign_in_by(client, "PLAIN", plain.as_bytes(), beside).await
+}
+
+async fn sign_in_by(client: &mut Client, mechanism: &str, first: &[u8], beside: &str) -> Element {
+    let first = features::sasl2("x", Some(first)).text();
+    let first = format!("<initial-response>{first}</initial-response>");
     client
-        .send(&format!("<authenticate xmlns='{SASL2}' mechanism='PLAIN'>{first}{beside}</authenticate>"))
+        .send(&format!(
+            "<authenticate xmlns='{SASL2}' mechanism='{mechanism}'>{first}{beside}</authenticate>"
+        ))
         .await;
     match client.event().await {
         Some(StreamEvent::Element(element)) => element,
@@ -123,4 +133,36 @@ async fn nobody_is_bound_who_was_locked_out_meanwhile() {
     let (end, ()) = tokio::join!(sign_in(&mut client, PASSWORD, &beside), lock);
     assert!(end.has_child("not-authorized", stanza::ns::STREAM_ERRORS), "{end:?}");
     house.until("nobody is bound", |house| house.town.bound().is_empty()).await;
+}
+
+/// Alice comes back by a token; the condition of the failure.
+async fn come_back(house: &House, token: &str, beside: &str) -> Option<String> {
+    let proof = ScramHash::Sha256.hmac(token.as_bytes(), b"Initiator");
+    let first = [b"alice\0", &proof[..]].concat();
+    let mut client = connected(house).await;
+    let answer = sign_in_by(&mut client, "HT-SHA-256-NONE", &first, beside).await;
+    let failure = answer.children().next().filter(|_| answer.is("failure", SASL2));
+    failure.map(|condition| condition.name().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_was_disabled_has_no_tokens_left() {
+    let house = House::build(|_| {}, |_| {}, vec![Arc::new(xeps::fast::Fast::default())]).await;
+    let client = "<user-agent id='d4565fa7-4d72-4749-b3d3-740edbf87771'/>";
+    let request = format!("{client}<request-token xmlns='{FAST}' mechanism='HT-SHA-256-NONE'/>");
+    let token = |success: Element| {
+        let token = success.get_child("token", FAST).and_then(|token| token.attr("token"));
+        token.expect("a token").to_owned()
+    };
+    let first = token(sign_in(&mut connected(&house).await, PASSWORD, &request).await);
+    let fast = format!("{client}<fast xmlns='{FAST}'/>");
+    assert_eq!(come_back(&house, &first, &fast).await, None);
+    house.accounts.set_disabled("alice@localhost", true).await.unwrap();
+    assert_eq!(come_back(&house, &first, &fast).await.as_deref(), Some("account-disabled"));
+    assert_eq!(come_back(&house, "wrong", &fast).await.as_deref(), Some("not-authorized"));
+    house.accounts.set_disabled("alice@localhost", false).await.unwrap();
+    assert_eq!(come_back(&house, &first, &fast).await.as_deref(), Some("credentials-expired"));
+    assert_eq!(house.listeners.counters().auth_failures.value(), 3);
+    let second = token(sign_in(&mut connected(&house).await, PASSWORD, &request).await);
+    assert_eq!(come_back(&house, &second, &fast).await, None);
 }

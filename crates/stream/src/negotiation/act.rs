@@ -4,6 +4,7 @@ use bytes::Bytes;
 use minidom::Element;
 use stanza::{BareJid, DomainPart, FullJid, ResourcePart, StreamError};
 
+use super::fast::Settling;
 use super::greeting::Request;
 use crate::management::Resume;
 use crate::sasl::mechanism::Password;
@@ -25,6 +26,17 @@ pub enum Act {
         /// For which hash.
         hash: ScramHash,
     },
+    /// Answer with [`on_tokens`](super::Negotiation::on_tokens) or
+    /// [`on_unavailable`](super::Negotiation::on_unavailable); feed no event before.
+    FindTokens {
+        /// Whose.
+        account: BareJid,
+        /// Of which client.
+        client: String,
+    },
+    /// Note what becomes of the tokens of a client that has proved who it is, and answer with
+    /// [`on_settled`](super::Negotiation::on_settled); feed no event before.
+    SettleTokens(Box<Settling>),
     /// Check the password off this thread ([`verify`](crate::sasl::keys::verify)), also for an account that is not there
     /// ([`fake_keys`](super::Negotiation::fake_keys)), so that both take as long. Answer with
     /// [`on_password_checked`](super::Negotiation::on_password_checked) or [`on_unavailable`](super::Negotiation::on_unavailable); feed no event before.

@@ -12,6 +12,7 @@ use crate::sasl::anonymous::Anonymous;
 use crate::sasl::external::{External, of_host};
 use crate::sasl::plain::Plain;
 use crate::sasl::scram::{Scram, Surroundings};
+use crate::sasl::token::TokenKey;
 use crate::sasl::{Mechanism, MechanismName, SaslCondition, Step};
 
 impl Negotiation {
@@ -72,9 +73,13 @@ impl Negotiation {
         element: &Element,
         payload: impl FnOnce() -> Result<Option<Vec<u8>>, SaslCondition>,
     ) -> Result<Step, SaslCondition> {
-        let asked = element.attr("mechanism").and_then(MechanismName::from_name);
+        let asked = element.attr("mechanism").and_then(MechanismName::known);
         let offer = self.offer_now();
-        let Some(name) = asked.filter(|name| offer.has(*name)) else {
+        let is_offered = |name: &MechanismName| match name {
+            MechanismName::Token(binding) => self.wish.is_some() && offer.tokens.contains(binding),
+            name => offer.has(*name),
+        };
+        let Some(name) = asked.filter(is_offered) else {
             return Err(self.not_offered(asked));
         };
         let payload = payload()?;
@@ -105,6 +110,7 @@ impl Negotiation {
                 let account = self.settings.anonymous_account(&host);
                 Box::new(Anonymous::new(account.ok_or(SaslCondition::TemporaryAuthFailure)?))
             }
+            MechanismName::Token(binding) => return self.token_mechanism(binding),
             MechanismName::Scram(hash) | MechanismName::ScramPlus(hash) => {
                 let bindings = self.tls.as_ref().filter(|_| name.binds()).map(TlsFacts::bindings);
                 let around = Surroundings {
@@ -172,7 +178,12 @@ impl Negotiation {
                 self.wait_for(Wants::Check, &account);
                 acts.push(Act::CheckPassword { account, password });
             }
-            Step::Success { account, data } => self.on_success(account, data, acts),
+            Step::FindTokens { account, client } => {
+                self.wait_for(Wants::Tokens, &account);
+                acts.push(Act::FindTokens { account, client });
+            }
+            Step::Success { account, data } => self.on_success(account, data, None, acts),
+            Step::Vouched { account, data, key } => self.on_success(account, Some(data), Some(key), acts),
             Step::Fail(condition) => self.on_failure(condition, acts),
         }
     }
@@ -184,7 +195,14 @@ impl Negotiation {
         }
     }
 
-    fn on_success(&mut self, account: BareJid, data: Option<Vec<u8>>, acts: &mut Acts) {
+    /// `key`: that of the token that it is by.
+    fn on_success(
+        &mut self,
+        account: BareJid,
+        data: Option<Vec<u8>>,
+        key: Option<TokenKey>,
+        acts: &mut Acts,
+    ) {
         let State::Exchange { name, .. } = self.state else { return };
         let is_another = self.named.as_ref().is_some_and(|named| *named != account);
         let is_another = is_another && name != MechanismName::Anonymous;
@@ -195,7 +213,7 @@ impl Negotiation {
                     self.wish = Some(wish);
                     self.on_failure(SaslCondition::InvalidAuthzid, acts);
                 }
-                false => self.admit(account, name, data, wish, acts),
+                false => self.enter(account, name, (data, key), wish, acts),
             };
         }
         if is_another {
@@ -212,6 +230,16 @@ impl Negotiation {
 
     fn on_failure(&mut self, condition: SaslCondition, acts: &mut Acts) {
         let account = self.leave_exchange();
+        self.send_failure(account, condition, acts);
+    }
+
+    /// Tells the client that it is not who it says, in the profile that it speaks.
+    pub(super) fn send_failure(
+        &mut self,
+        account: Option<BareJid>,
+        condition: SaslCondition,
+        acts: &mut Acts,
+    ) {
         let failure = match self.wish.take() {
             Some(_) => features::sasl2_failure(condition),
             None => features::sasl_failure(condition),

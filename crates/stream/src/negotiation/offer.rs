@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bytes::{Bytes, BytesMut};
 use minidom::Element;
-use stanza::DomainPart;
+use stanza::{DomainPart, dom, ns};
 
 use super::settings::{Inline, Settings, TLS_EXPORTER, TLS_SERVER_END_POINT};
 use crate::features;
-use crate::sasl::{MechanismName, ScramHash, downgrade};
+use crate::sasl::{MechanismName, ScramHash, TokenBinding, downgrade};
 
 /// All that decides what a stream is offered, beside the settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,8 @@ impl Kind {
             MechanismName::ScramPlus(_) => self.exporter || self.endpoint,
             MechanismName::Scram(_) | MechanismName::Anonymous => self.tls || !settings.tls_required,
             MechanismName::Plain => self.tls,
+            // Beside the others, by XEP-0388 only.
+            MechanismName::Token(_) => false,
         };
         let anonymous = self.anonymous.then_some(MechanismName::Anonymous);
         let listed = settings.mechanisms.iter().copied().filter(|name| *name != MechanismName::Anonymous);
@@ -52,10 +55,12 @@ impl Kind {
 /// What one kind of stream is offered.
 pub(super) struct Offer {
     pub mechanisms: Vec<MechanismName>,
-    /// The children of `<stream:features/>`.
-    pub features: Vec<Element>,
+    /// The children of `<stream:features/>`, as they are written.
+    pub features: Bytes,
     /// What a login by XEP-0388 can do beside; `None`: there is none.
     pub inline: Option<Inline>,
+    /// What tokens of clients can be bound to, strongest first; empty where there are none.
+    pub tokens: Vec<TokenBinding>,
     /// XEP-0474, by hash.
     downgrade: [Arc<str>; 3],
 }
@@ -65,7 +70,7 @@ impl Offer {
         let mechanisms = kind.mechanisms(settings);
         let binds = mechanisms.iter().any(|name| name.binds());
         let bindings = if binds { kind.bindings() } else { Vec::new() };
-        let mut features = Vec::new();
+        let mut features: Vec<Element> = Vec::new();
         if !kind.tls && settings.tls_available {
             features.push(features::starttls(settings.tls_required));
         }
@@ -73,15 +78,26 @@ impl Offer {
         // XEP-0388, 5: inside TLS only; and 2.1: not without a mechanism.
         let inline =
             host.filter(|_| kind.tls && !mechanisms.is_empty()).and_then(|host| (settings.inlines)(host));
+        let has = inline.as_ref().is_some_and(|inline| inline.tokens);
+        let possible = |binding: &TokenBinding| match binding {
+            TokenBinding::Exporter => kind.exporter,
+            TokenBinding::EndPoint => kind.endpoint,
+            TokenBinding::None => true,
+        };
+        let tokens: Vec<_> =
+            TokenBinding::ALL.into_iter().filter(|binding| has && possible(binding)).collect();
         if let Some(inline) = &inline {
-            features.push(features::authentication(&mechanisms, inline));
+            features.push(features::authentication(&mechanisms, inline, &tokens));
         }
         if !mechanisms.is_empty() {
             features.push(features::mechanisms(&mechanisms));
         }
         let names: Vec<&str> = mechanisms.iter().map(|name| name.as_str()).collect();
         let downgrade = ScramHash::ALL.map(|hash| downgrade::hash(hash, &names, &bindings).into());
-        Offer { mechanisms, features, inline, downgrade }
+        let mut written = BytesMut::new();
+        features.iter().for_each(|feature| dom::write(feature, ns::CLIENT, &mut written));
+        let features = written.freeze();
+        Offer { mechanisms, features, inline, tokens, downgrade }
     }
 
     /// Whether the mechanism is offered.

@@ -7,6 +7,7 @@ use super::wish::Wish;
 use super::{Act, Acts, Negotiation, State};
 use crate::features::{self, SASL2};
 use crate::management;
+use crate::sasl::token::TokenKey;
 use crate::sasl::{MechanismName, SaslCondition, Step};
 
 /// A client that has proved who it is and was not told so.
@@ -19,6 +20,8 @@ pub(super) struct Entering {
 
 /// What the caller is to do for a client that enters.
 pub(super) enum Stage {
+    /// Note what becomes of its tokens; how it has logged in.
+    Settling(MechanismName),
     /// Hand over what modules offer.
     Admitted,
     /// Look for the session of this id.
@@ -67,18 +70,29 @@ impl Negotiation {
     }
 
     /// The client is who it says; what it asked for is done before it hears so.
-    pub(super) fn admit(
+    pub(super) fn enter(
         &mut self,
         account: BareJid,
         mechanism: MechanismName,
-        data: Option<Vec<u8>>,
+        (data, key): (Option<Vec<u8>>, Option<TokenKey>),
         wish: Box<Wish>,
         acts: &mut Acts,
     ) {
-        self.account = Some(account.clone());
         let data = data.map(|data| features::sasl2("additional-data", Some(&data)));
-        let entering = Entering { account: account.clone(), wish, children: data.into_iter().collect() };
-        self.state = State::Entering(Box::new(entering), Stage::Admitted);
+        let entering = Box::new(Entering { account, wish, children: data.into_iter().collect() });
+        match self.settling(&entering, mechanism, key) {
+            Some(settling) => {
+                self.state = State::Entering(entering, Stage::Settling(mechanism));
+                acts.push(Act::SettleTokens(Box::new(settling)));
+            }
+            None => self.admit(entering, mechanism, acts),
+        }
+    }
+
+    pub(super) fn admit(&mut self, entering: Box<Entering>, mechanism: MechanismName, acts: &mut Acts) {
+        let account = entering.account.clone();
+        self.account = Some(account.clone());
+        self.state = State::Entering(entering, Stage::Admitted);
         acts.push(Act::Authenticated { account, mechanism });
         acts.push(Act::Admitted);
     }

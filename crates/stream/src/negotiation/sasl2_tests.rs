@@ -13,7 +13,8 @@ const SESSION: &str = "<features><bind/><session><optional/></session></features
 
 /// As of all tests, with all that can be asked for.
 pub fn settings() -> Settings {
-    let inline = Inline { bind: Some(vec!["urn:xmpp:carbons:2", "urn:xmpp:csi:0"]), resume: true };
+    let inline =
+        Inline { bind: Some(vec!["urn:xmpp:carbons:2", "urn:xmpp:csi:0"]), resume: true, tokens: true };
     Settings {
         inlines: Arc::new(move |host| (host.as_str() == "x").then(|| inline.clone())),
         ..super::tests::settings()
@@ -68,7 +69,9 @@ fn it_is_offered_beside_the_old_profile_where_it_is_on_and_inside_tls_only() {
         FEATURES.split_inclusive("</mechanism>").filter_map(|s| Some(&s[s.find("<mechanism>")?..])).collect();
     let new = format!(
         "<authentication>{names}<inline><bind xmlns='urn:xmpp:bind:0'><inline><feature var='urn:xmpp:carbons:2'/>\
-         <feature var='urn:xmpp:csi:0'/></inline></bind><sm xmlns='urn:xmpp:sm:3'/></inline></authentication>"
+         <feature var='urn:xmpp:csi:0'/></inline></bind><sm xmlns='urn:xmpp:sm:3'/><fast xmlns='urn:xmpp:fast:0'>\
+         <mechanism>HT-SHA-256-EXPR</mechanism><mechanism>HT-SHA-256-ENDP</mechanism>\
+         <mechanism>HT-SHA-256-NONE</mechanism></fast></inline></authentication>"
     );
     let all = FEATURES.replace("<mechanisms>", &format!("{new}<mechanisms>"));
     assert_eq!(talk.say(&header("x")), [format!("[header x to -]{all}")]);

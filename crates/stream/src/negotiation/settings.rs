@@ -29,6 +29,8 @@ pub struct Inline {
     pub bind: Option<Vec<&'static str>>,
     /// To go on with an earlier session (XEP-0198, 9.2).
     pub resume: bool,
+    /// For a token by which it can come back (XEP-0484).
+    pub tokens: bool,
 }
 
 /// What is the same for all streams of a listener.

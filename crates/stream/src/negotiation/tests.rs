@@ -111,6 +111,11 @@ fn show(act: &Act) -> String {
         }
         Act::Authenticated { account, mechanism } => format!("IS {account} {}", mechanism.as_str()),
         Act::Greet { host, .. } => format!("GREET {host}"),
+        Act::FindTokens { account, client } => format!("TOKENS {account} {client}"),
+        Act::SettleTokens(settling) => {
+            let Settling { account, client, key, count, invalidate, request } = &**settling;
+            format!("SETTLE {account} {client} {} {count:?} {invalidate} {request:?}", key.is_some())
+        }
         Act::RestartStream => "RESTART".into(),
         Act::Admitted => "ADMITTED".into(),
         Act::BindInline { account, resource, client, asked } => {

@@ -3,8 +3,10 @@
 use minidom::Element;
 use stanza::Condition;
 
-use crate::features::{BIND2, SASL2};
-use crate::management::{self, Resume, Said};
+use crate::features::{BIND2, FAST, SASL2};
+use crate::management::{self, Resume};
+use crate::sasl::TokenBinding;
+use crate::sasl::token::Said;
 
 /// Longest tag of a client that becomes a part of its resource, in bytes.
 const TAG_MAX: usize = 256;
@@ -17,6 +19,10 @@ pub struct Wish {
     /// The session that it wants to go on with, or what is wrong with how it says so.
     pub resume: Option<Result<Resume, Condition>>,
     pub bind: Option<Bind>,
+    /// What it says of the token that it comes by (XEP-0484).
+    pub fast: Option<Said>,
+    /// What a token for it is to be bound to.
+    pub request: Option<TokenBinding>,
 }
 
 /// The wish to be bound (XEP-0386, 3.2).
@@ -36,13 +42,20 @@ impl Wish {
             if child.is("user-agent", SASL2) {
                 wish.client = child.attr("id").and_then(uuid);
             } else if child.is("resume", management::NS) {
-                wish.resume = Some(match Said::read(child) {
-                    Ok(Said::Resume(resume)) => Ok(resume),
+                wish.resume = Some(match management::Said::read(child) {
+                    Ok(management::Said::Resume(resume)) => Ok(resume),
                     Ok(_) => Err(Condition::BadRequest),
                     Err(condition) => Err(condition),
                 });
             } else if child.is("bind", BIND2) {
                 wish.bind = Some(Bind::read(child));
+            } else if child.is("fast", FAST) {
+                wish.fast = Some(Said {
+                    count: child.attr("count").and_then(|count| count.trim().parse().ok()),
+                    invalidate: matches!(child.attr("invalidate").map(str::trim), Some("1" | "true")),
+                });
+            } else if child.is("request-token", FAST) {
+                wish.request = child.attr("mechanism").and_then(TokenBinding::from_mechanism);
             }
         }
         wish
