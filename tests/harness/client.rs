@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use aws_lc_rs::hmac;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rustls::{ClientConfig, client::danger};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -33,6 +34,7 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 
 const TLS: &str = "urn:ietf:params:xml:ns:xmpp-tls";
 const SASL: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
+const SASL2: &str = "urn:xmpp:sasl:2";
 const BIND: &str = "urn:ietf:params:xml:ns:xmpp-bind";
 const CHANNEL_BINDING: &str = "urn:xmpp:sasl-cb:0";
 
@@ -294,6 +296,86 @@ impl Client {
         }
         exchange.check(&String::from_utf8(BASE64_STANDARD.decode(answer.text().trim())?)?)?;
         Ok(Ok(()))
+    }
+
+    /// Logs in by XEP-0388 and asks for `beside` with it. What the server says at last is left to be heard.
+    pub async fn sign_in(&mut self, user: &str, password: &str, mechanism: &str, beside: &str) -> Result<()> {
+        let say = |first: &[u8]| {
+            let first = BASE64_STANDARD.encode(first);
+            format!(
+                "<authenticate xmlns='{SASL2}' mechanism='{mechanism}'>\
+                 <initial-response>{first}</initial-response>{beside}</authenticate>"
+            )
+        };
+        if mechanism.starts_with("HT-SHA-256-") {
+            return self.show_token(user, password, mechanism, say).await;
+        }
+        if !mechanism.starts_with("SCRAM") {
+            let first = if mechanism == "PLAIN" { format!("\0{user}\0{password}") } else { String::new() };
+            return self.send(&say(first.as_bytes())).await;
+        }
+        let (header, data) = match &self.channel {
+            Some(channel) if mechanism.ends_with("-PLUS") => channel.binding(),
+            _ => ("n,,", Vec::new()),
+        };
+        let (mut exchange, first) =
+            Exchange::bound(Hash::of(mechanism)?, user, &unique("nonce"), header, &data);
+        exchange.insist(&self.offer.0, &self.offer.1);
+        self.send(&say(first.as_bytes())).await?;
+        let challenge = self.next().await?;
+        if !challenge.is("challenge", SASL2) {
+            self.kept.push_front(challenge);
+            return Ok(());
+        }
+        let server_first = String::from_utf8(BASE64_STANDARD.decode(challenge.text().trim())?)?;
+        let last = BASE64_STANDARD.encode(exchange.respond(&server_first, password)?);
+        self.send(&format!("<response xmlns='{SASL2}'>{last}</response>")).await?;
+        let answer = self.next().await?;
+        if let Some(data) = answer.child("additional-data", SASL2) {
+            exchange.check(&String::from_utf8(BASE64_STANDARD.decode(data.text().trim())?)?)?;
+        }
+        self.kept.push_front(answer);
+        Ok(())
+    }
+
+    /// Logs in by a token (draft-schmaus-kitten-sasl-ht-09), and wants the server to prove that it knows it.
+    async fn show_token(
+        &mut self,
+        user: &str,
+        token: &str,
+        mechanism: &str,
+        say: impl Fn(&[u8]) -> String,
+    ) -> Result<()> {
+        let data = match mechanism.rsplit('-').next() {
+            Some("EXPR") => self.channel()?.exporter.clone().context("no exporter")?,
+            Some("ENDP") => self.channel()?.endpoint(),
+            _ => Vec::new(),
+        };
+        let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());
+        let hash = |who: &[u8]| hmac::sign(&key, &[who, &data].concat()).as_ref().to_vec();
+        let first = [user.as_bytes(), b"\0", &hash(b"Initiator")].concat();
+        self.send(&say(&first)).await?;
+        let answer = self.next().await?;
+        if answer.is("success", SASL2) {
+            let proof = answer.child("additional-data", SASL2).map(Node::text).unwrap_or_default();
+            let proof = BASE64_STANDARD.decode(proof.trim())?;
+            ensure!(proof == hash(b"Responder"), "the server does not know the token");
+        }
+        self.kept.push_front(answer);
+        Ok(())
+    }
+
+    /// Remembers the address of a session that was bound or resumed with the login.
+    pub fn note_address(&mut self, heard: &Node) {
+        let jid = heard.child("authorization-identifier", SASL2).map(Node::text);
+        if let Some(jid) = jid.filter(|jid| heard.is("success", SASL2) && jid.contains('/')) {
+            self.jid = Some(jid);
+        }
+    }
+
+    /// The first of what was heard while something else was waited for.
+    pub fn take_first_kept(&mut self) -> Option<Node> {
+        self.kept.pop_front()
     }
 
     /// Binds a resource (RFC 6120, 7) and remembers the address.

@@ -53,6 +53,11 @@ pub enum Deed {
     /// STARTTLS on a stream that offers it.
     Secures,
     Authenticates(Credentials),
+    /// Logs in by XEP-0388 and asks for this with it; the success is the next that is heard.
+    SignsIn {
+        credentials: Credentials,
+        beside: String,
+    },
     /// SASL fails with this condition.
     Refused {
         credentials: Credentials,
@@ -169,10 +174,8 @@ impl Play {
 
 fn deed(what: &str, block: String) -> Result<Deed> {
     let needs_block = ["says", "sends", "hears", "hears in any order"].contains(&what);
-    ensure!(
-        needs_block != block.is_empty() || what == "loses the stream",
-        "a block under it is missing or too much"
-    );
+    let may_have_block = what == "loses the stream" || what.starts_with("signs in");
+    ensure!(needs_block != block.is_empty() || may_have_block, "a block under it is missing or too much");
     let mut words: Vec<&str> = what.split_whitespace().collect();
     let direct = take(&mut words, &["directly"]);
     let anonymous = take(&mut words, &["without", "a", "resource"]);
@@ -188,6 +191,7 @@ fn deed(what: &str, block: String) -> Result<Deed> {
         "restarts the stream" => Deed::Restarts,
         "starts TLS" => Deed::Secures,
         "authenticates" => Deed::Authenticates(credentials),
+        "signs in" => Deed::SignsIn { credentials, beside: block },
         "is refused" => Deed::Refused { credentials, condition: condition.context("refused `for` what?")? },
         "connects" => Deed::Connects { direct, named: !anonymous, credentials },
         "comes online" | "comes online with" => {

@@ -119,6 +119,14 @@ impl Stage<'_> {
                 let word = credentials.password.clone().unwrap_or_else(|| password(name));
                 self.client(who)?.authenticate(&user, &word, &credentials.mechanism).await?;
             }
+            Deed::SignsIn { credentials, beside } => {
+                let user = self.cast[name].1.clone();
+                let word = credentials.password.clone().unwrap_or_else(|| password(name));
+                // A token that was heard may stand for it.
+                let word = fill(&word, &self.names);
+                let beside = one_line(&self.as_sent(beside));
+                self.client(who)?.sign_in(&user, &word, &credentials.mechanism, &beside).await?;
+            }
             Deed::Refused { credentials, condition } => {
                 let user = self.cast[name].1.clone();
                 let word = credentials.password.clone().unwrap_or_else(|| password(name));
@@ -177,7 +185,9 @@ impl Stage<'_> {
     async fn next(&mut self, who: &str) -> Result<Node> {
         let client = self.client(who)?;
         // A header counts as heard only where a story dials by itself.
-        let node = if client.jid.is_some() {
+        let node = if let Some(kept) = client.take_first_kept() {
+            kept
+        } else if client.jid.is_some() {
             client.next().await?
         } else {
             loop {
@@ -188,6 +198,7 @@ impl Stage<'_> {
                 }
             }
         };
+        client.note_address(&node);
         Ok(self.as_written(node))
     }
 

@@ -334,7 +334,8 @@ impl Bench {
     pub fn offered(&self, account: &str) -> Vec<minidom::Element> {
         let account = bare(account);
         let host = account.domain().as_str().to_owned();
-        self.registry().offered(&Offer { host, account: Some(account), secure: true })
+        let (stanza_bytes, idle_s) = (10_000, Some(60));
+        self.registry().offered(&Offer { host, account: Some(account), secure: true, stanza_bytes, idle_s })
     }
 
     fn row_view(&self, jid: &FullJid) -> Option<(usize, Arc<SessionView>)> {

@@ -11,8 +11,9 @@ pub mod verdict;
 
 pub use card::{Card, Status, Xep};
 pub use module::{
-    Addressee, Answering, Arriving, Awaiting, Delivering, Following, Forgetting, Greeting, Holding, Leaving,
-    Module, Moving, Offer, Offering, SessionEvent, Speaking, Stranger, Why,
+    Addressee, Answering, Arriving, Awaiting, Bearer, Binding, Delivering, Following, Forgetting, Greeting,
+    Holding, Issued, Leaving, Module, Moving, NotUsed, Offer, Offering, SessionEvent, Speaking, Stranger,
+    Token, Use, Vouching, Why,
 };
 pub use passage::{Passage, Underway};
 pub use registry::{Clash, Hooks, Registry, Step, Switches};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jid::{BareJid, FullJid};
 use minidom::Element;
 use stanza::Stanza;
+use store::StoreError;
 
 use crate::card::Card;
 use crate::passage::Passage;
@@ -71,6 +72,11 @@ pub struct Offer {
     /// `None`: before authentication.
     pub account: Option<BareJid>,
     pub secure: bool,
+    /// The most bytes that a stanza or another element of the client may have on it.
+    pub stanza_bytes: usize,
+    /// For how many seconds the client may say nothing before it is looked whether it is there; `None`: for ever, or for
+    /// as long as it may take to log in.
+    pub idle_s: Option<u64>,
 }
 
 /// Who speaks on a stream before anybody has logged in on it.
@@ -109,6 +115,111 @@ pub trait Speaking: Send + Sync + 'static {
         element: &'a Element,
         services: &'a Arc<dyn Services>,
     ) -> Answer<'a, Vec<Element>>;
+}
+
+/// Has a part in the binding of a session as a part of the login (XEP-0386).
+pub trait Binding: Send + Sync + 'static {
+    /// The features that a client may ask to be enabled with it, by the names that service discovery has for them.
+    fn enables(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// A session is bound in this way, and its client does not know it yet; `asked` is all that it asked for, to be passed
+    /// over where it is another module's. Returns what the client is told of it.
+    fn binding<'a>(
+        &'a self,
+        session: &'a Arc<SessionView>,
+        asked: &'a [Element],
+        services: &'a Arc<dyn Services>,
+    ) -> Answer<'a, Vec<Element>>;
+}
+
+/// A token by which a client may log in (XEP-0484), as it is kept.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    /// What the client's proof is made with.
+    pub key: Vec<u8>,
+    /// The one mechanism that it may be used with.
+    pub mechanism: String,
+    /// The last count that a client has used it with.
+    pub count: Option<u64>,
+    /// Its time is over, or the account has other keys since, or was disabled meanwhile.
+    pub expired: bool,
+}
+
+impl std::fmt::Debug for Token {
+    /// Without the key: it belongs in no log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Token").field("mechanism", &self.mechanism).finish_non_exhaustive()
+    }
+}
+
+/// Whose tokens, and since when: a token holds as long as the mark is the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bearer {
+    pub account: BareJid,
+    /// The client of the account, by the id that it gives itself.
+    pub client: String,
+    /// Made of the keys and the state of the account.
+    pub mark: Vec<u8>,
+}
+
+/// What a login does to the tokens of its client.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Use {
+    /// It was by the token with this key, and with this count.
+    pub key: Option<Vec<u8>>,
+    pub count: Option<u64>,
+    /// That token is to end with it.
+    pub invalidate: bool,
+    /// A new one for this mechanism is asked for.
+    pub request: Option<String>,
+}
+
+/// A token that was made just now: what the client is told, and until when it holds (XEP-0082).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Issued {
+    pub token: String,
+    pub expiry: String,
+}
+
+impl std::fmt::Debug for Issued {
+    /// Without the token: it belongs in no log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Issued").field("expiry", &self.expiry).finish_non_exhaustive()
+    }
+}
+
+/// Why a login by a token came to nothing in the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotUsed {
+    /// Another login has ended it meanwhile, or used it with that count.
+    Gone,
+    Store(StoreError),
+}
+
+impl From<StoreError> for NotUsed {
+    fn from(error: StoreError) -> NotUsed {
+        NotUsed::Store(error)
+    }
+}
+
+/// Keeps tokens by which clients log in anew (XEP-0484).
+pub trait Vouching: Send + Sync + 'static {
+    /// The tokens of a client, those that have expired as well; a few.
+    fn tokens<'a>(
+        &'a self,
+        bearer: &'a Bearer,
+        services: &'a Arc<dyn Services>,
+    ) -> Answer<'a, Result<Vec<Token>, StoreError>>;
+
+    /// A client has proved who it is, by a token or otherwise. What it is told of a new one.
+    fn settle<'a>(
+        &'a self,
+        bearer: &'a Bearer,
+        used: &'a Use,
+        services: &'a Arc<dyn Services>,
+    ) -> Answer<'a, Result<Option<Issued>, NotUsed>>;
 }
 
 /// Why a session ended.

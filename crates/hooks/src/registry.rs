@@ -9,8 +9,8 @@ use stanza::Stanza;
 
 use crate::card::Card;
 use crate::module::{
-    Addressee, Answering, Arriving, Awaiting, Delivering, Following, Forgetting, Greeting, Holding, Leaving,
-    Module, Moving, Offer, Offering, SessionEvent, Speaking, Stranger,
+    Addressee, Answering, Arriving, Awaiting, Binding, Delivering, Following, Forgetting, Greeting, Holding,
+    Leaving, Module, Moving, Offer, Offering, SessionEvent, Speaking, Stranger, Vouching,
 };
 use crate::passage::Passage;
 use crate::services::Services;
@@ -98,6 +98,8 @@ pub struct Hooks {
     greeting: HashMap<String, Plugged<dyn Greeting>>,
     offering: Vec<Plugged<dyn Offering>>,
     speaking: HashMap<String, Plugged<dyn Speaking>>,
+    binding: Vec<(Step, Plugged<dyn Binding>)>,
+    vouching: Option<Plugged<dyn Vouching>>,
     following: Vec<Plugged<dyn Following>>,
     moving: Vec<Plugged<dyn Moving>>,
     forgetting: Vec<Plugged<dyn Forgetting>>,
@@ -159,6 +161,20 @@ impl Hooks {
         let second = self.module;
         if let Some(first) = self.speaking.insert(namespace.to_owned(), plugged) {
             self.clash.get_or_insert(Clash { namespace: namespace.to_owned(), first: first.module, second });
+        }
+    }
+
+    pub fn binding(&mut self, step: Step, handler: Arc<dyn Binding>) {
+        let plugged = self.plugged(handler);
+        self.binding.push((step, plugged));
+    }
+
+    /// Claims the tokens of clients.
+    pub fn vouching(&mut self, handler: Arc<dyn Vouching>) {
+        let plugged = self.plugged(handler);
+        let second = self.module;
+        if let Some(first) = self.vouching.replace(plugged) {
+            self.clash.get_or_insert(Clash { namespace: "tokens".to_owned(), first: first.module, second });
         }
     }
 
@@ -230,6 +246,7 @@ impl Registry {
         hooks.leaving.sort_by_key(|(step, _)| *step);
         hooks.arriving.sort_by_key(|(step, _)| *step);
         hooks.delivering.sort_by_key(|(step, _)| *step);
+        hooks.binding.sort_by_key(|(step, _)| *step);
         Ok(Registry { cards, hooks })
     }
 
@@ -352,6 +369,34 @@ impl Registry {
         Some(plugged.handler.speaking(session, element, services).await)
     }
 
+    /// What clients may ask the modules to enable as they are bound as a part of the login, on a host.
+    pub fn enabled_with_binding(&self, host: &str) -> Vec<&'static str> {
+        let on = self.hooks.binding.iter().filter(|(_, plugged)| plugged.is_on(Some(host)));
+        on.flat_map(|(_, plugged)| plugged.handler.enables()).copied().collect()
+    }
+
+    /// Lets every module have its part in such a binding, one after the other; what the client is told.
+    pub async fn bind(
+        &self,
+        session: &Arc<SessionView>,
+        asked: &[Element],
+        services: &Arc<dyn Services>,
+    ) -> Vec<Element> {
+        let host = Some(session.account().domain().as_str());
+        let mut told = Vec::new();
+        for (_, plugged) in self.hooks.binding.iter().filter(|(_, plugged)| plugged.is_on(host)) {
+            let _blame = Blame { module: plugged.module, hook: "binding" };
+            told.extend(plugged.handler.binding(session, asked, services).await);
+        }
+        told
+    }
+
+    /// Who keeps the tokens of clients of a host.
+    pub fn vouching(&self, host: &str) -> Option<&dyn Vouching> {
+        let plugged = self.hooks.vouching.as_ref().filter(|plugged| plugged.is_on(Some(host)))?;
+        Some(&*plugged.handler)
+    }
+
     /// Tells every follower, one after the other.
     pub async fn follow(&self, event: &SessionEvent, services: &Arc<dyn Services>) {
         let host = event.account().domain().as_str();
@@ -389,6 +434,11 @@ impl Registry {
             let _blame = Blame { module: plugged.module, hook: "forgetting" };
             plugged.handler.forgetting(account, services).await;
         }
+    }
+
+    /// Whether a module that is on for `host` implements this XEP.
+    pub fn implements(&self, host: &str, number: u16) -> bool {
+        self.cards(host).iter().any(|card| card.xeps.iter().any(|xep| xep.number == number))
     }
 
     /// The cards of the modules that are on for `host`, in the order of the list.
@@ -434,6 +484,12 @@ impl Registry {
         claims.sort_by_key(|(namespace, _)| namespace.to_string());
         for (namespace, plugged) in claims {
             add("Speaking", format!("`{namespace}`"), plugged.module);
+        }
+        for (step, plugged) in &hooks.binding {
+            add("Binding", format!("{step:?}"), plugged.module);
+        }
+        if let Some(plugged) = &hooks.vouching {
+            add("Vouching", String::new(), plugged.module);
         }
         for plugged in &hooks.following {
             add("Following", String::new(), plugged.module);

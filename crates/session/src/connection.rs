@@ -558,25 +558,10 @@ fn manage(connection: &Connection, view: &SessionView, element: &Element) -> Res
             return Err(Outcome::Broke(error.with_text("stream management is enabled already")));
         }
         (Said::Enable { resume, max_s }, none) => {
-            let may = connection.manageable.get();
-            if may == Manageable::No {
-                connection.say(&management::failed(Condition::FeatureNotImplemented, None));
-                return Ok(());
-            }
-            let wished = max_s.map_or(Duration::MAX, |s| Duration::from_secs(s.into()));
-            let most = connection.world.config.limits.resumption();
-            let resumption =
-                most.filter(|_| resume && may == Manageable::Resumable).map(|most| most.min(wished));
-            let new = Management::new(view.sid(), resumption);
-            let id = new.thread.to_string();
-            if resumption.is_some() {
-                connection.yielding.allow();
-            }
-            let seconds = resumption.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
-            connection.world.counters.managed.add(1);
+            let (new, answer) = connection.enable(view, resume, max_s);
             // What was written before does not count: `<enabled/>` goes behind it.
-            connection.say(&management::enabled(seconds.map(|seconds| (id.as_str(), seconds))));
-            *none = Some(Box::new(new));
+            connection.say(&answer);
+            *none = new;
         }
         (Said::Resume(_), _) | (Said::Ask | Said::Acknowledged(_), None) => {
             connection.say(&management::failed(Condition::UnexpectedRequest, None));

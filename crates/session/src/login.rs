@@ -1,11 +1,13 @@
 //! Brings a client from its first byte to a bound session: TLS, negotiation, credentials, binding.
 
+mod inlined;
+
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
-use cluster::BindError;
+use cluster::{BindError, ConflictPolicy};
 use hooks::{AccountState, Offer, Reply, Resource, SessionView, Sid, Stranger};
 use jid::{BareJid, FullJid, ResourcePart};
 use router::{Mailbox, Refusal, Thread};
@@ -71,6 +73,8 @@ struct Login<'a> {
     failures: u32,
     /// How many sessions had been ordered to end before the account was looked at.
     looked: Option<(BareJid, u64)>,
+    /// The version and a key of the account that was looked at, by which its tokens hold (XEP-0484).
+    keys: Option<(u64, Vec<u8>)>,
     mechanism: &'static str,
     bound: Option<Entered>,
 }
@@ -112,6 +116,7 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
         header_due: Some(Instant::now() + limits.header()),
         failures: 0,
         looked: None,
+        keys: None,
         mechanism: "",
         bound: None,
     };
@@ -201,6 +206,11 @@ impl Login<'_> {
                 }
                 Act::LookUp { account, hash } => self.look_up(&account, hash).await,
                 Act::CheckPassword { account, password } => self.check(account, password).await,
+                Act::FindTokens { account, client } => self.find_tokens(&account, client).await,
+                Act::SettleTokens(settling) => {
+                    let settled = self.settle_tokens(*settling).await;
+                    self.negotiation.on_settled(settled)
+                }
                 Act::Greet { host, request } => {
                     let answer = self.greet(host.as_str(), &request.0).await;
                     self.negotiation.on_greeted(answer)
@@ -221,12 +231,25 @@ impl Login<'_> {
                     self.expect_header();
                     continue;
                 }
+                Act::Admitted => self.admitted(),
+                Act::BindInline { account, resource, client, asked } => {
+                    let bound = self.bind_inline(&account, resource, client.as_deref(), &asked).await;
+                    match self.still_open(&account, &bound).await {
+                        Ok(()) => self.negotiation.on_bound_inline(bound),
+                        Err(error) => self.negotiation.end(error),
+                    }
+                }
                 Act::Bind { account, requested } => {
                     if let Some(error) = self.connection.world.turns_away(account.as_str(), self.door) {
                         acts.extend(self.negotiation.end(error));
                         continue;
                     }
-                    let bound = self.bind(&account, requested).await;
+                    let resource = match requested {
+                        Some(resource) => resource,
+                        None => self.connection.world.settings().await.make_resource(),
+                    };
+                    let policy = self.connection.world.config.c2s.resource_conflict.into();
+                    let bound = self.bind(&account, &resource, policy).await;
                     match self.still_open(&account, &bound).await {
                         Ok(()) => self.negotiation.on_bound(bound),
                         Err(error) => self.negotiation.end(error),
@@ -298,10 +321,10 @@ impl Login<'_> {
     /// found here, behind the binding. Whoever does that locks the account and then orders a session to end, whether
     /// there is one or not. So where no such order was agreed on since before the look, nobody has locked it, and
     /// it need not be looked at once more.
-    async fn still_open(
+    async fn still_open<T>(
         &mut self,
         account: &BareJid,
-        bound: &Result<FullJid, StanzaError>,
+        bound: &Result<T, StanzaError>,
     ) -> Result<(), StreamError> {
         // A guest has a session and no account.
         if bound.is_err() || self.mechanism == MechanismName::Anonymous.as_str() {
@@ -368,10 +391,12 @@ impl Login<'_> {
         }
         // Before the look: an order that comes beside it counts as behind it.
         self.looked = Some((account.clone(), self.connection.world.claims.kicks()));
-        let found = self.connection.world.accounts.look_up(account.as_str()).await;
-        let credentials = found.map_err(|error| {
+        let found = self.connection.world.accounts.look_up_versioned(account.as_str()).await;
+        let found = found.map_err(|error| {
             tracing::warn!(%error, "failed to read credentials");
         })?;
+        self.keys = found.as_ref().map(|found| (found.version, found.value.sha256.stored_key.clone()));
+        let credentials = found.map(|found| found.value);
         let credentials = credentials.filter(|credentials| credentials.state != AccountState::Leaving);
         Ok(credentials.map(|credentials| {
             let keys = match hash {
@@ -428,6 +453,8 @@ impl Login<'_> {
             host: account.domain().as_str().to_owned(),
             account: Some(account.clone()),
             secure: self.negotiation.tls().is_some(),
+            stanza_bytes: world.config.limits.stanza_bytes,
+            idle_s: Some(world.config.limits.peer_timeout_s).filter(|seconds| *seconds > 0),
         };
         let features = world.registry.offered(&offer);
         let is_managed = features.iter().any(|feature| feature.is("sm", management::NS));
@@ -541,22 +568,22 @@ impl Login<'_> {
     async fn bind(
         &mut self,
         account: &BareJid,
-        requested: Option<ResourcePart>,
+        resource: &ResourcePart,
+        policy: ConflictPolicy,
     ) -> Result<FullJid, StanzaError> {
         let world = &self.connection.world;
         world.serving().await;
-        if world.services.local_sessions(account).len() >= world.config.limits.sessions_per_account {
+        let jid = account.with_resource(resource);
+        let sessions = world.services.local_sessions(account);
+        // One that may be replaced is not one more.
+        let others = sessions.iter().filter(|session| *session.jid() != jid).count();
+        if others >= world.config.limits.sessions_per_account {
             world.counters.binds_refused.add(1);
             // XEP-0205, 4: how a client can tell it from other constraints.
             let which = minidom::Element::bare("resource-limit-exceeded", "urn:xmpp:errors");
             let error = StanzaError::new(Condition::ResourceConstraint).with_text("too many sessions");
             return Err(error.with_kind(ErrorKind::Wait).with_extra(which));
         }
-        let resource = match requested {
-            Some(resource) => resource,
-            None => world.settings().await.make_resource(),
-        };
-        let jid = account.with_resource(&resource);
         let sid = cluster::Sid::random();
         // Before it is agreed: whatever happens from here on, the supervisor takes it back, and an order that
         // comes before the session has its actor is kept for it.
@@ -572,7 +599,6 @@ impl Login<'_> {
         // Before it is agreed as well: other nodes send to the session as soon as they see it, and where a
         // session has no mailbox it counts as gone.
         let mut mailbox = world.router.open(view.clone());
-        let policy = world.config.c2s.resource_conflict.into();
         match world.claims.bind(&jid, sid, policy).await {
             Ok(bound) => {
                 if bound.jid != jid {

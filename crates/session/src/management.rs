@@ -4,10 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use hooks::{Sid, Underway};
+use hooks::{SessionView, Sid, Underway};
+use minidom::Element;
 use router::{Delivery, Thread};
+use stanza::Condition;
 use stream::management::{self, Handled, TooHigh, Unacknowledged};
 use tokio::time::Instant;
+
+use crate::connection::{Connection, Manageable};
 
 /// The management of one session's stream.
 pub(crate) struct Management {
@@ -86,5 +90,32 @@ impl Management {
     pub(crate) fn resend(&mut self, out: &mut BytesMut) {
         self.unacknowledged.iter().for_each(|delivery| delivery.write(out));
         self.asked = None;
+    }
+}
+
+impl Connection {
+    /// The management of a stream that is about to begin, if it may, and what the client is told of it (XEP-0198, 3).
+    pub(crate) fn enable(
+        &self,
+        view: &SessionView,
+        resume: bool,
+        max_s: Option<u32>,
+    ) -> (Option<Box<Management>>, Element) {
+        let may = self.manageable.get();
+        if may == Manageable::No {
+            return (None, management::failed(Condition::FeatureNotImplemented, None));
+        }
+        let wished = max_s.map_or(Duration::MAX, |s| Duration::from_secs(s.into()));
+        let most = self.world.config.limits.resumption();
+        let resumption = most.filter(|_| resume && may == Manageable::Resumable).map(|most| most.min(wished));
+        let new = Management::new(view.sid(), resumption);
+        let id = new.thread.to_string();
+        if resumption.is_some() {
+            self.yielding.allow();
+        }
+        let seconds = resumption.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+        self.world.counters.managed.add(1);
+        let enabled = management::enabled(seconds.map(|seconds| (id.as_str(), seconds)));
+        (Some(Box::new(new)), enabled)
     }
 }

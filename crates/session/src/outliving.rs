@@ -428,7 +428,7 @@ async fn bring(
             return Err(Refusal::Missing(Some(moving.handled)));
         }
     }
-    let mechanism = MechanismName::from_name(&moving.mechanism).map_or("", |name| name.as_str());
+    let mechanism = MechanismName::known(&moving.mechanism).map_or("", |name| name.as_str());
     let resumption = Some(moving.resumption);
     Ok(Box::new(Outliving {
         view,

@@ -10,7 +10,8 @@ use hooks::{Accounts, Offer, Registry, Services};
 use jid::DomainPart;
 use router::Router;
 use stanza::StreamError;
-use stream::negotiation::Settings;
+use stream::management;
+use stream::negotiation::{Inline, Settings};
 use stream::sasl::MechanismName;
 use tokio::sync::{OnceCell, watch};
 
@@ -59,6 +60,11 @@ pub(crate) struct World {
     /// Whether it ends soon: what a session leaves undone then, the other nodes do.
     pub ending: AtomicBool,
 }
+
+/// The XEPs that say how a client may log in and be bound in one step.
+const SASL2: u16 = 388;
+const BIND2: u16 = 386;
+const MANAGEMENT: u16 = 198;
 
 /// How often a fenced connection looks at the lease itself, should a change have come too early to be seen.
 const LOOK: Duration = Duration::from_millis(200);
@@ -139,9 +145,13 @@ impl World {
         settings.mechanisms = mechanisms.filter_map(|name| MechanismName::from_name(name)).collect();
         settings.anonymous_hosts = self.config.auth.anonymous_hosts.iter().filter_map(prepare).collect();
         let registry = self.registry.clone();
+        let stanza_bytes = self.config.limits.before_auth_stanza_bytes;
         settings.greetings = Arc::new(move |host, secure| {
-            registry.offered(&Offer { host: host.as_str().to_owned(), account: None, secure })
+            let host = host.as_str().to_owned();
+            registry.offered(&Offer { host, account: None, secure, stanza_bytes, idle_s: None })
         });
+        let registry = self.registry.clone();
+        settings.inlines = Arc::new(move |host| inline(&registry, host.as_str()));
         Arc::new(settings)
     }
 
@@ -151,6 +161,19 @@ impl World {
         // The sender lives as long as the listeners; without it the node stops as well.
         let _ = open.wait_for(|open| !open).await;
     }
+}
+
+/// What can be asked for beside a login at a host, as modules have it.
+fn inline(registry: &Registry, host: &str) -> Option<Inline> {
+    let has = |xep| registry.implements(host, xep);
+    has(SASL2).then(|| Inline {
+        bind: has(BIND2).then(|| {
+            let management = has(MANAGEMENT).then_some(management::NS);
+            registry.enabled_with_binding(host).into_iter().chain(management).collect()
+        }),
+        resume: has(MANAGEMENT),
+        tokens: registry.vouching(host).is_some(),
+    })
 }
 
 fn random_bytes() -> Vec<u8> {

@@ -190,7 +190,12 @@ impl Accounts {
 
     /// As [`Accounts::credentials`], for a login: a name that nobody has takes the work of one that somebody has.
     pub async fn look_up(&self, bare: &str) -> Result<Option<Credentials>, StoreError> {
-        let found = self.credentials(bare).await?;
+        Ok(self.look_up_versioned(bare).await?.map(|found| found.value))
+    }
+
+    /// As [`Accounts::look_up`], with the version, which every change of keys or state makes another one.
+    pub async fn look_up_versioned(&self, bare: &str) -> Result<Option<Versioned<Credentials>>, StoreError> {
+        let found = self.store.get_versioned(&account(bare), KEY).await?;
         if found.is_none() {
             // Making keys of a record's bytes takes a few microseconds, and those can be told over a network by
             // asking often enough.

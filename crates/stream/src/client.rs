@@ -332,9 +332,8 @@ impl LoginMachine {
                 self.scram = Some(scram);
                 first
             }
-            MechanismName::ScramPlus(_) | MechanismName::External | MechanismName::Anonymous => {
-                return Err(LoginError::NoMechanism);
-            }
+            MechanismName::ScramPlus(_) | MechanismName::External => return Err(LoginError::NoMechanism),
+            MechanismName::Anonymous | MechanismName::Token(_) => return Err(LoginError::NoMechanism),
         };
         let mut auth = sasl("auth", Some(&first));
         features::set(&mut auth, "mechanism", name.as_str());

@@ -5,7 +5,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use minidom::Element;
 use stanza::{FullJid, dom, ns};
 
-use crate::sasl::{MechanismName, SaslCondition};
+use crate::management;
+use crate::negotiation::Inline;
+use crate::sasl::{MechanismName, SaslCondition, TokenBinding};
 
 /// Namespace of stream compression (XEP-0138), which is never offered.
 pub const COMPRESS: &str = "http://jabber.org/protocol/compress";
@@ -43,6 +45,78 @@ pub fn channel_bindings(types: &[&str]) -> Option<Element> {
         feature.append_child(binding);
     }
     Some(feature)
+}
+
+/// Namespace of the extensible profile (XEP-0388).
+pub const SASL2: &str = "urn:xmpp:sasl:2";
+/// Namespace of Bind 2 (XEP-0386).
+pub const BIND2: &str = "urn:xmpp:bind:0";
+/// Namespace of tokens (XEP-0484).
+pub const FAST: &str = "urn:xmpp:fast:0";
+
+/// `<authentication/>` (XEP-0388, 2.1), with all that can be asked for beside the login.
+pub fn authentication(names: &[MechanismName], inline: &Inline, tokens: &[TokenBinding]) -> Element {
+    let mut feature = Element::bare("authentication", SASL2);
+    for name in names {
+        feature.append_child(text_element("mechanism", SASL2, name.as_str()));
+    }
+    let mut beside = Element::bare("inline", SASL2);
+    if let Some(vars) = &inline.bind {
+        // XEP-0386, 3.1
+        let mut features = Element::bare("inline", BIND2);
+        for var in vars {
+            let mut feature = Element::bare("feature", BIND2);
+            set(&mut feature, "var", var);
+            features.append_child(feature);
+        }
+        let mut bind = Element::bare("bind", BIND2);
+        bind.append_child(features);
+        beside.append_child(bind);
+    }
+    if inline.resume {
+        beside.append_child(management::feature());
+    }
+    if !tokens.is_empty() {
+        // XEP-0484, 3.1
+        let mut fast = Element::bare("fast", FAST);
+        for binding in tokens {
+            fast.append_child(text_element("mechanism", FAST, MechanismName::Token(*binding).as_str()));
+        }
+        beside.append_child(fast);
+    }
+    feature.append_child(beside);
+    feature
+}
+
+/// `<token/>` (XEP-0484, 3.3).
+pub fn fast_token(token: &str, expiry: &str) -> Element {
+    let mut element = Element::bare("token", FAST);
+    set(&mut element, "token", token);
+    set(&mut element, "expiry", expiry);
+    element
+}
+
+/// `<challenge/>` of XEP-0388, or another element of it with base64 in it; no payload is no text (2.2).
+pub fn sasl2(name: &str, payload: Option<&[u8]>) -> Element {
+    match payload {
+        None | Some([]) => Element::bare(name, SASL2),
+        Some(payload) => text_element(name, SASL2, &BASE64.encode(payload)),
+    }
+}
+
+/// The payload of such an element. White space around it is passed over, as the examples have it.
+pub fn sasl2_payload(element: &Element) -> Result<Vec<u8>, SaslCondition> {
+    BASE64.decode(element.text().trim()).map_err(|_| SaslCondition::IncorrectEncoding)
+}
+
+/// `<failure/>` (XEP-0388, 2.6.2).
+pub fn sasl2_failure(condition: SaslCondition) -> Element {
+    let mut failure = Element::bare("failure", SASL2);
+    failure.append_child(Element::bare(condition.tag(), ns::SASL));
+    if let Some(text) = condition.text() {
+        failure.append_child(text_element("text", SASL2, text));
+    }
+    failure
 }
 
 /// `<bind/>` (RFC 6120, 7.4).

@@ -1,10 +1,14 @@
 //! A client's stream from its first byte until it is bound: events in, acts out (RFC 6120, 4 to 7).
 
 mod act;
+mod bind2;
 mod exchange;
+mod fast;
 mod greeting;
 mod offer;
+mod sasl2;
 mod settings;
+mod wish;
 
 use std::sync::Arc;
 
@@ -16,8 +20,13 @@ use stanza::{
 };
 
 pub use self::act::{Act, Acts};
+pub use self::fast::Settling;
 pub use self::greeting::Request;
-pub use self::settings::{ClientCertificate, Entry, Greetings, Random, Settings, TlsFacts, TlsVersion};
+use self::sasl2::{Entering, Stage};
+pub use self::settings::{
+    ClientCertificate, Entry, Greetings, Inline, Inlines, Random, Settings, TlsFacts, TlsVersion,
+};
+use self::wish::Wish;
 use crate::features;
 use crate::management::{self, Resume, Said};
 use crate::reader::{ReadError, StreamEvent, StreamHeader};
@@ -50,6 +59,8 @@ pub struct Negotiation {
     greeted: u8,
     offered: Vec<Element>,
     away: Option<StreamError>,
+    /// What the client asks for beside the login that runs; only where that is one of XEP-0388.
+    wish: Option<Box<Wish>>,
 }
 
 /// What our header owes to the client's, whether that one is good or not (RFC 6120, 4.7).
@@ -95,6 +106,8 @@ enum State {
     Binding(Box<str>),
     /// The caller looks for the session that the client wants to go on with; its id.
     Resuming(Box<str>),
+    /// A login by XEP-0388 has succeeded, and the client is not told before all that it asked for is done.
+    Entering(Box<Entering>, Stage),
     /// Over, bound or closed.
     Done,
 }
@@ -103,6 +116,7 @@ enum State {
 enum Wants {
     Message,
     Credentials,
+    Tokens,
     Check,
 }
 
@@ -127,6 +141,7 @@ impl Negotiation {
             greeted: 0,
             offered: Vec::new(),
             away: None,
+            wish: None,
         }
     }
 
@@ -150,6 +165,7 @@ impl Negotiation {
         match &self.state {
             State::Exchange { wants, .. } => *wants != Wants::Message,
             State::Binding(_) | State::Resuming(_) | State::Greeting | State::Tls => true,
+            State::Entering(..) => true,
             State::Header | State::Open | State::Done => false,
         }
     }
@@ -257,8 +273,16 @@ impl Negotiation {
     /// not, with that number where the session is known and over.
     pub fn on_resumed(&mut self, resumed: Result<(FullJid, u32), (Condition, Option<u32>)>) -> Acts {
         let mut acts = Acts::new();
-        let State::Resuming(id) = std::mem::replace(&mut self.state, State::Open) else {
-            return acts;
+        let id = match std::mem::replace(&mut self.state, State::Open) {
+            State::Resuming(id) => id,
+            State::Entering(entering, Stage::Resuming(id)) => {
+                self.enter_resumed(entering, &id, resumed, &mut acts);
+                return acts;
+            }
+            other => {
+                self.state = other;
+                return acts;
+            }
         };
         match resumed {
             Ok((jid, handled)) => {
@@ -289,10 +313,7 @@ impl Negotiation {
         } else {
             let offer = self.offer_now();
             let more = self.greetings();
-            self.send(acts, |writer, out| match more.is_empty() {
-                true => writer.features(&offer.features, out),
-                false => writer.features(&[&offer.features[..], &more].concat(), out),
-            });
+            self.send(acts, |writer, out| writer.features_beside(&offer.features, &more, out));
         }
         self.state = State::Open;
     }
@@ -347,7 +368,12 @@ impl Negotiation {
 
     fn on_element(&mut self, element: &Element, acts: &mut Acts) {
         let name = element.name();
-        if element.has_ns(ns::TLS) && name == "starttls" {
+        if element.has_ns(features::SASL2) && self.is_sasl2() {
+            self.on_sasl2(element, acts);
+        } else if self.wish.is_some() {
+            // XEP-0388, 2.4: nothing else is said while such a login runs.
+            self.fail(acts, StreamCondition::PolicyViolation.into());
+        } else if element.has_ns(ns::TLS) && name == "starttls" {
             self.on_starttls(acts);
         } else if element.has_ns(ns::SASL) && matches!(name, "auth" | "response" | "abort") {
             self.on_sasl(element, acts);
@@ -517,6 +543,10 @@ pub fn stray(element: &Element) -> Option<StreamError> {
         _ if CONTENT_OF_OTHERS.iter().any(|uri| element.has_ns(*uri)) => StreamCondition::InvalidNamespace,
         // RFC 6120, 6.4.6: who is authenticated does not authenticate again.
         "auth" | "response" | "abort" if element.has_ns(ns::SASL) => StreamCondition::PolicyViolation,
+        // XEP-0388, 6.8: nor by this.
+        "authenticate" | "response" | "abort" | "next" | "task-data" if element.has_ns(features::SASL2) => {
+            StreamCondition::PolicyViolation
+        }
         _ => StreamCondition::UnsupportedStanzaType,
     };
     Some(condition.into())
@@ -543,6 +573,10 @@ fn minor_of_0(version: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod exchange_tests;
+#[cfg(test)]
+mod fast_tests;
+#[cfg(test)]
+mod sasl2_tests;
 #[cfg(test)]
 mod splits;
 #[cfg(test)]

@@ -70,7 +70,18 @@ impl Writer {
 
     /// `<stream:features/>` with these children.
     pub fn features<'a>(&mut self, features: impl IntoIterator<Item = &'a Element>, out: &mut BytesMut) {
+        self.features_beside(b"", features, out);
+    }
+
+    /// The same, behind children that are written already.
+    pub fn features_beside<'a>(
+        &mut self,
+        written: &[u8],
+        features: impl IntoIterator<Item = &'a Element>,
+        out: &mut BytesMut,
+    ) {
         out.extend_from_slice(b"<stream:features>");
+        out.extend_from_slice(written);
         for feature in features {
             dom::write(feature, ns::CLIENT, out);
         }

@@ -16,10 +16,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use hooks::{
-    Addressee, Answer, Answering, Arriving, Card, Delivering, Hooks, Leaving, Module, Passage, Reply,
-    Services, SessionView, Status, Step, Verdict, Xep,
+    Addressee, Answer, Answering, Arriving, Binding, Card, Delivering, Hooks, Leaving, Module, Passage,
+    Reply, Services, SessionView, Status, Step, Verdict, Xep,
 };
 use jid::{BareJid, Jid};
+use minidom::Element;
 use stanza::address::same_account;
 use stanza::{Condition, IqType, Kind, MessageType, Stanza, StanzaError};
 
@@ -37,7 +38,7 @@ use crate::hints::{Hints, mentions};
 use crate::kept::Kept;
 use crate::rosters::Rosters;
 
-const NAME: &str = "archive";
+pub const NAME: &str = "archive";
 const MAM: &str = "urn:xmpp:mam:2";
 const EXTENDED: &str = "urn:xmpp:mam:2#extended";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -102,6 +103,7 @@ impl Module for Archive {
         hooks.leaving(Step::Record, self.clone());
         hooks.arriving(Step::Record, self.clone());
         hooks.delivering(Step::Guard, self.clone());
+        hooks.binding(Step::Record, self.clone());
         hooks.answering(Addressee::Account, MAM, self);
     }
 }
@@ -261,6 +263,13 @@ pub fn with_id(message: &Stanza, account: &BareJid, id: &str) -> Stanza {
     Stanza::new(message.head.clone(), body.freeze())
 }
 
+/// Whether the archive of the account has the message, as [`with_id`] says.
+pub fn is_archived(message: &Stanza, account: &BareJid) -> bool {
+    let ours =
+        |child: &Element| child.is("stanza-id", STANZA_ID) && child.attr("by") == Some(account.as_str());
+    mentions(message, &["stanza-id"]) && message.dom().children().any(ours)
+}
+
 /// Section 6.1.1, and what clients read from an archive beside conversations: what was received and what was seen.
 fn is_worth_it(message: &Stanza) -> bool {
     if message.head.kind != Kind::Message {
@@ -293,6 +302,30 @@ fn is_worth_it(message: &Stanza) -> bool {
     hints.store || message.dom().children().any(tells)
 }
 
+/// XEP-0386, 3.2: the client learns what there is to read.
+impl Binding for Archive {
+    fn binding<'a>(
+        &'a self,
+        session: &'a Arc<SessionView>,
+        _: &'a [Element],
+        services: &'a Arc<dyn Services>,
+    ) -> Answer<'a, Vec<Element>> {
+        if session.is_anonymous() {
+            return Answer::Now(Vec::new());
+        }
+        Answer::later(async {
+            match self.reader(services, session.account()).metadata().await {
+                Ok(metadata) => vec![metadata],
+                Err(failure) => {
+                    // The client may still ask.
+                    drop(failure.answer(NAME));
+                    Vec::new()
+                }
+            }
+        })
+    }
+}
+
 impl Answering for Archive {
     fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
         if !passage.is_own() {
@@ -310,20 +343,19 @@ impl Answering for Archive {
 }
 
 impl Archive {
+    fn reader<'a>(&'a self, services: &'a Arc<dyn Services>, account: &'a BareJid) -> Reader<'a> {
+        Reader { services, account, writer: &self.writer, page_max: self.config.page_max }
+    }
+
     async fn answer(&self, passage: &Passage) -> Result<Reply, Failure> {
         let (Some(account), Some(payload)) = (&passage.account, passage.stanza.payload()) else {
             return Err(bad_request("no payload").into());
         };
-        let reader = Reader {
-            services: &passage.services,
-            account,
-            writer: &self.writer,
-            page_max: self.config.page_max,
-        };
+        let reader = self.reader(&passage.services, account);
         match (payload.name(), passage.stanza.iq_type()) {
             ("query", Ok(IqType::Set)) => reader.query(passage, payload).await,
             ("query", _) => Ok(Reply::with(query::form())),
-            ("metadata", Ok(IqType::Get)) => reader.metadata().await,
+            ("metadata", Ok(IqType::Get)) => reader.metadata().await.map(Reply::with),
             ("prefs", _) => preferences::answer(passage, self.config.default, self.config.jids_max).await,
             _ => Err(bad_request("neither `query`, `metadata` nor `prefs`").into()),
         }

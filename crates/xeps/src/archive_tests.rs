@@ -722,3 +722,25 @@ fn archiving_costs_no_read_of_the_store_and_few_commits() {
         println!("a message, without and with two archives: {spent:?}");
     });
 }
+
+#[test]
+fn who_is_bound_with_the_login_learns_how_far_the_archive_goes() {
+    block_on(async {
+        let bench = bench();
+        let bob = bench.login("bob@localhost/desk").await;
+        let told = async |client: &Client| {
+            let told = bench.registry().bind(client.view(), &[], &bench.services()).await;
+            told.iter().map(String::from).collect::<String>()
+        };
+        let alice = bench.login("alice@localhost/phone").await;
+        assert_eq!(told(&alice).await, "<metadata xmlns='urn:xmpp:mam:2'/>");
+        say(&bob, "alice@localhost", "one").await;
+        say(&bob, "alice@localhost", "two").await;
+        let (results, _) = ask(&alice, "").await;
+        let all = told(&alice).await;
+        let [start, end] = ["start", "end"].map(|name| all.split(&format!("<{name} ")).nth(1).unwrap());
+        assert!(start.contains(&results[0].0) && end.contains(&results[1].0), "{all}");
+        let guest = bench.login_anonymously("guest@localhost/x").await;
+        assert_eq!(told(&guest).await, "");
+    });
+}

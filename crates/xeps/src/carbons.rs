@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use hooks::{
-    Addressee, Answer, Answering, Arriving, Card, Delivering, Hooks, How, Leaving, Module, Moving, Passage,
-    Reply, Resource, Services, SessionView, Status, Step, Verdict, Xep,
+    Addressee, Answer, Answering, Arriving, Binding, Card, Delivering, Hooks, How, Leaving, Module, Moving,
+    Passage, Reply, Resource, Services, SessionView, Status, Step, Verdict, Xep,
 };
 use jid::{BareJid, Jid};
+use minidom::Element;
 use parking_lot::Mutex;
 use stanza::address::same_account;
 use stanza::{Condition, Head, IqType, Kind, MessageType, Stanza, StanzaError};
@@ -89,6 +90,8 @@ impl Module for Carbons {
         // Before offline, which takes what nobody may have: a session of negative priority gets its copy.
         hooks.arriving(Step::Record, self.clone());
         hooks.delivering(Step::Guard, self.clone());
+        // Before archive says what it has: what comes later is copied.
+        hooks.binding(Step::Alter, self.clone());
         hooks.moving(self);
     }
 }
@@ -101,6 +104,25 @@ impl Moving for Carbons {
 
     fn unpack(&self, session: &SessionView, _: &str) {
         session.notes().get_or_put(Note::default).enabled.store(true, Ordering::Release);
+    }
+}
+
+/// XEP-0386, 3.2: on from the first moment of the session.
+impl Binding for Carbons {
+    fn enables(&self) -> &'static [&'static str] {
+        &[NS]
+    }
+
+    fn binding<'a>(
+        &'a self,
+        session: &'a Arc<SessionView>,
+        asked: &'a [Element],
+        _: &'a Arc<dyn Services>,
+    ) -> Answer<'a, Vec<Element>> {
+        if asked.iter().any(|asked| asked.is("enable", NS)) {
+            session.notes().get_or_put(Note::default).enabled.store(true, Ordering::Release);
+        }
+        Answer::Now(Vec::new())
     }
 }
 

@@ -317,3 +317,21 @@ fn copies_cost_no_read_of_the_store() {
         println!("a message, its sender having 0, 1 and 5 other devices: {spent:?}");
     });
 }
+
+#[test]
+fn a_session_that_is_bound_with_its_login_may_begin_with_copies() {
+    block_on(async {
+        let bench = bench();
+        assert!(bench.registry().enabled_with_binding("localhost").contains(&NS));
+        let phone = bench.login("alice@localhost/phone").await;
+        let desk = bench.login_at(1, "alice@localhost/desk").await;
+        let bob = bench.online("bob@localhost/laptop").await;
+        for (asked, copies) in [("<enable xmlns='urn:x'/>", 0), ("<enable xmlns='urn:xmpp:carbons:2'/>", 1)] {
+            let asked = [stanza::dom::parse(asked.as_bytes()).unwrap()];
+            let told = bench.registry().bind(phone.view(), &asked, &bench.services()).await;
+            assert!(told.is_empty(), "it cannot fail, so there is nothing to say");
+            desk.send("<message to='bob@localhost' type='chat'><body>hi</body></message>").await;
+            assert_eq!((phone.hears().len(), bob.hears().len()), (copies, 1));
+        }
+    });
+}

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 use hooks::{
-    Answer, Card, Holding, Hooks, Module, Offer, Offering, Services, SessionView, Speaking, Status, Xep,
+    Answer, Binding, Card, Holding, Hooks, Module, Offer, Offering, Services, SessionView, Speaking, Status,
+    Step, Xep,
 };
 use minidom::Element;
 use stanza::{Kind, MessageType, PresenceType, Stanza};
@@ -38,6 +39,7 @@ impl Module for Csi {
     fn plug(self: Arc<Self>, hooks: &mut Hooks) {
         hooks.offering(self.clone());
         hooks.speaking(NS, self.clone());
+        hooks.binding(Step::Alter, self.clone());
         hooks.holding(self);
     }
 }
@@ -58,13 +60,34 @@ impl Speaking for Csi {
         element: &'a Element,
         _: &'a Arc<dyn Services>,
     ) -> Answer<'a, Vec<Element>> {
-        match element.name() {
-            "inactive" => session.set_inactive(true),
-            "active" => session.set_inactive(false),
-            // Section 4.2: there is no reply to anything.
-            _ => {}
-        }
+        heed(session, element);
+        // Section 4.2: there is no reply to anything.
         Answer::Now(Vec::new())
+    }
+}
+
+/// XEP-0386, 3.2: a session may begin while nobody looks.
+impl Binding for Csi {
+    fn enables(&self) -> &'static [&'static str] {
+        &[NS]
+    }
+
+    fn binding<'a>(
+        &'a self,
+        session: &'a Arc<SessionView>,
+        asked: &'a [Element],
+        _: &'a Arc<dyn Services>,
+    ) -> Answer<'a, Vec<Element>> {
+        asked.iter().filter(|asked| asked.has_ns(NS)).for_each(|asked| heed(session, asked));
+        Answer::Now(Vec::new())
+    }
+}
+
+fn heed(session: &SessionView, said: &Element) {
+    match said.name() {
+        "inactive" => session.set_inactive(true),
+        "active" => session.set_inactive(false),
+        _ => {}
     }
 }
 
@@ -97,5 +120,25 @@ impl Holding for Csi {
             }
             Kind::Iq => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::executor::block_on;
+    use hooks::bench::Bench;
+
+    #[test]
+    fn a_session_that_is_bound_with_its_login_may_begin_unseen() {
+        block_on(async {
+            let bench = Bench::new(&["localhost"], || vec![Arc::new(Csi)]);
+            let alice = bench.login("alice@localhost/phone").await;
+            for (asked, inactive) in [("inactive", true), ("active", false), ("other", false)] {
+                let asked = [element(asked, NS), element("inactive", "urn:x")];
+                assert!(bench.registry().bind(alice.view(), &asked, &bench.services()).await.is_empty());
+                assert_eq!(alice.view().is_inactive(), inactive);
+            }
+        });
     }
 }

@@ -9,7 +9,7 @@ use stanza::{Kind, Stanza, address};
 use crate::carbons;
 use crate::hints::mentions;
 
-const NAME: &str = "forgeries";
+pub const NAME: &str = "forgeries";
 const DELAY: &str = "urn:xmpp:delay";
 pub const STANZA_ID: &str = "urn:xmpp:sid:0";
 

@@ -10,6 +10,7 @@ use crate::administration::{self, Administration};
 use crate::anonymous::Anonymous;
 use crate::archive::Archive;
 use crate::avatars::Avatars;
+use crate::bind2::Bind2;
 use crate::blocking::Blocking;
 use crate::blocklists::Blocklists;
 use crate::carbons::Carbons;
@@ -17,6 +18,7 @@ use crate::commands::Commands;
 use crate::csi::Csi;
 use crate::disco::Disco;
 use crate::external::External;
+use crate::fast::Fast;
 use crate::forgeries::Forgeries;
 use crate::last::Last;
 use crate::management::Management;
@@ -32,21 +34,23 @@ use crate::registration::Registration;
 use crate::reports::Reports;
 use crate::roster::RosterModule;
 use crate::rosters::Rosters;
+use crate::sasl2::Sasl2;
 use crate::session::Session;
 use crate::settings::{Key, Settings, Wrong};
 use crate::storm::Storm;
 use crate::strangers::Strangers;
+use crate::stream_limits::StreamLimits;
 use crate::subscription::Subscription;
 use crate::time::Time;
 use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
-    anonymous, archive, blocking, disco, external, last, multicast, offline, offline_filter, pep, presence,
-    private, push, registration, reports, rosters, storm, strangers, subscription, vcard, version,
+    anonymous, archive, blocking, disco, external, fast, last, multicast, offline, offline_filter, pep,
+    presence, private, push, registration, reports, rosters, storm, strangers, subscription, vcard, version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 31] = [
+pub const NAMES: [&str; 35] = [
     "storm",
     "anonymous",
     "blocking",
@@ -68,6 +72,10 @@ pub const NAMES: [&str; 31] = [
     "private",
     "vcard",
     "last",
+    "sasl2",
+    "bind2",
+    "fast",
+    "stream_limits",
     "management",
     "csi",
     "ping",
@@ -126,6 +134,7 @@ pub struct ModulesConfig {
     pub private: private::Config,
     pub vcard: vcard::Config,
     pub last: last::Config,
+    pub fast: fast::Config,
     pub version: version::Config,
     pub external: external::Config,
     pub administration: administration::Config,
@@ -201,6 +210,7 @@ impl ModulesConfig {
             "private" => Box::new(&mut self.private),
             "vcard" => Box::new(&mut self.vcard),
             "last" => Box::new(&mut self.last),
+            "fast" => Box::new(&mut self.fast),
             "version" => Box::new(&mut self.version),
             "administration" => Box::new(&mut self.administration),
             "external" => Box::new(&mut self.external),
@@ -283,6 +293,10 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("vcard", Arc::new(VCard::new(config.vcard.clone(), pictures))),
         // Last of those who hear that a session has gone: what it writes keeps nobody waiting who is told of it.
         ("last", Arc::new(Last::new(config.last.clone(), rosters.clone()))),
+        ("sasl2", Arc::new(Sasl2)),
+        ("bind2", Arc::new(Bind2)),
+        ("fast", Arc::new(Fast::new(config.fast.clone()))),
+        ("stream_limits", Arc::new(StreamLimits)),
         ("management", Arc::new(Management)),
         ("csi", Arc::new(Csi)),
         ("ping", Arc::new(Ping::new(rosters))),

@@ -6,6 +6,8 @@
 //!   [`presence`], [`offline`], [`forgeries`], [`carbons`], [`archive`].
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
+//! - [`sasl2`] and [`bind2`]: how clients log in and have their session in one step.
+//! - [`fast`]: tokens by which they come back. [`stream_limits`]: how much a client may send.
 //! - [`management`] and [`csi`]: sessions that outlive their connections, and clients that nobody looks at; [`push`]: what
 //!   wakes a client that is away.
 //! - [`pep`]: what users publish, and who hears of it; [`avatars`]: their pictures; [`pubsub`]: the engine below it.
@@ -34,6 +36,7 @@ mod compliance;
 pub mod disco;
 pub mod external;
 mod failure;
+pub mod fast;
 pub mod forgeries;
 mod forms;
 mod forwarded;
@@ -41,6 +44,8 @@ mod hints;
 pub mod index;
 mod kept;
 pub mod last;
+pub mod sasl2;
+pub mod bind2;
 pub mod management;
 pub mod csi;
 pub mod multicast;
@@ -62,6 +67,7 @@ pub mod session;
 pub mod settings;
 pub mod storm;
 pub mod strangers;
+pub mod stream_limits;
 pub mod subscription;
 pub mod time;
 pub mod vcard;

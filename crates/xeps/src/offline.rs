@@ -13,10 +13,11 @@ use std::time::Duration;
 use futures::channel::oneshot;
 use futures::future::{BoxFuture, join_all, select};
 use hooks::{
-    Addressee, Answer, Arriving, Card, Following, Hooks, Module, Passage, Services, SessionEvent,
+    Addressee, Answer, Arriving, Binding, Card, Following, Hooks, Module, Passage, Services, SessionEvent,
     SessionView, Status, Step, Verdict, Xep,
 };
 use jid::{BareJid, Jid};
+use minidom::Element;
 use serde::{Deserialize, Serialize};
 use stanza::{Condition, Kind, MessageType, Stanza, StanzaError};
 use store::{Batch, Committed, Expect, Range, StoreError, Stored, Table, Versioned};
@@ -28,6 +29,7 @@ use crate::kept::Kept;
 use crate::rosters::partition;
 use crate::time::utc;
 use crate::xml::{Build, element};
+use crate::{archive, forgeries};
 
 const NAME: &str = "offline";
 const DELAY: &str = "urn:xmpp:delay";
@@ -134,6 +136,8 @@ impl Module for Offline {
     fn plug(self: Arc<Self>, hooks: &mut Hooks) {
         hooks.arriving(Step::Record, self.clone());
         hooks.answering(Addressee::Account, flexible::NS, self.clone());
+        // Before archive says what it has.
+        hooks.binding(Step::Alter, self.clone());
         hooks.following(self);
     }
 }
@@ -342,6 +346,56 @@ async fn remove(
         }
     }
     Err(StoreError::Contended { table: Queue::TABLE.0, attempts: ATTEMPTS })
+}
+
+/// XEP-0386, 3.2: what waits is not sent to a client that was bound with its login, which reads it in the archive. What the
+/// archive does not have comes as to any other.
+impl Binding for Offline {
+    fn binding<'a>(
+        &'a self,
+        session: &'a Arc<SessionView>,
+        _: &'a [Element],
+        services: &'a Arc<dyn Services>,
+    ) -> Answer<'a, Vec<Element>> {
+        let account = session.account();
+        let host = account.domain().as_str();
+        // Without the second, somebody else may have said that a message is archived.
+        let is_on = |name| services.cards(host).iter().any(|card| card.name == name);
+        if session.is_anonymous() || !is_on(archive::NAME) || !is_on(forgeries::NAME) {
+            return Answer::Now(Vec::new());
+        }
+        Answer::later(async move {
+            if let Err(error) = leave_to_archive(&**services, account).await {
+                // What is left comes twice at worst.
+                drop(store_failed(NAME, &error));
+            }
+            Vec::new()
+        })
+    }
+}
+
+/// Removes what waits and is archived, but for what another session is about to get.
+async fn leave_to_archive(services: &dyn Services, account: &BareJid) -> Result<(), StoreError> {
+    let mut range = Range::all().limit(PAGE);
+    loop {
+        let page = services.store().scan_versioned::<Waiting>(&partition(account), range).await?;
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        range = Range::after(last.clone()).limit(PAGE);
+        let is_free = |waiting: &Waiting| match &waiting.claim {
+            None => true,
+            Some(claim) => !is_bound(services, account, claim.sid),
+        };
+        let is_archived = |waiting: &Waiting| {
+            waiting.stanza.stanza().is_some_and(|message| archive::is_archived(&message, account))
+        };
+        let archived = page.iter().filter(|(_, found)| is_free(&found.value) && is_archived(&found.value));
+        let archived: Vec<Message> =
+            archived.map(|(key, found)| (number(key), found.value.bytes, found.version)).collect();
+        // Where somebody was faster with one of them, they come as to any other client.
+        if !archived.is_empty() && !remove(services, account, &archived).await? {
+            return Ok(());
+        }
+    }
 }
 
 impl Following for Offline {

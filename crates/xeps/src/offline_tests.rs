@@ -491,3 +491,26 @@ fn what_a_client_has_does_not_come_again_where_the_store_failed_to_remove_it() {
         });
     }
 }
+
+#[test]
+fn who_is_bound_with_the_login_reads_in_the_archive_what_is_there() {
+    block_on(async {
+        for (is_archived, left) in [(true, vec!["fleeting"]), (false, vec!["one", "fleeting", "two"])] {
+            let mut config = ModulesConfig::default();
+            config.set("archive", "enabled", &is_archived.to_string().parse().unwrap()).unwrap();
+            let bench = bench_with(config);
+            bench.account("bob@localhost");
+            let alice = bench.login("alice@localhost/phone").await;
+            say(&alice, "bob@localhost", "one").await;
+            let hint = "<no-permanent-store xmlns='urn:xmpp:hints'/>";
+            alice.send(&format!("<message to='bob@localhost'><body>fleeting</body>{hint}</message>")).await;
+            say(&alice, "bob@localhost", "two").await;
+            let bob = bench.login("bob@localhost/desk").await;
+            bench.registry().bind(bob.view(), &[], &bench.services()).await;
+            let (queue, waits) = waiting(&bench, "bob@localhost").await;
+            assert_eq!((queue.messages, waits), (left.len() as u64, left.len()));
+            bob.send("<presence/>").await;
+            assert_eq!(bodies(&bob), left);
+        }
+    });
+}

@@ -14,7 +14,7 @@ pub struct Page {
 }
 
 /// What each hook is for, in the order in which a stanza meets them.
-const HOOKS: [(&str, &str); 12] = [
+const HOOKS: [(&str, &str); 14] = [
     ("Offering", "adds to the stream features"),
     ("Greeting", "answers requests in a namespace that it claimed, on a stream that nobody has logged in on"),
     ("Speaking", "takes elements on the stream that are no stanzas"),
@@ -24,6 +24,8 @@ const HOOKS: [(&str, &str); 12] = [
     ("Holding", "says which stanzas can wait while nobody looks at a client"),
     ("Awaiting", "sees what comes for a session whose connection is lost and that waits for its client"),
     ("Answering", "answers requests in a namespace that it claimed, to a host or to an account"),
+    ("Binding", "has a part in the binding of a session that is bound as a part of the login"),
+    ("Vouching", "keeps tokens by which clients log in anew; one at most"),
     ("Following", "is told when sessions are bound, become available or unavailable, or end"),
     ("Moving", "keeps something about a session that goes along when it is resumed at another node"),
     ("Forgetting", "is told that an account is about to be removed"),

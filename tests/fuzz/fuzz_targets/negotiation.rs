@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use stanza::{Condition, StanzaError, StreamCondition, StreamError, address};
-use stream::sasl::{Checked, Found, ScramHash, keys};
+use stream::sasl::token::{FoundTokens, KnownToken, TokenKey};
+use stream::sasl::{Checked, Found, SaslCondition, ScramHash, keys};
+use stream::negotiation::Inline;
 use stream::{
     Act, Acts, ClientCertificate, Entry, Limits, Negotiation, Reader, Settings, StreamEvent, TlsFacts,
     TlsVersion,
@@ -51,6 +53,7 @@ fn settings(choice: u8) -> Settings {
     settings.iterations = 2;
     settings.tls_required = choice & 1 == 0;
     settings.tls_available = choice & 2 == 0;
+    settings.inlines = Arc::new(|_| Some(Inline { bind: Some(vec!["urn:x"]), resume: true, tokens: true }));
     settings
 }
 
@@ -124,6 +127,27 @@ impl Connection {
                     self.client.restart();
                     continue;
                 }
+                Act::Admitted => {
+                    assert!(self.proven, "somebody is admitted that proved nothing");
+                    self.reader.set_limits(Limits::after_auth());
+                    self.negotiation.on_admitted()
+                }
+                Act::BindInline { account, resource, .. } => {
+                    assert!(
+                        self.proven && self.negotiation.account() == Some(&account),
+                        "somebody else binds"
+                    );
+                    self.negotiation.on_bound_inline(match self.answer {
+                        1 => Err(StanzaError::new(Condition::Conflict)),
+                        _ => Ok((account.with_resource(&resource), Vec::new())),
+                    })
+                }
+                Act::FindTokens { .. } => self.find_tokens(),
+                Act::SettleTokens(_) => self.negotiation.on_settled(match self.answer {
+                    1 => Err(SaslCondition::NotAuthorized),
+                    2 => Ok(None),
+                    _ => Ok(Some(("token".to_owned(), "2026-01-01T00:00:00Z".to_owned()))),
+                }),
                 Act::LookUp { hash, .. } => self.look_up(hash),
                 Act::CheckPassword { .. } => self.check(),
                 Act::Greet { .. } => self.negotiation.on_greeted(None),
@@ -180,6 +204,20 @@ impl Connection {
         }
     }
 
+    fn find_tokens(&mut self) -> Acts {
+        let token = KnownToken {
+            key: TokenKey(b"token".to_vec()),
+            mechanism: "HT-SHA-256-NONE".to_owned(),
+            count: Some(3),
+            expired: self.answer == 4,
+        };
+        match self.answer {
+            1 => self.negotiation.on_tokens(None),
+            2 => self.negotiation.on_unavailable(),
+            _ => self.negotiation.on_tokens(Some(FoundTokens { tokens: vec![token], disabled: self.answer == 3 })),
+        }
+    }
+
     fn check(&mut self) -> Acts {
         match self.answer {
             1 => self.negotiation.on_password_checked(Checked::Wrong),
@@ -205,5 +243,5 @@ impl Connection {
 
 /// What the server says last on a stream before it begins another.
 fn is_restart(element: &minidom::Element) -> bool {
-    element.name() == "success" || element.name() == "proceed"
+    element.is("success", stanza::ns::SASL) || element.name() == "proceed"
 }

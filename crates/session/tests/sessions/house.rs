@@ -14,7 +14,7 @@ use cluster::{
 use futures::future::{BoxFuture, ready};
 use hooks::{
     Accounts, Answer, Card, Delivering, Following, Hooks, How, Leaving, Module, Offer, Offering, Passage,
-    Registry, Services, SessionEvent, SessionView, Step, Store, Switches, Verdict, Why,
+    Registry, Services, SessionEvent, SessionView, Status, Step, Store, Switches, Verdict, Why, Xep,
 };
 use jid::{BareJid, FullJid, Jid};
 use parking_lot::Mutex;
@@ -276,9 +276,16 @@ pub struct Trouble {
     pub ended: Mutex<Vec<(String, bool)>>,
 }
 
+const STEPS: [Xep; 3] = [xep(198), xep(386), xep(388)];
+
+const fn xep(number: u16) -> Xep {
+    Xep { number, title: "", version: "", status: Status::Stable }
+}
+
 impl Module for Trouble {
     fn card(&self) -> Card {
-        Card::new("trouble", "Breaks when asked to.")
+        // So that clients are offered to log in, be bound and resume in one step.
+        Card { xeps: &STEPS, ..Card::new("trouble", "Breaks when asked to.") }
     }
 
     fn plug(self: Arc<Self>, hooks: &mut Hooks) {

@@ -1,6 +1,7 @@
 //! Sessions over real sockets, against a whole node but for the cluster.
 
 mod house;
+mod inlined;
 mod client;
 mod login;
 mod door;

@@ -1,8 +1,10 @@
 //! What a negotiation asks of its caller.
 
 use bytes::Bytes;
+use minidom::Element;
 use stanza::{BareJid, DomainPart, FullJid, ResourcePart, StreamError};
 
+use super::fast::Settling;
 use super::greeting::Request;
 use crate::management::Resume;
 use crate::sasl::mechanism::Password;
@@ -24,6 +26,17 @@ pub enum Act {
         /// For which hash.
         hash: ScramHash,
     },
+    /// Answer with [`on_tokens`](super::Negotiation::on_tokens) or
+    /// [`on_unavailable`](super::Negotiation::on_unavailable); feed no event before.
+    FindTokens {
+        /// Whose.
+        account: BareJid,
+        /// Of which client.
+        client: String,
+    },
+    /// Note what becomes of the tokens of a client that has proved who it is, and answer with
+    /// [`on_settled`](super::Negotiation::on_settled); feed no event before.
+    SettleTokens(Box<Settling>),
     /// Check the password off this thread ([`verify`](crate::sasl::keys::verify)), also for an account that is not there
     /// ([`fake_keys`](super::Negotiation::fake_keys)), so that both take as long. Answer with
     /// [`on_password_checked`](super::Negotiation::on_password_checked) or [`on_unavailable`](super::Negotiation::on_unavailable); feed no event before.
@@ -57,6 +70,9 @@ pub enum Act {
     },
     /// Restart the reader (with the limits after authentication). Bytes held back belong to the new stream.
     RestartStream,
+    /// The client has logged in by XEP-0388, and its stream goes on as it is: give the reader the limits after
+    /// authentication, and answer with [`on_admitted`](super::Negotiation::on_admitted); feed no event before.
+    Admitted,
     /// Bind and answer with [`on_bound`](super::Negotiation::on_bound); feed no event before. Where the
     /// stream ends meanwhile (a timeout), `on_bound` gives no acts: what was bound is to be given back.
     Bind {
@@ -64,6 +80,19 @@ pub enum Act {
         account: BareJid,
         /// The resource asked for; `None`: [`make_resource`](super::Settings::make_resource).
         requested: Option<ResourcePart>,
+    },
+    /// Bind as a part of the login (XEP-0386) and answer with
+    /// [`on_bound_inline`](super::Negotiation::on_bound_inline); feed no event before. As of [`Act::Bind`] where the stream
+    /// ends meanwhile.
+    BindInline {
+        /// Whose.
+        account: BareJid,
+        /// The resource; a session that has it gives it up.
+        resource: ResourcePart,
+        /// What ends the resources of this client, so that earlier sessions of it can be told and ended.
+        client: Option<Box<str>>,
+        /// What is to be enabled, as the client said it.
+        asked: Vec<Element>,
     },
     /// Find the session that the client wants to go on with (XEP-0198, 5) and answer with
     /// [`on_resumed`](super::Negotiation::on_resumed); feed no event before. As of [`Act::Bind`] where the stream ends

@@ -12,6 +12,7 @@ use crate::sasl::anonymous::Anonymous;
 use crate::sasl::external::{External, of_host};
 use crate::sasl::plain::Plain;
 use crate::sasl::scram::{Scram, Surroundings};
+use crate::sasl::token::TokenKey;
 use crate::sasl::{Mechanism, MechanismName, SaslCondition, Step};
 
 impl Negotiation {
@@ -29,7 +30,7 @@ impl Negotiation {
             certified,
             anonymous: self.host.as_ref().is_some_and(|host| self.settings.is_anonymous(host.as_str())),
         };
-        self.settings.offers.of(kind, &self.settings)
+        self.settings.offers.of(kind, self.host.as_ref(), &self.settings)
     }
 
     pub(super) fn on_sasl(&mut self, element: &Element, acts: &mut Acts) {
@@ -63,12 +64,25 @@ impl Negotiation {
 
     /// `<auth/>`: picks the mechanism and gives it the initial response, if there is one.
     fn begin(&mut self, element: &Element) -> Result<Step, SaslCondition> {
-        let asked = element.attr("mechanism").and_then(MechanismName::from_name);
+        self.begin_with(element, || features::sasl_payload(element))
+    }
+
+    /// The same for any profile; `payload` reads the initial response.
+    pub(super) fn begin_with(
+        &mut self,
+        element: &Element,
+        payload: impl FnOnce() -> Result<Option<Vec<u8>>, SaslCondition>,
+    ) -> Result<Step, SaslCondition> {
+        let asked = element.attr("mechanism").and_then(MechanismName::known);
         let offer = self.offer_now();
-        let Some(name) = asked.filter(|name| offer.has(*name)) else {
+        let is_offered = |name: &MechanismName| match name {
+            MechanismName::Token(binding) => self.wish.is_some() && offer.tokens.contains(binding),
+            name => offer.has(*name),
+        };
+        let Some(name) = asked.filter(is_offered) else {
             return Err(self.not_offered(asked));
         };
-        let payload = features::sasl_payload(element)?;
+        let payload = payload()?;
         let mut mechanism = self.mechanism(name, &offer)?;
         let step = match payload {
             Some(message) => mechanism.message(&message),
@@ -96,6 +110,7 @@ impl Negotiation {
                 let account = self.settings.anonymous_account(&host);
                 Box::new(Anonymous::new(account.ok_or(SaslCondition::TemporaryAuthFailure)?))
             }
+            MechanismName::Token(binding) => return self.token_mechanism(binding),
             MechanismName::Scram(hash) | MechanismName::ScramPlus(hash) => {
                 let bindings = self.tls.as_ref().filter(|_| name.binds()).map(TlsFacts::bindings);
                 let around = Surroundings {
@@ -149,7 +164,10 @@ impl Negotiation {
     pub(super) fn apply(&mut self, step: Step, acts: &mut Acts) {
         match step {
             Step::Challenge(data) => {
-                let challenge = features::sasl("challenge", Some(&data));
+                let challenge = match &self.wish {
+                    Some(_) => features::sasl2("challenge", Some(&data)),
+                    None => features::sasl("challenge", Some(&data)),
+                };
                 self.send(acts, |writer, out| writer.element(&challenge, out));
             }
             Step::LookUp { account, hash } => {
@@ -160,7 +178,12 @@ impl Negotiation {
                 self.wait_for(Wants::Check, &account);
                 acts.push(Act::CheckPassword { account, password });
             }
-            Step::Success { account, data } => self.on_success(account, data, acts),
+            Step::FindTokens { account, client } => {
+                self.wait_for(Wants::Tokens, &account);
+                acts.push(Act::FindTokens { account, client });
+            }
+            Step::Success { account, data } => self.on_success(account, data, None, acts),
+            Step::Vouched { account, data, key } => self.on_success(account, Some(data), Some(key), acts),
             Step::Fail(condition) => self.on_failure(condition, acts),
         }
     }
@@ -172,9 +195,28 @@ impl Negotiation {
         }
     }
 
-    fn on_success(&mut self, account: BareJid, data: Option<Vec<u8>>, acts: &mut Acts) {
+    /// `key`: that of the token that it is by.
+    fn on_success(
+        &mut self,
+        account: BareJid,
+        data: Option<Vec<u8>>,
+        key: Option<TokenKey>,
+        acts: &mut Acts,
+    ) {
         let State::Exchange { name, .. } = self.state else { return };
-        if name != MechanismName::Anonymous && self.named.as_ref().is_some_and(|named| *named != account) {
+        let is_another = self.named.as_ref().is_some_and(|named| *named != account);
+        let is_another = is_another && name != MechanismName::Anonymous;
+        if let Some(wish) = self.wish.take() {
+            return match is_another {
+                // XEP-0388, 2.3: a failure like any other.
+                true => {
+                    self.wish = Some(wish);
+                    self.on_failure(SaslCondition::InvalidAuthzid, acts);
+                }
+                false => self.enter(account, name, (data, key), wish, acts),
+            };
+        }
+        if is_another {
             // RFC 6120, 6.4.6: who named itself inside TLS is not somebody else. A guest's name is ours to give.
             return self.fail(acts, StreamCondition::InvalidFrom.into());
         }
@@ -188,7 +230,21 @@ impl Negotiation {
 
     fn on_failure(&mut self, condition: SaslCondition, acts: &mut Acts) {
         let account = self.leave_exchange();
-        self.send(acts, |writer, out| writer.element(&features::sasl_failure(condition), out));
+        self.send_failure(account, condition, acts);
+    }
+
+    /// Tells the client that it is not who it says, in the profile that it speaks.
+    pub(super) fn send_failure(
+        &mut self,
+        account: Option<BareJid>,
+        condition: SaslCondition,
+        acts: &mut Acts,
+    ) {
+        let failure = match self.wish.take() {
+            Some(_) => features::sasl2_failure(condition),
+            None => features::sasl_failure(condition),
+        };
+        self.send(acts, |writer, out| writer.element(&failure, out));
         self.count_failure(account, condition, acts);
     }
 

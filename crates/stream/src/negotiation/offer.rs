@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bytes::{Bytes, BytesMut};
 use minidom::Element;
+use stanza::{DomainPart, dom, ns};
 
-use super::settings::{Settings, TLS_EXPORTER, TLS_SERVER_END_POINT};
+use super::settings::{Inline, Settings, TLS_EXPORTER, TLS_SERVER_END_POINT};
 use crate::features;
-use crate::sasl::{MechanismName, ScramHash, downgrade};
+use crate::sasl::{MechanismName, ScramHash, TokenBinding, downgrade};
 
 /// All that decides what a stream is offered, beside the settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,8 @@ impl Kind {
             MechanismName::ScramPlus(_) => self.exporter || self.endpoint,
             MechanismName::Scram(_) | MechanismName::Anonymous => self.tls || !settings.tls_required,
             MechanismName::Plain => self.tls,
+            // Beside the others, by XEP-0388 only.
+            MechanismName::Token(_) => false,
         };
         let anonymous = self.anonymous.then_some(MechanismName::Anonymous);
         let listed = settings.mechanisms.iter().copied().filter(|name| *name != MechanismName::Anonymous);
@@ -51,28 +55,49 @@ impl Kind {
 /// What one kind of stream is offered.
 pub(super) struct Offer {
     pub mechanisms: Vec<MechanismName>,
-    /// The children of `<stream:features/>`.
-    pub features: Vec<Element>,
+    /// The children of `<stream:features/>`, as they are written.
+    pub features: Bytes,
+    /// What a login by XEP-0388 can do beside; `None`: there is none.
+    pub inline: Option<Inline>,
+    /// What tokens of clients can be bound to, strongest first; empty where there are none.
+    pub tokens: Vec<TokenBinding>,
     /// XEP-0474, by hash.
     downgrade: [Arc<str>; 3],
 }
 
 impl Offer {
-    fn new(kind: Kind, settings: &Settings) -> Offer {
+    fn new(kind: Kind, host: Option<&DomainPart>, settings: &Settings) -> Offer {
         let mechanisms = kind.mechanisms(settings);
         let binds = mechanisms.iter().any(|name| name.binds());
         let bindings = if binds { kind.bindings() } else { Vec::new() };
-        let mut features = Vec::new();
+        let mut features: Vec<Element> = Vec::new();
         if !kind.tls && settings.tls_available {
             features.push(features::starttls(settings.tls_required));
         }
         features.extend(features::channel_bindings(&bindings));
+        // XEP-0388, 5: inside TLS only; and 2.1: not without a mechanism.
+        let inline =
+            host.filter(|_| kind.tls && !mechanisms.is_empty()).and_then(|host| (settings.inlines)(host));
+        let has = inline.as_ref().is_some_and(|inline| inline.tokens);
+        let possible = |binding: &TokenBinding| match binding {
+            TokenBinding::Exporter => kind.exporter,
+            TokenBinding::EndPoint => kind.endpoint,
+            TokenBinding::None => true,
+        };
+        let tokens: Vec<_> =
+            TokenBinding::ALL.into_iter().filter(|binding| has && possible(binding)).collect();
+        if let Some(inline) = &inline {
+            features.push(features::authentication(&mechanisms, inline, &tokens));
+        }
         if !mechanisms.is_empty() {
             features.push(features::mechanisms(&mechanisms));
         }
         let names: Vec<&str> = mechanisms.iter().map(|name| name.as_str()).collect();
         let downgrade = ScramHash::ALL.map(|hash| downgrade::hash(hash, &names, &bindings).into());
-        Offer { mechanisms, features, downgrade }
+        let mut written = BytesMut::new();
+        features.iter().for_each(|feature| dom::write(feature, ns::CLIENT, &mut written));
+        let features = written.freeze();
+        Offer { mechanisms, features, inline, tokens, downgrade }
     }
 
     /// Whether the mechanism is offered.
@@ -91,18 +116,23 @@ impl Offer {
     }
 }
 
-/// The offers made so far, one for each kind.
-pub(super) struct Offers([OnceLock<Arc<Offer>>; Kind::COUNT]);
+/// The offers made so far, one for each host and kind.
+#[derive(Default)]
+pub(super) struct Offers(OnceLock<Box<[OnceLock<Arc<Offer>>]>>);
 
 impl Offers {
-    pub fn of(&self, kind: Kind, settings: &Settings) -> Arc<Offer> {
-        self.0[kind.index()].get_or_init(|| Arc::new(Offer::new(kind, settings))).clone()
-    }
-}
-
-impl Default for Offers {
-    fn default() -> Offers {
-        Offers(std::array::from_fn(|_| OnceLock::new()))
+    pub fn of(&self, kind: Kind, host: Option<&DomainPart>, settings: &Settings) -> Arc<Offer> {
+        let made = self.0.get_or_init(|| {
+            let count = Kind::COUNT * settings.hosts.len().max(1);
+            std::iter::repeat_with(OnceLock::new).take(count).collect()
+        });
+        let number = host.and_then(|host| settings.hosts.iter().position(|other| other == host));
+        let offer = || Arc::new(Offer::new(kind, host, settings));
+        match made.get(number.unwrap_or(0) * Kind::COUNT + kind.index()) {
+            Some(made) => made.get_or_init(offer).clone(),
+            // Hosts were added behind the first stream.
+            None => offer(),
+        }
     }
 }
 

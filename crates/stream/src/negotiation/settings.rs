@@ -3,18 +3,35 @@
 use std::sync::Arc;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD as BASE64_URL};
 use minidom::Element;
 use stanza::{BareJid, DomainPart, ResourcePart};
 
 use super::offer::Offers;
-use crate::sasl::{MechanismName, anonymous, keys};
+use crate::sasl::{MechanismName, ScramHash, anonymous, keys};
+
+/// Bytes of chance in a resource that stays the same: nobody guesses it.
+const STABLE_BYTES: usize = 12;
 
 /// Fills a buffer with unpredictable bytes.
 pub type Random = Arc<dyn Fn(&mut [u8]) + Send + Sync>;
 
 /// Features of modules for who has not logged in, by the host and by whether the stream is under TLS.
 pub type Greetings = Arc<dyn Fn(&DomainPart, bool) -> Vec<Element> + Send + Sync>;
+
+/// What a client may ask for beside a login by XEP-0388, by host; `None`: there are no such logins at it.
+pub type Inlines = Arc<dyn Fn(&DomainPart) -> Option<Inline> + Send + Sync>;
+
+/// What a client may ask for beside a login (XEP-0388, 2.1).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inline {
+    /// To be bound (XEP-0386), and the features that it may ask for with that; `None`: it may not.
+    pub bind: Option<Vec<&'static str>>,
+    /// To go on with an earlier session (XEP-0198, 9.2).
+    pub resume: bool,
+    /// For a token by which it can come back (XEP-0484).
+    pub tokens: bool,
+}
 
 /// What is the same for all streams of a listener.
 #[derive(Clone)]
@@ -40,6 +57,8 @@ pub struct Settings {
     pub random: Random,
     /// What modules offer before the login.
     pub greetings: Greetings,
+    /// What can be asked for beside a login; looked at once for each host.
+    pub inlines: Inlines,
     /// What was announced before, to be announced again.
     pub(super) offers: Offers,
 }
@@ -58,6 +77,7 @@ impl Settings {
             auth_failures_max: 3,
             random,
             greetings: Arc::new(|_, _| Vec::new()),
+            inlines: Arc::new(|_| None),
             offers: Offers::default(),
         }
     }
@@ -78,6 +98,14 @@ impl Settings {
     pub fn make_resource(&self) -> ResourcePart {
         let resource = ResourcePart::new(&self.token()).map(|part| part.into_owned());
         resource.expect("hexadecimal digits are a resource")
+    }
+
+    /// The part of a resource that is the same whenever this client of the account is bound (XEP-0386, 3.2.1), and that
+    /// tells nothing about the id of the client; the same at every node.
+    pub(super) fn stable_resource(&self, account: &BareJid, client: &str) -> String {
+        let what = format!("resource\0{account}\0{client}");
+        let made = ScramHash::Sha256.hmac(&self.fake_salt_secret, what.as_bytes());
+        BASE64_URL.encode(&made[..STABLE_BYTES])
     }
 
     pub(super) fn token(&self) -> String {

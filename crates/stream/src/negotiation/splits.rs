@@ -2,7 +2,7 @@
 
 use stanza::dom;
 
-use super::tests::{BIND, auth, facts, header, settings};
+use super::tests::{BIND, auth, facts, header};
 use super::*;
 use crate::limits::Limits;
 use crate::reader::Reader;
@@ -30,7 +30,10 @@ impl Connection {
     fn play(pieces: &[&[u8]]) -> Session {
         let mut connection = Connection {
             reader: Reader::new(Limits::before_auth()),
-            negotiation: Negotiation::new(Arc::new(settings()), Entry::DirectTls(facts())),
+            negotiation: Negotiation::new(
+                Arc::new(super::sasl2_tests::settings()),
+                Entry::DirectTls(facts()),
+            ),
             input: BytesMut::new(),
             bound: false,
             ended: false,
@@ -82,6 +85,13 @@ impl Connection {
                     self.reader.set_limits(Limits::after_auth());
                     self.reader.restart();
                     continue;
+                }
+                Act::Admitted => {
+                    self.reader.set_limits(Limits::after_auth());
+                    self.negotiation.on_admitted()
+                }
+                Act::BindInline { account, resource, .. } => {
+                    self.negotiation.on_bound_inline(Ok((account.with_resource(&resource), Vec::new())))
                 }
                 Act::Bind { account, .. } => {
                     let jid = account.with_resource_str("r").unwrap();
@@ -169,6 +179,16 @@ fn a_session_is_the_same_at_every_split() {
     assert_eq!(session.did.len(), 9, "{:#?}", session.did);
     assert_eq!(session.did.last().unwrap(), "CLOSE");
     assert!(session.said.ends_with("</iq>"), "{}", session.said);
+}
+
+#[test]
+fn a_session_that_began_with_its_login_is_the_same_at_every_split() {
+    let bind = "<bind xmlns='urn:xmpp:bind:0'><tag>t</tag></bind>";
+    let login = super::sasl2_tests::authenticate("PLAIN", "\0alice\0secret", bind);
+    let input = format!("{}\n{login} {TALK}</stream:stream>", header("x"));
+    let session = any_split_is_the_same(input.as_bytes(), 1, 500);
+    assert!(session.did[1].starts_with("BOUND alice@x/t/"), "{:#?}", session.did);
+    assert_eq!(session.did.len(), 9, "{:#?}", session.did);
 }
 
 #[test]

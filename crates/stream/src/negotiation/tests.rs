@@ -33,8 +33,8 @@ pub fn facts() -> TlsFacts {
 
 /// A reader and a negotiation, and what they did as short lines.
 pub struct Talk {
-    reader: Reader,
-    negotiation: Negotiation,
+    pub reader: Reader,
+    pub negotiation: Negotiation,
     input: BytesMut,
     did: Vec<String>,
 }
@@ -92,6 +92,7 @@ impl Talk {
                     self.reader.set_limits(Limits::after_auth());
                     self.reader.restart();
                 }
+                Act::Admitted => self.reader.set_limits(Limits::after_auth()),
                 _ => {}
             }
             self.did.push(show(&act));
@@ -110,7 +111,17 @@ fn show(act: &Act) -> String {
         }
         Act::Authenticated { account, mechanism } => format!("IS {account} {}", mechanism.as_str()),
         Act::Greet { host, .. } => format!("GREET {host}"),
+        Act::FindTokens { account, client } => format!("TOKENS {account} {client}"),
+        Act::SettleTokens(settling) => {
+            let Settling { account, client, key, count, invalidate, request } = &**settling;
+            format!("SETTLE {account} {client} {} {count:?} {invalidate} {request:?}", key.is_some())
+        }
         Act::RestartStream => "RESTART".into(),
+        Act::Admitted => "ADMITTED".into(),
+        Act::BindInline { account, resource, client, asked } => {
+            let asked: Vec<&str> = asked.iter().map(Element::name).collect();
+            format!("BIND {account} {resource} of {} with {asked:?}", client.as_deref().unwrap_or("-"))
+        }
         Act::Bind { account, requested } => {
             format!("BIND {account} {}", requested.as_ref().map_or("-", |r| r.as_str()))
         }
@@ -141,7 +152,7 @@ fn short(xml: &str) -> String {
         xml.replace_range(start..end, &line);
     }
     let known = [ns::TLS, ns::SASL, ns::BIND, ns::SESSION, ns::STANZA_ERRORS, ns::STREAM_ERRORS];
-    for uri in known.into_iter().chain([features::CHANNEL_BINDING]) {
+    for uri in known.into_iter().chain([features::CHANNEL_BINDING, features::SASL2]) {
         xml = xml.replace(&format!(" xmlns='{uri}'"), "");
     }
     xml.replace("stream:", "")

@@ -3,6 +3,7 @@
 use stanza::BareJid;
 
 use super::keys::{ScramHash, ScramKeys};
+use super::token::{FoundTokens, TokenKey};
 
 /// The server's side of one exchange.
 pub trait Mechanism: Send {
@@ -11,6 +12,11 @@ pub trait Mechanism: Send {
 
     /// The answer to [`Step::LookUp`]; `None`: no such account.
     fn found(&mut self, _found: Option<Found>) -> Step {
+        Step::Fail(SaslCondition::TemporaryAuthFailure)
+    }
+
+    /// The answer to [`Step::FindTokens`]; `None`: no such account.
+    fn tokens_found(&mut self, _found: Option<FoundTokens>) -> Step {
         Step::Fail(SaslCondition::TemporaryAuthFailure)
     }
 
@@ -58,6 +64,22 @@ pub enum Step {
         account: BareJid,
         /// What the client sent.
         password: Password,
+    },
+    /// The tokens of a client of an account are needed.
+    FindTokens {
+        /// Whose.
+        account: BareJid,
+        /// The id that the client gives itself.
+        client: String,
+    },
+    /// The client is who it says, by a token.
+    Vouched {
+        /// Who.
+        account: BareJid,
+        /// Additional data for the client.
+        data: Vec<u8>,
+        /// The key of the token.
+        key: TokenKey,
     },
     /// The client is who it says.
     Success {
@@ -171,6 +193,36 @@ impl Unbound {
     }
 }
 
+/// What a token is bound to beside its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TokenBinding {
+    /// `tls-exporter`.
+    Exporter,
+    /// `tls-server-end-point`.
+    EndPoint,
+    /// Nothing.
+    None,
+}
+
+impl TokenBinding {
+    /// All of them, strongest first.
+    pub const ALL: [TokenBinding; 3] = [TokenBinding::Exporter, TokenBinding::EndPoint, TokenBinding::None];
+
+    /// The type of channel binding.
+    pub fn channel(self) -> Option<&'static str> {
+        match self {
+            TokenBinding::Exporter => Some("tls-exporter"),
+            TokenBinding::EndPoint => Some("tls-server-end-point"),
+            TokenBinding::None => None,
+        }
+    }
+
+    /// That of the mechanism of this name.
+    pub fn from_mechanism(name: &str) -> Option<TokenBinding> {
+        TokenBinding::ALL.into_iter().find(|binding| MechanismName::Token(*binding).as_str() == name)
+    }
+}
+
 /// The mechanisms that are spoken here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MechanismName {
@@ -184,6 +236,8 @@ pub enum MechanismName {
     Plain,
     /// RFC 4505: a name of the server's making, on hosts that have it.
     Anonymous,
+    /// A token that the client was given at an earlier login (XEP-0484).
+    Token(TokenBinding),
 }
 
 impl MechanismName {
@@ -212,10 +266,19 @@ impl MechanismName {
             MechanismName::Scram(Sha512) => "SCRAM-SHA-512",
             MechanismName::Plain => "PLAIN",
             MechanismName::Anonymous => "ANONYMOUS",
+            MechanismName::Token(TokenBinding::Exporter) => "HT-SHA-256-EXPR",
+            MechanismName::Token(TokenBinding::EndPoint) => "HT-SHA-256-ENDP",
+            MechanismName::Token(TokenBinding::None) => "HT-SHA-256-NONE",
         }
     }
 
-    /// The mechanism of that name; names are exact.
+    /// The mechanism of that name, those for tokens included.
+    pub fn known(name: &str) -> Option<MechanismName> {
+        let token = || TokenBinding::from_mechanism(name).map(MechanismName::Token);
+        MechanismName::from_name(name).or_else(token)
+    }
+
+    /// The mechanism of that name that can be offered to everybody; names are exact.
     pub fn from_name(name: &str) -> Option<MechanismName> {
         let all = MechanismName::DEFAULT.into_iter().chain([MechanismName::Anonymous]);
         all.into_iter().find(|mechanism| mechanism.as_str() == name)

@@ -7,6 +7,7 @@ pub mod keys;
 pub mod mechanism;
 pub mod plain;
 pub mod scram;
+pub mod token;
 
 pub use keys::{ScramHash, ScramKeys};
-pub use mechanism::{Checked, Found, Mechanism, MechanismName, SaslCondition, Step, Unbound};
+pub use mechanism::{Checked, Found, Mechanism, MechanismName, SaslCondition, Step, TokenBinding, Unbound};

@@ -188,7 +188,7 @@ impl Reader<'_> {
     }
 
     /// XEP-0313, 5.
-    pub async fn metadata(&self) -> Result<Reply, Failure> {
+    pub async fn metadata(&self) -> Result<Element, Failure> {
         self.writer.flush(&**self.services).await?;
         let oldest = self.writer.limits().oldest(&**self.services);
         let all = Range { from: Bound::Included(oldest.key()), ..Range::all() };
@@ -200,7 +200,7 @@ impl Reader<'_> {
                 metadata = metadata.child(end.with("timestamp", &time::utc_micros(id.micros())));
             }
         }
-        Ok(Reply::with(metadata))
+        Ok(metadata)
     }
 
     async fn page(&self, query: &Query) -> Result<Page, Failure> {

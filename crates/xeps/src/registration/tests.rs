@@ -118,7 +118,8 @@ fn what_cannot_be_registered_is_refused() {
 fn without_tls_nobody_registers_unless_the_operator_lets_them() {
     block_on(async {
         let offered = |bench: &Bench, secure| {
-            let offer = Offer { host: "localhost".into(), account: None, secure };
+            let offer =
+                Offer { host: "localhost".into(), account: None, secure, stanza_bytes: 8_192, idle_s: None };
             bench.registry().offered(&offer).len()
         };
         let safe = bench(Config::default());
