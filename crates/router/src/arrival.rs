@@ -412,9 +412,7 @@ impl Router {
 
     /// Puts a delivery into the mailbox of a session; modules see it where that one waits for its client.
     pub(crate) fn deliver(&self, slot: &Slot, delivery: Delivery) -> Result<(), Delivery> {
-        let missed = slot.view.is_waiting().then(|| delivery.stanza.clone());
-        self.mailboxes.deliver(slot, delivery)?;
-        if let Some(stanza) = missed {
+        if let Some(stanza) = self.mailboxes.deliver(slot, delivery)? {
             self.show_awaiting(&slot.view, &stanza);
         }
         Ok(())

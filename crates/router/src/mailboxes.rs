@@ -340,7 +340,9 @@ impl Mailboxes {
 
     /// Puts a delivery into the mailbox; gives it back if the mailbox has ended. At the bound the mailbox
     /// ends and all that waits in it, with this one, is routed anew.
-    pub(crate) fn deliver(&self, slot: &Slot, delivery: Delivery) -> Result<(), Delivery> {
+    ///
+    /// Gives the stanza as well where the session waits for its client.
+    pub(crate) fn deliver(&self, slot: &Slot, delivery: Delivery) -> Result<Option<Arc<Stanza>>, Delivery> {
         let cost = delivery.cost();
         let mut queue = slot.queue.lock();
         if queue.end.is_some() {
@@ -351,8 +353,10 @@ impl Mailboxes {
             tracing::debug!(session = %slot.view.jid(), "a client does not read, its session ends");
             self.end(&mut queue, End::Overflowed, slot.view.account(), Vec::new(), Some(delivery));
             slot.room.notify_waiters();
-            return Ok(());
+            return Ok(None);
         }
+        // With the queue locked: or neither we nor who begins to wait would see that it is missed.
+        let missed = slot.view.is_waiting().then(|| delivery.stanza.clone());
         queue.items.push_back(delivery);
         queue.bytes += cost;
         if queue.crowded_since.is_none() && queue.is_crowded(&self.limits) {
@@ -366,7 +370,7 @@ impl Mailboxes {
         if let Some(waker) = waker {
             waker.wake();
         }
-        Ok(())
+        Ok(missed)
     }
 
     /// Ends a session with this error, and its mailbox at once: what waits in it is routed anew.
@@ -495,6 +499,14 @@ impl Mailbox {
     /// does not read. Takes the place of [`Mailbox::ready`] as who is woken.
     pub async fn ended(&self) -> End {
         poll_fn(|context| self.poll_ended(context)).await
+    }
+
+    /// From now on the session waits for its client: what is here already that it misses. What comes later is shown to
+    /// modules by who brings it.
+    pub fn begin_waiting(&self) -> Vec<Arc<Stanza>> {
+        let queue = self.slot.queue.lock();
+        self.slot.view.set_waiting(true);
+        queue.items.iter().map(|delivery| delivery.stanza.clone()).collect()
     }
 
     /// Takes deliveries in their order until `bytes_max` is reached; at least one, if one waits.

@@ -218,7 +218,7 @@ impl Router {
         let kind = stanza.head.kind;
         let delivery = Delivery { receipt, hops, attempts, ..Delivery::new(Arc::new(stanza)) };
         match self.mailboxes.deliver(&slot, delivery) {
-            Ok(()) => self.counters.count(kind, Fate::Delivered),
+            Ok(_) => self.counters.count(kind, Fate::Delivered),
             // It has ended in this moment: behind what came back from it.
             Err(delivery) => self.dispatch_returned(Transit { only, ..Transit::returned(delivery) }),
         }

@@ -177,10 +177,11 @@ pub(crate) async fn wait(
     let mut is_moved = false;
     if !matches!(outcome, Outcome::Yielded) {
         world.counters.detached.add(1);
-        session.view.set_waiting(true);
+        let queued = session.post.mailbox.begin_waiting();
         // What the client may not have had is what it misses.
-        for delivery in session.management.unacknowledged.iter().chain(&session.post.taken) {
-            world.router.show_awaiting(&session.view, &delivery.stanza);
+        let taken = session.management.unacknowledged.iter().chain(&session.post.taken);
+        for stanza in taken.map(|delivery| &delivery.stanza).chain(&queued) {
+            world.router.show_awaiting(&session.view, stanza);
         }
         tracing::debug!(session = %session.view.jid(), outcome = outcome.name(), "a session waits for its client");
     }

@@ -523,6 +523,12 @@ impl Following for Push {
             | SessionEvent::Resumed(session) => {
                 self.0.services.get_or_init(|| Arc::downgrade(services));
                 self.0.cache.forget(session.account());
+                // With the login, so that no message has to read it.
+                return Answer::later(async move {
+                    if let Err(error) = self.0.cache.of(&**services, session.account()).await {
+                        drop(store_failed(NAME, &error));
+                    }
+                });
             }
             SessionEvent::Closed { session, .. } if services.local_sessions(session.account()).is_empty() => {
                 self.0.cache.forget(session.account());

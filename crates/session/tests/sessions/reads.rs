@@ -106,6 +106,7 @@ async fn a_login_asks_the_store_for_nothing_twice() {
     let tables: Vec<&str> = reads.iter().filter_map(|read| read.split(' ').nth(1)).collect();
     let once = [
         "credentials",
+        "push",
         "roster",
         "picture_hash",
         "blocklist",
