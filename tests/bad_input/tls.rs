@@ -244,27 +244,34 @@ async fn row_074_what_can_be_bound_to_is_always_announced() -> Result<()> {
     Door::shared().await?.row(NOTHING, deeds).await
 }
 
-/// Input: SASL2 (XEP-0388), which is not offered, with and without TLS.
+/// Input: SASL2 (XEP-0388) without TLS; inside TLS with an id of the client that is no UUID.
 ///
-/// Outcome: `unsupported-stanza-type`; its namespace is in no features.
+/// Outcome: it is not offered and ends the stream with `policy-violation`; SASL `malformed-request`.
 #[tokio::test]
-async fn row_086_sasl2_is_not_offered() -> Result<()> {
+async fn row_086_sasl2_is_for_tls_and_its_clients_have_good_ids() -> Result<()> {
     let sasl2 = "urn:xmpp:sasl:2";
+    let login = format!(
+        "<authenticate xmlns='{sasl2}' mechanism='PLAIN'><initial-response>AGEAYg==</initial-response><user-agent \
+         id='nothing of use'/></authenticate>"
+    );
     let deeds = async |door: &Door| {
-        for way in Way::ALL {
+        let mut raw = door.connect(Way::Plain).await?;
+        let features = raw.begin_stream().await?;
+        ensure!(!features.nodes().any(|n| n.ns == sasl2), "{features:?}");
+        raw.say(&login).await?;
+        raw.stream_error("policy-violation").await?;
+        for way in Way::TLS {
             let mut raw = door.connect(way).await?;
             let features = raw.begin_stream().await?;
-            ensure!(!features.nodes().any(|n| n.ns == sasl2), "{features:?}");
-            raw.say(format!(
-                "<authenticate xmlns='{sasl2}' mechanism='PLAIN'><initial-response>AGEAYg==</initial-response>\
-                 <user-agent id='nothing of use'/></authenticate>"
-            ))
-            .await?;
-            raw.stream_error("unsupported-stanza-type").await?;
+            ensure!(features.nodes().any(|n| n.ns == sasl2), "{features:?}");
+            raw.say(&login).await?;
+            let answer = raw.next().await?;
+            let fits = answer.is("failure", sasl2) && answer.child("malformed-request", SASL).is_some();
+            ensure!(fits, "{answer:?}");
         }
         Ok(())
     };
-    Door::shared().await?.row([stream_errors("unsupported-stanza-type").times(3)], deeds).await
+    Door::shared().await?.row([stream_errors("policy-violation"), login_failures().times(2)], deeds).await
 }
 
 /// Input: a client that collects stream ids, resources and nonces to guess the next.

@@ -44,13 +44,17 @@ impl Negotiation {
         let is_running = self.wish.is_some();
         let step = match (element.name(), &mut self.state) {
             ("authenticate", State::Open) => {
-                self.wish = Some(Box::new(Wish::read(element)));
+                let wish = self.wish.insert(Box::new(Wish::read(element)));
+                let is_malformed = wish.is_malformed;
                 let payload = || match element.get_child("initial-response", SASL2) {
                     // 2.2: an element that is there and empty is a message of no bytes.
                     Some(response) => features::sasl2_payload(response).map(Some),
                     None => Ok(None),
                 };
-                self.begin_with(element, payload).unwrap_or_else(Step::Fail)
+                match is_malformed {
+                    true => Step::Fail(SaslCondition::MalformedRequest),
+                    false => self.begin_with(element, payload).unwrap_or_else(Step::Fail),
+                }
             }
             ("response", State::Exchange { mechanism, .. }) if is_running => {
                 match features::sasl2_payload(element) {

@@ -16,6 +16,8 @@ const TAG_MAX: usize = 256;
 pub struct Wish {
     /// The client itself: a random UUID that it keeps, in lower case.
     pub client: Option<Box<str>>,
+    /// It has an id that is none.
+    pub is_malformed: bool,
     /// The session that it wants to go on with, or what is wrong with how it says so.
     pub resume: Option<Result<Resume, Condition>>,
     pub bind: Option<Bind>,
@@ -40,7 +42,9 @@ impl Wish {
         let mut wish = Wish::default();
         for child in authenticate.children() {
             if child.is("user-agent", SASL2) {
-                wish.client = child.attr("id").and_then(uuid);
+                let id = child.attr("id");
+                wish.client = id.and_then(uuid);
+                wish.is_malformed = id.is_some() && wish.client.is_none();
             } else if child.is("resume", management::NS) {
                 wish.resume = Some(match management::Said::read(child) {
                     Ok(management::Said::Resume(resume)) => Ok(resume),
@@ -108,8 +112,10 @@ mod tests {
             let wish =
                 read(&format!("<user-agent id='{said}'><software>AwesomeXMPP</software></user-agent>"));
             assert_eq!(wish.client.as_deref(), known, "{said}");
+            assert_eq!(wish.is_malformed, known.is_none(), "{said}");
         }
-        assert!(read("<user-agent/>").client.is_none());
+        let without = read("<user-agent/>");
+        assert!(without.client.is_none() && !without.is_malformed);
     }
 
     #[test]
