@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use stanza::{Condition, StanzaError, StreamCondition, StreamError, address};
+use stream::negotiation::Inline;
 use stream::sasl::token::{FoundTokens, KnownToken, TokenKey};
 use stream::sasl::{Checked, Found, SaslCondition, ScramHash, keys};
-use stream::negotiation::Inline;
 use stream::{
     Act, Acts, ClientCertificate, Entry, Limits, Negotiation, Reader, Settings, StreamEvent, TlsFacts,
     TlsVersion,
@@ -214,7 +214,9 @@ impl Connection {
         match self.answer {
             1 => self.negotiation.on_tokens(None),
             2 => self.negotiation.on_unavailable(),
-            _ => self.negotiation.on_tokens(Some(FoundTokens { tokens: vec![token], disabled: self.answer == 3 })),
+            _ => self
+                .negotiation
+                .on_tokens(Some(FoundTokens { tokens: vec![token], disabled: self.answer == 3 })),
         }
     }
 
