@@ -216,18 +216,23 @@ impl<'a> Scan<'a> {
         }
     }
 
+    /// Passes over bytes of a class, and looks at the one behind them.
+    fn pass(&mut self, class: u8) {
+        let mut seen = 0;
+        let passed = self.xml[self.at..].iter().take_while(|b| {
+            seen |= **b;
+            is(**b, class)
+        });
+        self.at += passed.count();
+        self.beyond_ascii |= seen;
+    }
+
     /// Characters up to the next `<`, or to the end.
     fn text(&mut self) -> Option<Text<'a>> {
         let from = self.at;
         let mut has_references = false;
-        let mut seen = 0;
         loop {
-            let rest = &self.xml[self.at..];
-            let plain = rest.iter().take_while(|b| {
-                seen |= **b;
-                is(**b, IN_TEXT)
-            });
-            self.at += plain.count();
+            self.pass(IN_TEXT);
             match self.xml.get(self.at) {
                 None | Some(b'<') => break,
                 Some(b'&') => {
@@ -239,7 +244,6 @@ impl<'a> Scan<'a> {
                 Some(_) => return None,
             }
         }
-        self.beyond_ascii |= seen;
         Some(Text { raw: &self.xml[from..self.at], has_references })
     }
 
@@ -314,14 +318,8 @@ impl<'a> Scan<'a> {
         self.at += 2;
         let from = self.at;
         let mut has_references = false;
-        let mut seen = 0;
         loop {
-            let rest = &self.xml[self.at..];
-            let plain = rest.iter().take_while(|b| {
-                seen |= **b;
-                is(**b, IN_VALUE)
-            });
-            self.at += plain.count();
+            self.pass(IN_VALUE);
             match *self.xml.get(self.at)? {
                 b'&' => {
                     has_references = true;
@@ -333,7 +331,6 @@ impl<'a> Scan<'a> {
                 _ => return None,
             }
         }
-        self.beyond_ascii |= seen;
         let value = Text { raw: &self.xml[from..self.at], has_references };
         self.at += 1;
         Some(Attribute { name, value })
