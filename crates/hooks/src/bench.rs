@@ -54,6 +54,8 @@ struct State {
     seed: u64,
     sids: u128,
     cut_off: bool,
+    /// Whether a node has died.
+    was_lost: bool,
     /// Accounts whose messages would wait.
     held: Vec<BareJid>,
     /// What the store has until its client reads it, while no client reads.
@@ -137,6 +139,7 @@ impl Bench {
                 seed: 0x9e37_79b9_7f4a_7c15,
                 sids: 0,
                 cut_off: false,
+                was_lost: false,
                 held: Vec::new(),
                 late: None,
                 unread: None,
@@ -257,6 +260,7 @@ impl Bench {
             let lost =
                 state.rows.iter().filter(|row| row.node == number).map(|row| row.view.clone()).collect();
             state.rows.retain(|row| row.node != number);
+            state.was_lost = true;
             lost
         };
         let survivor = self.nodes.iter().find(|node| node.number != number).expect("a survivor");
@@ -715,6 +719,10 @@ impl Services for Node {
             here: row.node == self.number,
         })
         .collect()
+    }
+
+    fn may_sessions_be_away(&self) -> bool {
+        self.shared.state.lock().was_lost
     }
 
     fn local_sessions(&self, account: &BareJid) -> Vec<Arc<SessionView>> {

@@ -133,6 +133,10 @@ pub trait Services: Send + Sync + 'static {
         }
     }
 
+    /// Whether sessions may lately have gone without a word, with their node or because it was not heard: what is told of
+    /// them may come twice, and what they said themselves late.
+    fn may_sessions_be_away(&self) -> bool;
+
     /// The account's sessions on this node.
     fn local_sessions(&self, account: &BareJid) -> Vec<Arc<SessionView>>;
 

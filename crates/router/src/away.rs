@@ -62,7 +62,7 @@ impl Router {
     }
 
     /// Whether the table here may lack sessions that live: their node comes back, or this one is behind.
-    fn may_be_away(&self) -> bool {
+    pub(crate) fn may_be_away(&self) -> bool {
         let lately = |went: Instant| went.elapsed() < AWAY;
         !self.whereabouts.is_serving() || self.is_blind() || self.away.last.lock().is_some_and(lately)
     }

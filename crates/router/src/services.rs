@@ -90,6 +90,10 @@ impl Services for Router {
         self.whereabouts.has_only(account, sid.map(|sid| cluster::Sid(sid.0)))
     }
 
+    fn may_sessions_be_away(&self) -> bool {
+        self.may_be_away()
+    }
+
     fn local_sessions(&self, account: &BareJid) -> Vec<Arc<SessionView>> {
         self.mailboxes.slots(account).into_iter().map(|slot| slot.view.clone()).collect()
     }

@@ -1,7 +1,7 @@
 //! RFC 6121, section 4: Exchanging Presence Information. Who is available is told to who may know.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use hooks::{
@@ -33,11 +33,13 @@ pub struct Presence {
     config: Config,
     rosters: Arc<Rosters>,
     blocklists: Arc<Blocklists>,
+    /// The server, once a session has been bound here.
+    services: OnceLock<Weak<dyn Services>>,
 }
 
 impl Presence {
     pub fn new(config: Config, rosters: Arc<Rosters>, blocklists: Arc<Blocklists>) -> Presence {
-        Presence { config, rosters, blocklists }
+        Presence { config, rosters, blocklists, services: OnceLock::new() }
     }
 }
 
@@ -253,20 +255,24 @@ impl Presence {
 /// own account.
 struct Seen(Vec<FullJid>);
 
-/// Of whom a session was told that they have gone, since its node lost the lease. It hears that from what it saw before,
-/// and from whoever tells of lost nodes: once of each is enough (RFC 6121, 4.5.2).
+/// Of whom a session was told that they have gone, while nodes are lost: its own, or those of its contacts. It hears that
+/// from what it saw before, and from whoever tells of lost nodes, each time that one is lost: once of each is enough (RFC
+/// 6121, 4.5.2). Of a contact whose node comes and goes it may hear twice that it has gone before it hears that it was
+/// back in between.
 #[derive(Default)]
 struct Gone(Mutex<GoneSince>);
 
 #[derive(Default)]
 struct GoneSince {
     sessions: HashSet<Box<str>>,
-    /// When the lease was back.
+    /// When the lease was back, or the last session was told of that went without one being lost here.
     back: Option<Instant>,
 }
 
 /// How long after a return others may tell of the losses before it.
 const TOLD_LATE: Duration = Duration::from_secs(60);
+/// The most sessions of which one remembers that they have gone; of more it may hear that twice.
+const GONE_MAX: usize = 10_000;
 
 impl Gone {
     /// The lease is lost.
@@ -278,6 +284,10 @@ impl Gone {
 }
 
 impl GoneSince {
+    fn begun_now() -> GoneSince {
+        GoneSince { sessions: HashSet::new(), back: Some(Instant::now()) }
+    }
+
     /// Whether it is over, and all was told.
     fn forget_old(&mut self) -> bool {
         let is_old = self.back.is_some_and(|back| back.elapsed() > TOLD_LATE);
@@ -293,26 +303,40 @@ impl Delivering for Presence {
         if stanza.head.kind != Kind::Presence {
             return Verdict::Pass;
         }
-        let Some(gone) = session.notes().get::<Gone>() else { return Verdict::Pass };
+        let Ok(kind @ (PresenceType::Available | PresenceType::Unavailable)) = stanza.presence_type() else {
+            return Verdict::Pass;
+        };
+        let gone = match session.notes().get::<Gone>() {
+            Some(gone) => gone,
+            None if kind == PresenceType::Unavailable && self.may_sessions_be_away() => {
+                session.notes().get_or_put(|| Gone(Mutex::new(GoneSince::begun_now())))
+            }
+            None => return Verdict::Pass,
+        };
         let mut gone = gone.0.lock();
-        if gone.forget_old() {
+        if gone.forget_old() && !self.may_sessions_be_away() {
             return Verdict::Pass;
         }
         let Some(from) = stanza.head.from.as_ref().filter(|from| from.is_full()) else {
             return Verdict::Pass;
         };
-        match stanza.presence_type() {
-            Ok(PresenceType::Available) => {
-                gone.sessions.remove(from.as_str());
-                Verdict::Pass
-            }
-            Ok(PresenceType::Unavailable) if !gone.sessions.insert(from.as_str().into()) => Verdict::Stop,
-            _ => Verdict::Pass,
+        if kind == PresenceType::Available {
+            gone.sessions.remove(from.as_str());
+        } else if gone.sessions.contains(from.as_str()) {
+            return Verdict::Stop;
+        } else if gone.sessions.len() < GONE_MAX {
+            gone.sessions.insert(from.as_str().into());
+            gone.back = gone.back.map(|_| Instant::now());
         }
+        Verdict::Pass
     }
 }
 
 impl Presence {
+    fn may_sessions_be_away(&self) -> bool {
+        self.services.get().and_then(Weak::upgrade).is_some_and(|services| services.may_sessions_be_away())
+    }
+
     /// From the cache alone: a fenced node may have no store. Without it the session was shown nobody.
     fn seen(&self, services: &dyn Services, session: &SessionView) -> Vec<FullJid> {
         let account = session.account();
@@ -617,6 +641,10 @@ impl Presence {
 impl Following for Presence {
     fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()> {
         match event {
+            SessionEvent::Bound(_) | SessionEvent::Resumed(_) => {
+                self.services.get_or_init(|| Arc::downgrade(services));
+                Answer::Now(())
+            }
             SessionEvent::Closed { why: Why::Moved, .. } => Answer::Now(()),
             SessionEvent::Closed { session, .. } => {
                 let was_available = session.set_presence(None).is_some();

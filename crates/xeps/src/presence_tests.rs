@@ -237,6 +237,30 @@ fn a_session_that_was_fenced_hears_once_of_each_who_has_gone_meanwhile() {
 }
 
 #[test]
+fn a_contact_whose_node_is_lost_again_before_it_was_heard_is_told_of_once() {
+    block_on(async {
+        let bench = Bench::cluster(2, &["localhost"], || modules(&ModulesConfig::default()));
+        let (_alice, bob) = friends(&bench).await;
+        let desk = bench.online_at(1, "alice@localhost/desk").await;
+        bob.hears();
+        bench.kill(1).await;
+        let lost = hooks::SessionEvent::Lost {
+            account: desk.view().account().clone(),
+            jid: desk.view().jid().clone(),
+        };
+        // What the desk said of its return is still on its way.
+        bench.services().announce(lost.clone()).await;
+        assert_eq!(short(&bob), ["unavailable alice@localhost/desk"]);
+        let back = "<presence from='alice@localhost/desk' to='bob@localhost'/>";
+        bench.route(back).await;
+        bench.route(back).await;
+        bench.services().announce(lost).await;
+        let told = ["available", "available", "unavailable"].map(|what| format!("{what} alice@localhost/desk"));
+        assert_eq!(short(&bob), told);
+    });
+}
+
+#[test]
 fn contacts_see_a_session_that_took_over_from_one_that_was_displaced() {
     block_on(async {
         let bench = bench();

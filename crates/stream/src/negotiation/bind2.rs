@@ -6,6 +6,7 @@ use stanza::{Condition, FullJid, ResourcePart, StanzaError, ns};
 use super::sasl2::{Entering, Stage};
 use super::{Act, Acts, Negotiation, State};
 use crate::features::BIND2;
+use crate::management;
 
 impl Negotiation {
     /// Binds, if that was asked for.
@@ -40,13 +41,17 @@ impl Negotiation {
         };
         match bound {
             Ok((jid, said)) => {
+                let is_managed = said.iter().any(|child| child.is("enabled", management::NS));
                 let mut bound = Element::bare("bound", BIND2);
                 for child in said {
                     bound.append_child(child);
                 }
                 entering.children.push(bound);
                 self.succeed(&entering, Some(&jid), &mut acts);
-                let offered = self.offered.iter().filter(|feature| !feature.is("session", ns::SESSION));
+                // XEP-0198, 3: a client that enabled it and is offered it once more may do so, and that ends its stream.
+                let offered = self.offered.iter().filter(|feature| {
+                    !feature.is("session", ns::SESSION) && !(is_managed && feature.is("sm", management::NS))
+                });
                 let features: Vec<Element> = offered.cloned().collect();
                 self.send(&mut acts, |writer, out| writer.features(&features, out));
                 acts.push(Act::Bound { jid });
