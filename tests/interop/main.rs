@@ -109,6 +109,9 @@ async fn converse(nodes: &Nodes, first: Entrance, second: Entrance) -> Result<()
     let mut early = Talker::start(nodes, &first, &asker, &granter, "first")?;
     early.tells("online").await.context("the first")?;
     let (of_first, of_second) = tokio::join!(early.rest(), late.rest());
+    if let (Err(first), Err(second)) = (&of_first, &of_second) {
+        anyhow::bail!("the first {first:#}\nthe second {second:#}");
+    }
     let (of_first, of_second) = (of_first.context("the first")?, of_second.context("the second")?);
     let name = |library| match library {
         Library::Slixmpp => "slixmpp",
@@ -184,7 +187,11 @@ impl Talker {
             self.child.wait().await
         };
         let status = timeout(PATIENCE, all).await;
-        let status = status.with_context(|| format!("does not end; it told {told:?}"))??;
+        let Ok(status) = status else {
+            let complaint = self.complaint().await;
+            anyhow::bail!("does not end after {told:?}: {complaint}");
+        };
+        let status = status?;
         if !status.success() {
             let complaint = self.complaint().await;
             anyhow::bail!("ended with {status} after {told:?}: {complaint}");
@@ -193,11 +200,11 @@ impl Talker {
     }
 
     async fn complaint(&mut self) -> String {
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         if let Some(stderr) = &mut self.child.stderr {
             // Best effort: a running script gives no end of its complaints.
-            drop(timeout(Duration::from_secs(2), stderr.read_to_string(&mut text)).await);
+            drop(timeout(Duration::from_secs(2), stderr.read_to_end(&mut bytes)).await);
         }
-        text
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 }

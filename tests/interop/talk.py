@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import logging
 import ssl
 import sys
 
@@ -91,4 +92,9 @@ async def main():
     await talker.disconnect()
 
 
+# What was said is looked at where a conversation fails.
+logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)d %(message)s")
+logging.getLogger("slixmpp.xmlstream.xmlstream").setLevel(logging.DEBUG)
+for chatty in ("asyncio", "slixmpp.plugins.base"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
 asyncio.run(main())

@@ -255,7 +255,8 @@ fn a_contact_whose_node_is_lost_again_before_it_was_heard_is_told_of_once() {
         bench.route(back).await;
         bench.route(back).await;
         bench.services().announce(lost).await;
-        let told = ["available", "available", "unavailable"].map(|what| format!("{what} alice@localhost/desk"));
+        let told =
+            ["available", "available", "unavailable"].map(|what| format!("{what} alice@localhost/desk"));
         assert_eq!(short(&bob), told);
     });
 }
