@@ -419,6 +419,7 @@ fn a_message_that_another_node_has_not_written_yet_is_retracted_later() {
         let bob = bench.online_at(2, "bob@localhost/phone").await;
         let chat = "<message type='chat' to='bob@localhost' id='m1'><body>mine</body></message>";
         alice.send(chat).await;
+        bench.advance(Duration::from_micros(1));
         tablet.send(&retract("bob@localhost", "id='r1'", "m1")).await;
         // Which has read of its own node only.
         assert_eq!(kept(&tablet).await.len(), 1);
@@ -445,7 +446,10 @@ fn preferences_hold_at_every_node_at_once() {
                 .contains(&format!("<prefs xmlns='{MAM}' default='always'><always/><never/></prefs>"))
         );
         say(&bob, "alice@localhost/tv", "1").await;
+        // What two nodes archive in the same moment is in the order of chance.
+        bench.advance(Duration::from_micros(1));
         say(&bob, "alice@localhost/phone", "2").await;
+        bench.advance(Duration::from_micros(1));
         alice.send(&set("default='never'><always><jid>Bob@localhost/phone</jid></always>")).await;
         let answer = alice.hears();
         assert!(
@@ -458,6 +462,7 @@ fn preferences_hold_at_every_node_at_once() {
         // Nobody hears of it.
         assert_eq!(there.hears().iter().filter(|heard| heard.contains("changed")).count(), 0);
         say(&bob, "alice@localhost/tv", "3").await;
+        bench.advance(Duration::from_micros(1));
         say(&there, "bob@localhost/phone", "4").await;
         say(&there, "carol@localhost", "not 1").await;
         let (kept, _) = ask(&alice, "").await;

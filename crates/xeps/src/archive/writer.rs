@@ -22,6 +22,8 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 256 * 1024;
 /// The most bytes that wait to be written at one node; further messages are delivered and not archived.
 const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of chance that are asked for at a time: asking costs as much for one id as for many.
+const CHANCE: usize = 512;
 /// Of so many messages one has its archive looked at for what is to go.
 const SWEEP_EVERY: u8 = 64;
 
@@ -34,13 +36,34 @@ struct Pending {
     runs: bool,
 }
 
+/// What the next id is made of.
+struct Next {
+    /// The moment of the last id, so that ids of this node keep the order of the messages.
+    last: u64,
+    chance: [u8; CHANCE],
+    used: usize,
+}
+
+impl Next {
+    fn id(&mut self, now: u64, services: &dyn Services) -> Id {
+        self.last = now.max(self.last + 1);
+        if self.used == CHANCE {
+            services.random(&mut self.chance);
+            self.used = 0;
+        }
+        let mut chance = [0; 8];
+        chance.copy_from_slice(&self.chance[self.used..self.used + 8]);
+        self.used += 8;
+        Id::new(self.last, chance)
+    }
+}
+
 /// Appends to archives.
 pub struct Writer {
     pending: Mutex<Pending>,
     /// Held by who writes, so that who has had it knows that all that waited before is written.
     writing: futures::lock::Mutex<()>,
-    /// The moment of the last id, so that ids of this node keep the order of the messages.
-    last: AtomicU64,
+    next: Mutex<Next>,
     lost: AtomicU64,
     /// Accounts whose archives are to be looked at for what is to go.
     swept: Mutex<Vec<BareJid>>,
@@ -53,7 +76,7 @@ impl Writer {
         Writer {
             pending: Mutex::default(),
             writing: futures::lock::Mutex::new(()),
-            last: AtomicU64::new(0),
+            next: Mutex::new(Next { last: 0, chance: [0; CHANCE], used: CHANCE }),
             lost: AtomicU64::new(0),
             swept: Mutex::default(),
             limits,
@@ -67,12 +90,7 @@ impl Writer {
 
     /// The id of a message that has come just now.
     pub fn id(&self, services: &dyn Services) -> Id {
-        let now = micros(services);
-        let next = |last: u64| Some(now.max(last + 1));
-        let last = self.last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
-        let mut chance = [0; 8];
-        services.random(&mut chance);
-        Id::new(now.max(last + 1), chance)
+        self.next.lock().id(micros(services), services)
     }
 
     /// Has a message written soon; `false`: too many wait, since the store is slow or fails.

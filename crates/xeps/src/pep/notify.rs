@@ -50,7 +50,7 @@ pub fn message(account: &BareJid, style: Style, body: Bytes, services: &dyn Serv
 pub fn random_id(services: &dyn Services) -> String {
     let mut bytes = [0; 8];
     services.random(&mut bytes);
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:016x}", u64::from_be_bytes(bytes))
 }
 
 /// The available sessions of an account of ours.
