@@ -75,7 +75,7 @@ fn say(told: &mut BufReader<ChildStdout>, lines: usize) {
 
 /// The first node: it fills its table, and binds on until its input ends.
 async fn hold(dir: &Path) {
-    support::log();
+    log();
     let seeds = dir.join("seeds");
     let node = Node::start(config(&seeds, 1), deps("first", BOTH, dir)).await;
     node.ready().await;
@@ -109,7 +109,7 @@ async fn hold(dir: &Path) {
 
 /// A node with nothing: it joins, and stays until it is ended.
 async fn join(dir: &Path, name: &str, roles: Roles) {
-    support::log();
+    log();
     let begun = Instant::now();
     let node = Node::start(config(&dir.join("seeds"), 1), deps(name, roles, dir)).await;
     node.ready().await;
@@ -123,6 +123,12 @@ async fn join(dir: &Path, name: &str, roles: Roles) {
     );
     println!("{name}: {} MB resident, {} MB at most", memory("VmRSS"), memory("VmHWM"));
     tokio::task::spawn_blocking(end_of_input).await.expect("the input ends");
+}
+
+/// Not to the output, which is read.
+fn log() {
+    let levels = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(levels).with_writer(std::io::stderr).try_init();
 }
 
 fn end_of_input() {

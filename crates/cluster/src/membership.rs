@@ -1,6 +1,10 @@
 //! Answers other nodes: introductions, births, commands, barriers, leases and followers of the table.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{Stream, future::join_all};
@@ -33,6 +37,8 @@ pub(crate) const CLUSTER: &str = "rookery-cluster-bin";
 const PART: usize = 256 << 10;
 /// A follower hears from its backend at least this often, as long as the backend holds its lease.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// A follower for which a snapshot is made hears of it this often; a large table takes seconds.
+const COMES: Duration = Duration::from_millis(300);
 /// How many items may be on their way to a follower.
 const AHEAD: usize = 64;
 
@@ -204,7 +210,10 @@ async fn feed(shared: Arc<Shared>, mut from: u64, items: mpsc::Sender<Result<Fol
                 .map(|(index, commands)| FollowItem { index, commands, ..FollowItem::default() })
                 .collect(),
             None if shared.view.index() == 0 => Vec::new(),
-            None => snapshot(&shared).await,
+            None => match snapshot(&shared, &items).await {
+                Some(pieces) => pieces,
+                None => return,
+            },
         };
         let idle = batch.is_empty();
         for item in batch {
@@ -234,10 +243,23 @@ async fn feed(shared: Arc<Shared>, mut from: u64, items: mpsc::Sender<Result<Fol
     }
 }
 
-async fn snapshot(shared: &Arc<Shared>) -> Vec<FollowItem> {
+/// A snapshot in pieces; `None`: the follower has gone.
+async fn snapshot(
+    shared: &Arc<Shared>,
+    items: &mpsc::Sender<Result<FollowItem, Status>>,
+) -> Option<Vec<FollowItem>> {
     let hub = shared.hub.clone();
-    let made = seam::blocking(move || hub.snapshot()).await;
-    let Ok((index, bytes)) = made else { return Vec::new() };
+    let mut made = pin!(seam::blocking(move || hub.snapshot()));
+    let made = loop {
+        match timeout(COMES, &mut made).await {
+            Ok(made) => break made,
+            Err(_) => {
+                let comes = FollowItem { snapshot_comes: true, ..FollowItem::default() };
+                items.send(Ok(comes)).await.ok()?;
+            }
+        }
+    };
+    let Ok((index, bytes)) = made else { return Some(Vec::new()) };
     let parts = bytes.len().div_ceil(PART).max(1);
     let part = |n: usize| -> Bytes { bytes.slice(n * PART..((n + 1) * PART).min(bytes.len())) };
     let item = |n: usize| {
@@ -246,8 +268,8 @@ async fn snapshot(shared: &Arc<Shared>) -> Vec<FollowItem> {
             snapshot: part(n),
             snapshot_ends: ends,
             index: if ends { index } else { 0 },
-            commands: vec![],
+            ..FollowItem::default()
         }
     };
-    (0..parts).map(item).collect()
+    Some((0..parts).map(item).collect())
 }

@@ -320,10 +320,11 @@ impl Arriving for Push {
         }
         let (core, services) = (self.0.clone(), passage.services.clone());
         let (account, stanza) = (account.clone(), passage.stanza.clone());
+        // Who is here now gets the message, also who has left before anybody is woken.
+        let online = services.online(&account);
         let wakes = {
             let services = services.clone();
             Box::pin(async move {
-                let online = services.online(&account);
                 let is_away =
                     |one: &Registration| !online.iter().any(|online| online.jid.as_str() == one.session);
                 core.wake(&services, &account, &stanza, is_away).await;

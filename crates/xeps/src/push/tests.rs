@@ -71,6 +71,25 @@ async fn settle(bench: &Bench) {
 }
 
 #[test]
+fn a_client_that_leaves_behind_a_message_is_not_woken_for_it() {
+    block_on(async {
+        let bench = bench(Config::default());
+        let (alice, bob) = actors(&bench).await;
+        register(&alice, "n").await;
+        settle(&bench).await;
+        published(&bob);
+        say(&bob, "read").await;
+        assert_eq!(alice.hears().len(), 1);
+        alice.close().await;
+        settle(&bench).await;
+        assert!(nodes(&published(&bob)).is_empty());
+        say(&bob, "missed").await;
+        settle(&bench).await;
+        assert_eq!(nodes(&published(&bob)), ["n"]);
+    });
+}
+
+#[test]
 fn what_is_asked_for_wrongly_is_refused() {
     block_on(async {
         let config = Config { registrations_max: 2, ..Config::default() };
