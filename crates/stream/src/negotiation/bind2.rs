@@ -49,9 +49,10 @@ impl Negotiation {
                 entering.children.push(bound);
                 self.succeed(&entering, Some(&jid), &mut acts);
                 // XEP-0198, 3: a client that enabled it and is offered it once more may do so, and that ends its stream.
-                let offered = self.offered.iter().filter(|feature| {
-                    !feature.is("session", ns::SESSION) && !(is_managed && feature.is("sm", management::NS))
-                });
+                let is_done = |feature: &Element| {
+                    feature.is("session", ns::SESSION) || is_managed && feature.is("sm", management::NS)
+                };
+                let offered = self.offered.iter().filter(|feature| !is_done(feature));
                 let features: Vec<Element> = offered.cloned().collect();
                 self.send(&mut acts, |writer, out| writer.features(&features, out));
                 acts.push(Act::Bound { jid });
