@@ -2,14 +2,15 @@
 //!
 //! Left out: presence goes to the account of a contact, so that of several resources of a contact none can be left
 //! out of a broadcast; a block of a single resource holds for what is sent to it or comes from it by name. What
-//! was kept for a user who was away before they blocked its sender is handed over all the same. A list is not shared
-//! with privacy lists (XEP-0016), which do not exist here.
+//! was kept for a user who was away before they blocked its sender is handed over all the same. A list is not shown
+//! among privacy lists (XEP-0016, which section 5 would map it to): both are kept apart, and what either denies does not
+//! pass.
 //!
 //! A change is told to every session of the account by a stanza of our own, so that the nodes that cache the list
 //! forget it; each node then tells its clients and their contacts, and confirms. The client that made the change has
 //! its answer once all have confirmed: from then on nothing from the blocked arrives, at whatever node.
 
-mod told;
+pub(crate) mod told;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use self::told::{Asked, Unconfirmed};
 use crate::blocklists::{Blocklist, Blocklists, Change};
 use crate::failure::{Failure, bad_request, store_failed};
 use crate::offline::keeps_messages;
+use crate::privacylists::PrivacyLists;
 use crate::reports::Reports;
 use crate::rosters::{Roster, Rosters};
 use crate::xml::{Build, element};
@@ -52,6 +54,7 @@ pub struct Blocking {
     config: Config,
     lists: Arc<Blocklists>,
     rosters: Arc<Rosters>,
+    privacy: Arc<PrivacyLists>,
     reports: Arc<Reports>,
     unconfirmed: Arc<Unconfirmed>,
 }
@@ -61,9 +64,10 @@ impl Blocking {
         config: Config,
         lists: Arc<Blocklists>,
         rosters: Arc<Rosters>,
+        privacy: Arc<PrivacyLists>,
         reports: Arc<Reports>,
     ) -> Blocking {
-        Blocking { config, lists, rosters, reports, unconfirmed: Arc::default() }
+        Blocking { config, lists, rosters, privacy, reports, unconfirmed: Arc::default() }
     }
 }
 

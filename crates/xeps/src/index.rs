@@ -28,6 +28,8 @@ use crate::offline_filter::OfflineFilter;
 use crate::pep::Pep;
 use crate::ping::Ping;
 use crate::presence::Presence;
+use crate::privacy::Privacy;
+use crate::privacylists::PrivacyLists;
 use crate::private::Private;
 use crate::push::Push;
 use crate::registration::Registration;
@@ -46,14 +48,16 @@ use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
     anonymous, archive, blocking, disco, external, fast, last, multicast, offline, offline_filter, pep,
-    presence, private, push, registration, reports, rosters, storm, strangers, subscription, vcard, version,
+    presence, privacy, private, push, registration, reports, rosters, storm, strangers, subscription, vcard,
+    version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 35] = [
+pub const NAMES: [&str; 36] = [
     "storm",
     "anonymous",
     "blocking",
+    "privacy",
     "reports",
     "disco",
     "roster",
@@ -119,6 +123,7 @@ pub struct ModulesConfig {
     pub storm: storm::Config,
     pub anonymous: anonymous::Config,
     pub blocking: blocking::Config,
+    pub privacy: privacy::Config,
     pub reports: reports::Config,
     pub disco: disco::Config,
     pub roster: rosters::Config,
@@ -195,6 +200,7 @@ impl ModulesConfig {
             "storm" => Box::new(&mut self.storm),
             "anonymous" => Box::new(&mut self.anonymous),
             "blocking" => Box::new(&mut self.blocking),
+            "privacy" => Box::new(&mut self.privacy),
             "reports" => Box::new(&mut self.reports),
             "disco" => Box::new(&mut self.disco),
             "roster" => Box::new(&mut self.roster),
@@ -225,10 +231,16 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let rosters = Arc::new(Rosters::new(config.roster.clone()));
     let blocking::Config { items_max, bytes_max, .. } = config.blocking;
     let blocklists = Arc::new(Blocklists::new(items_max, bytes_max, config.hosts_of("blocking")));
+    let privacy = Arc::new(PrivacyLists::new(config.hosts_of("privacy")));
     let commands = Arc::new(Commands::new(administration::commands(&config.administration)));
     let reports = Arc::new(Reports::new(config.reports.clone()));
-    let blocking =
-        Blocking::new(config.blocking.clone(), blocklists.clone(), rosters.clone(), reports.clone());
+    let blocking = Blocking::new(
+        config.blocking.clone(),
+        blocklists.clone(),
+        rosters.clone(),
+        privacy.clone(),
+        reports.clone(),
+    );
     let nodes = pep::Core::new(&config.pep, rosters.clone(), blocklists.clone());
     let are_on_everywhere = |names: &[&str]| names.iter().all(|name| config.hosts_of(name).is_none());
     let nodes = Arc::new(match are_on_everywhere(&["avatars", "pep", "vcard"]) {
@@ -249,6 +261,15 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("anonymous", Arc::new(Anonymous::new(config.anonymous.clone()))),
         // So is this one, and before presence reads the lists of a session that is back.
         ("blocking", Arc::new(blocking)),
+        (
+            "privacy",
+            Arc::new(Privacy::new(
+                config.privacy.clone(),
+                privacy.clone(),
+                blocklists.clone(),
+                rosters.clone(),
+            )),
+        ),
         ("reports", reports),
         (
             "disco",
@@ -269,7 +290,15 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         // Before subscription, which takes what is told of subscriptions: a new contact gets what was published.
         ("pep", Arc::new(Pep::new(nodes.clone()))),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
-        ("presence", Arc::new(Presence::new(config.presence.clone(), rosters.clone(), blocklists.clone()))),
+        (
+            "presence",
+            Arc::new(Presence::new(
+                config.presence.clone(),
+                rosters.clone(),
+                blocklists.clone(),
+                privacy.clone(),
+            )),
+        ),
         // Before all that keeps messages, by its step: what it marks is not kept.
         ("offline_filter", Arc::new(OfflineFilter::new(config.offline_filter.clone(), rosters.clone()))),
         // Before carbons and offline: what they copy and keep says under which id it is archived.
@@ -286,6 +315,8 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
             Arc::new(Multicast::new(
                 config.multicast.clone(),
                 blocklists.clone(),
+                privacy,
+                rosters.clone(),
                 config.presence.directed_max,
             )),
         ),

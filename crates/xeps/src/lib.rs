@@ -15,6 +15,7 @@
 //! - [`commands`]: what somebody may have a host do; [`administration`]: what admins may.
 //! - [`external`]: STUN and TURN servers; [`multicast`]: one stanza to many.
 //! - [`blocking`]: whom users do not want to hear; `blocklists` keeps the lists, which presence asks too;
+//! - [`privacy`]: what passes by the rules of users; `privacylists` keeps them, which presence asks too;
 //!   [`reports`]: why, for the operators.
 //! - [`storm`], [`offline_filter`]: what operators of a busy site switch on; `docs/writing-a-module.md` is about them.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
@@ -55,6 +56,8 @@ pub mod pages;
 pub mod pep;
 pub mod ping;
 pub mod presence;
+pub mod privacy;
+mod privacylists;
 pub mod private;
 pub mod push;
 pub mod pubsub;
@@ -63,6 +66,7 @@ pub mod registration;
 pub mod reports;
 pub mod roster;
 pub mod rosters;
+mod screen;
 pub mod session;
 pub mod settings;
 pub mod storm;

@@ -17,6 +17,9 @@ use stanza::{Condition, ErrorKind, Kind, MessageType, PresenceType, Stanza, Stan
 use crate::blocking::is_blocked;
 use crate::blocklists::Blocklists;
 use crate::failure::{bad_request, store_failed};
+use crate::privacy::outbound;
+use crate::privacylists::PrivacyLists;
+use crate::rosters::Rosters;
 use crate::xml::Build;
 
 const NAME: &str = "multicast";
@@ -38,13 +41,21 @@ crate::settings! {
 pub struct Multicast {
     config: Config,
     blocklists: Arc<Blocklists>,
+    privacy: Arc<PrivacyLists>,
+    rosters: Arc<Rosters>,
     directed_max: usize,
 }
 
 impl Multicast {
     /// `directed_max`: how many receivers of directed presence a session may have.
-    pub fn new(config: Config, blocklists: Arc<Blocklists>, directed_max: usize) -> Multicast {
-        Multicast { config, blocklists, directed_max }
+    pub fn new(
+        config: Config,
+        blocklists: Arc<Blocklists>,
+        privacy: Arc<PrivacyLists>,
+        rosters: Arc<Rosters>,
+        directed_max: usize,
+    ) -> Multicast {
+        Multicast { config, blocklists, privacy, rosters, directed_max }
     }
 }
 
@@ -228,6 +239,32 @@ fn may_go_to_many(stanza: &Stanza) -> bool {
 }
 
 impl Multicast {
+    /// Takes off to whom the sender's privacy list lets nothing go, and answers for them (XEP-0016, 2.14).
+    async fn keep_private(
+        &self,
+        passage: &Passage,
+        session: &SessionView,
+        receivers: &mut Receivers,
+    ) -> Result<(), StanzaError> {
+        let (stanza, services, account) = (&passage.stanza, &*passage.services, session.account());
+        let privacy = self.privacy.of(services, account).await;
+        let privacy = privacy.map_err(|error| store_failed(NAME, &error))?;
+        if privacy.is_idle() {
+            return Ok(());
+        }
+        let roster = self.rosters.of(services, account).await;
+        let roster = roster.map_err(|error| store_failed(NAME, &error))?;
+        let resource = Some(session.jid().resource().as_str());
+        let denied = StanzaError::new(Condition::NotAcceptable).with_kind(ErrorKind::Cancel);
+        let flow = outbound(stanza);
+        for to in receivers.take_if(|to| privacy.denies(resource, flow, account, to, &roster)) {
+            if let Some(error) = stanza.clone().with_to(to).error(&denied) {
+                services.route(error, How::Direct).await;
+            }
+        }
+        Ok(())
+    }
+
     async fn send(
         &self,
         passage: &Passage,
@@ -250,6 +287,7 @@ impl Multicast {
                 services.route(error, How::Direct).await;
             }
         }
+        self.keep_private(passage, session, &mut receivers).await?;
         if stanza.head.kind == Kind::Presence {
             // Section 5.1: whoever was told that somebody is there is told that they go.
             let is_end = stanza.head.type_.is_some();

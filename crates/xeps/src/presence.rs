@@ -13,10 +13,12 @@ use parking_lot::Mutex;
 use stanza::address::same_account;
 use stanza::{Condition, Kind, PresenceType, Stanza, StanzaError, ns};
 
-use crate::blocklists::{Blocklist, Blocklists};
+use crate::blocklists::Blocklists;
 use crate::failure::{Failure, bad_request, store_failed};
 use crate::last::last_seen;
+use crate::privacylists::{Flow, PrivacyLists};
 use crate::rosters::{Roster, Rosters, Standing};
+use crate::screen::Screen;
 
 const NAME: &str = "presence";
 
@@ -33,13 +35,19 @@ pub struct Presence {
     config: Config,
     rosters: Arc<Rosters>,
     blocklists: Arc<Blocklists>,
+    privacy: Arc<PrivacyLists>,
     /// The server, once a session has been bound here.
     services: OnceLock<Weak<dyn Services>>,
 }
 
 impl Presence {
-    pub fn new(config: Config, rosters: Arc<Rosters>, blocklists: Arc<Blocklists>) -> Presence {
-        Presence { config, rosters, blocklists, services: OnceLock::new() }
+    pub fn new(
+        config: Config,
+        rosters: Arc<Rosters>,
+        blocklists: Arc<Blocklists>,
+        privacy: Arc<PrivacyLists>,
+    ) -> Presence {
+        Presence { config, rosters, blocklists, privacy, services: OnceLock::new() }
     }
 }
 
@@ -136,6 +144,7 @@ impl Presence {
         let account = session.account();
         let roster = self.rosters.of(services, account).await?;
         let blocked = self.blocklists.of(services, account).await?;
+        let privacy = self.privacy.of(services, account).await?;
         let before = session.priority();
         // From before anybody can see that this session takes messages until it has what was kept for it:
         // later messages wait.
@@ -153,12 +162,20 @@ impl Presence {
         let mut to = contacts(services, &roster, |standing| standing.from).await;
         // Once more, behind all that was awaited: who was blocked meanwhile must not hear of it.
         let blocked = self.blocklists.of(services, account).await.unwrap_or(blocked);
-        to.retain(|contact| !blocked.blocks(account, contact));
+        let privacy = self.privacy.of(services, account).await.unwrap_or(privacy);
+        let screen = Screen {
+            account,
+            resource: session.jid().resource().as_str(),
+            roster: &roster,
+            blocked: &blocked,
+            privacy: &privacy,
+        };
+        to.retain(|contact| screen.lets(Flow::PresenceOut, contact));
         // RFC 6121, 4.2.2: own devices are subscribed without saying so, this one among them.
         to.push(Jid::from(account.clone()));
         tell(services, presence, to).await;
         if before.is_none() {
-            probe(services, session, &roster, &blocked).await;
+            probe(services, session, &screen).await;
         }
         let event = SessionEvent::Available { session: session.clone(), before, priority };
         services.announce(event).await;
@@ -196,7 +213,7 @@ impl Presence {
     ) {
         let mut to: Vec<Jid> = session.take_directed().into_iter().collect();
         if to_contacts {
-            let contacts = self.watchers(services, session.account()).await;
+            let contacts = self.watchers(services, session.jid()).await;
             to.retain(|directed| {
                 directed.as_str() != session.jid().as_str() && !is_reached(services, &contacts, directed)
             });
@@ -205,16 +222,27 @@ impl Presence {
         tell(services, presence, to).await;
     }
 
-    /// Who sees the presence of the account, by name: its contacts, and its own devices.
-    async fn watchers(&self, services: &dyn Services, account: &BareJid) -> Vec<Jid> {
+    /// Who sees the presence of a session, by name: contacts of its account, and its own devices.
+    async fn watchers(&self, services: &dyn Services, session: &FullJid) -> Vec<Jid> {
+        let account = &session.to_bare();
         let own = Jid::from(account.clone());
         match self.rosters.of(services, account).await {
             Ok(roster) => {
                 let mut watchers = contacts(services, &roster, |standing| standing.from).await;
-                match self.blocklists.of(services, account).await {
-                    Ok(blocked) => watchers.retain(|watcher| !blocked.blocks(account, watcher)),
+                let blocked = self.blocklists.of(services, account).await;
+                match (blocked, self.privacy.of(services, account).await) {
+                    (Ok(blocked), Ok(privacy)) => {
+                        let screen = Screen {
+                            account,
+                            resource: session.resource().as_str(),
+                            roster: &roster,
+                            blocked: &blocked,
+                            privacy: &privacy,
+                        };
+                        watchers.retain(|watcher| screen.lets(Flow::PresenceOut, watcher));
+                    }
                     // Who is blocked holds the account for gone, and may hear it once more.
-                    Err(error) => drop(store_failed(NAME, &error)),
+                    (Err(error), _) | (_, Err(error)) => drop(store_failed(NAME, &error)),
                 }
                 if let Err(at) = position(&watchers, own.as_str()) {
                     watchers.insert(at, own);
@@ -363,13 +391,24 @@ impl Presence {
             }
         };
         let mut to = contacts(services, &roster, |standing| standing.from).await;
-        let blocked = self.blocklists.of(services, account).await.unwrap_or_else(|error| {
-            drop(store_failed(NAME, &error));
-            // Any of them may be blocked: own devices alone are told.
-            to.clear();
-            Arc::default()
-        });
-        to.retain(|contact| !blocked.blocks(account, contact));
+        let blocked = self.blocklists.of(services, account).await;
+        let (blocked, privacy) = match (blocked, self.privacy.of(services, account).await) {
+            (Ok(blocked), Ok(privacy)) => (blocked, privacy),
+            (Err(error), _) | (_, Err(error)) => {
+                drop(store_failed(NAME, &error));
+                // Any of them may be blocked: own devices alone are told.
+                to.clear();
+                Default::default()
+            }
+        };
+        let screen = Screen {
+            account,
+            resource: session.jid().resource().as_str(),
+            roster: &roster,
+            blocked: &blocked,
+            privacy: &privacy,
+        };
+        to.retain(|contact| screen.lets(Flow::PresenceOut, contact));
         to.push(Jid::from(account.clone()));
         tell(services, presence, to).await;
         let seen = session.notes().get::<Seen>();
@@ -387,7 +426,7 @@ impl Presence {
         if let Some(gone) = session.notes().get::<Gone>() {
             gone.0.lock().back = Some(Instant::now());
         }
-        probe(services, session, &roster, &blocked).await;
+        probe(services, session, &screen).await;
         if let Some(priority) = session.priority() {
             let session = session.clone();
             let is_so = |one: &hooks::Resource| one.jid == *session.jid() && one.priority == Some(priority);
@@ -456,14 +495,14 @@ async fn tell(services: &dyn Services, stanza: Stanza, to: Vec<Jid>) {
 }
 
 /// RFC 6121, 4.3.1: asks contacts and own devices whether they are available.
-async fn probe(services: &dyn Services, session: &SessionView, roster: &Roster, blocked: &Blocklist) {
+async fn probe(services: &dyn Services, session: &SessionView, screen: &Screen<'_>) {
     let probe = Stanza::presence(Some("probe"));
     let (mut ours, mut others) = (Vec::new(), Vec::new());
-    for (at, jid) in contacts(services, roster, |standing| standing.to).await.into_iter().enumerate() {
+    for (at, jid) in contacts(services, screen.roster, |standing| standing.to).await.into_iter().enumerate() {
         if at % SLICE == SLICE - 1 {
             services.pause().await;
         }
-        if blocked.blocks(session.account(), &jid) {
+        if !screen.lets(Flow::Other, &jid) {
             continue;
         }
         if !services.is_local_host(jid.domain().as_str()) {
@@ -554,11 +593,24 @@ impl Presence {
     ) -> Result<(), store::StoreError> {
         let services = &*passage.services;
         let may_see = self.may_see(services, account, &from).await?;
+        let sessions = services.local_sessions(account);
+        let privacy = match sessions.is_empty() {
+            true => Arc::default(),
+            false => self.privacy.of(services, account).await?,
+        };
+        let roster = match privacy.asks_roster() {
+            true => self.rosters.of(services, account).await?,
+            false => Arc::default(),
+        };
         let bare = Jid::from(from.to_bare());
         let mut answered = false;
-        for session in services.local_sessions(account) {
+        for session in sessions {
             let is_asked = to.is_bare() || session.jid().as_str() == to.as_str();
             if !is_asked || session.jid().as_str() == from.as_str() {
+                continue;
+            }
+            let resource = Some(session.jid().resource().as_str());
+            if privacy.denies(resource, Flow::PresenceOut, account, &from, &roster) {
                 continue;
             }
             let told = || session.is_directed_to(&from) || session.is_directed_to(&bare);
@@ -655,7 +707,7 @@ impl Following for Presence {
                 Answer::later(async move {
                     let mut watchers = directed;
                     if was_available {
-                        let contacts = self.watchers(&**services, session.account()).await;
+                        let contacts = self.watchers(&**services, session.jid()).await;
                         watchers.retain(|directed| !is_reached(&**services, &contacts, directed));
                         watchers.extend(contacts);
                     }
@@ -676,7 +728,7 @@ impl Following for Presence {
                 Answer::later(self.returned(services, session, presence))
             }
             SessionEvent::Lost { account, jid } => Answer::later(async move {
-                let watchers = self.watchers(&**services, account).await;
+                let watchers = self.watchers(&**services, jid).await;
                 self.gone(&**services, account, jid, watchers).await;
             }),
             _ => Answer::Now(()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use hooks::{Answer, How, Passage, Reply, Services, SessionView, Verdict};
+use hooks::{Answer, How, Passage, Reply, Resource, Services, SessionView, Verdict};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use parking_lot::Mutex;
@@ -16,6 +16,7 @@ use super::{Blocking, NAME, NS, listing};
 use crate::blocklists::{Blocklist, Change, matches};
 use crate::failure::store_failed;
 use crate::presence::{contacts, is_available};
+use crate::privacylists::{Flow, Privacy};
 use crate::rosters::Roster;
 use crate::xml::{Build, element};
 
@@ -97,7 +98,7 @@ impl News {
 
 /// Changes whose clients wait for their answer until every node knows.
 #[derive(Default)]
-pub(super) struct Unconfirmed(Mutex<HashMap<String, Waiting>>);
+pub(crate) struct Unconfirmed(Mutex<HashMap<String, Waiting>>);
 
 struct Waiting {
     answer: Stanza,
@@ -110,8 +111,26 @@ impl Unconfirmed {
         self.0.lock().len() >= WAITING_MAX
     }
 
+    /// Begins to wait for the sessions `elsewhere`; returns the name of the change, under which they are to confirm it.
+    pub fn begin(
+        self: &Arc<Self>,
+        services: &Arc<dyn Services>,
+        account: &BareJid,
+        answer: Stanza,
+        elsewhere: &[Resource],
+    ) -> String {
+        let mut token = [0; 16];
+        services.random(&mut token);
+        let token = format!("{:032x}", u128::from_le_bytes(token));
+        let left = elsewhere.iter().map(|one| one.jid.to_string()).collect();
+        self.0.lock().insert(token.clone(), Waiting { answer, left });
+        let again = look_again(self.clone(), services.clone(), account.clone(), token.clone(), 1);
+        services.later(AGAIN, again);
+        token
+    }
+
     /// Takes those that `is_done` names off; the answer, if that was the last.
-    fn take_off(&self, token: &str, is_done: impl Fn(&str) -> bool) -> Option<Stanza> {
+    pub fn take_off(&self, token: &str, is_done: impl Fn(&str) -> bool) -> Option<Stanza> {
         let mut waiting = self.0.lock();
         let one = waiting.get_mut(token)?;
         one.left.retain(|jid| !is_done(jid));
@@ -163,19 +182,12 @@ impl Blocking {
         let Some(back) = passage.stanza.head.from.as_ref().filter(|_| !elsewhere.is_empty()) else {
             return Reply::empty();
         };
-        let mut token = [0; 16];
-        services.random(&mut token);
-        let token = format!("{:032x}", u128::from_le_bytes(token));
-        let left = elsewhere.iter().map(|one| one.jid.to_string()).collect();
-        let waiting = Waiting { answer: passage.stanza.result(None), left };
-        self.unconfirmed.0.lock().insert(token.clone(), waiting);
+        let token = self.unconfirmed.begin(services, account, passage.stanza.result(None), &elsewhere);
         let changed = news.element(&token, back.as_str());
         for resource in elsewhere {
             let told = Stanza::iq("set", &token, Some(&changed)).with_from(account.clone());
             services.route(told.with_to(resource.jid), How::Normal).await;
         }
-        let (unconfirmed, account) = (self.unconfirmed.clone(), account.clone());
-        services.later(AGAIN, look_again(unconfirmed, services.clone(), account, token, 1));
         Reply::Silent
     }
 
@@ -242,7 +254,10 @@ impl Blocking {
         }
         match news.change {
             Change::Block(_) => hide(services, session, &roster, &news).await,
-            Change::Unblock(_) | Change::Clear => show(services, session, &roster, &list, &news).await,
+            Change::Unblock(_) | Change::Clear => match self.privacy.of(services, account).await {
+                Ok(privacy) => show(services, session, &roster, (&list, &privacy), &news).await,
+                Err(error) => drop(store_failed(NAME, &error)),
+            },
         }
     }
 }
@@ -269,10 +284,12 @@ async fn show(
     services: &dyn Services,
     session: &SessionView,
     roster: &Roster,
-    list: &Blocklist,
+    (list, privacy): (&Blocklist, &Privacy),
     news: &News,
 ) {
     let Some(presence) = session.presence() else { return };
+    let resource = Some(session.jid().resource().as_str());
+    let is_hidden = |jid: &Jid| privacy.denies(resource, Flow::PresenceOut, session.account(), jid, roster);
     let is_back = |contact: &Jid| news.names(contact) && !list.blocks(session.account(), contact);
     let mut to = contacts(services, roster, |standing| standing.from).await;
     to.retain(is_back);
@@ -281,6 +298,7 @@ async fn show(
         (jid.is_full() && roster.lets_see(&jid) && !list.blocks(session.account(), &jid)).then_some(jid)
     };
     to.extend(news.items.iter().filter_map(one).filter(|jid| !same_account(jid, session.account())));
+    to.retain(|jid| !is_hidden(jid));
     services.fan_out(presence, to).await;
     // While they were blocked, they may have come or gone.
     let mut to = contacts(services, roster, |standing| standing.to).await;

@@ -11,6 +11,7 @@ use stanza::{Condition, ErrorKind, StanzaError};
 use super::*;
 use crate::blocklists::Blocklists;
 use crate::presence::Presence;
+use crate::privacylists::PrivacyLists;
 use crate::roster::RosterModule;
 use crate::rosters::Rosters;
 use crate::subscription::Subscription;
@@ -24,7 +25,12 @@ fn bench(config: Config) -> Bench {
         vec![
             Arc::new(RosterModule::new(rosters.clone())) as Arc<dyn Module>,
             Arc::new(Subscription::new(Default::default(), rosters.clone())),
-            Arc::new(Presence::new(Default::default(), rosters, Arc::new(Blocklists::new(1, 1, None)))),
+            Arc::new(Presence::new(
+                Default::default(),
+                rosters,
+                Arc::new(Blocklists::new(1, 1, None)),
+                Arc::new(PrivacyLists::new(None)),
+            )),
             Arc::new(Registration::new(config.clone(), &reserved)),
         ]
     })
