@@ -112,7 +112,7 @@ impl Unconfirmed {
     }
 
     /// Begins to wait for the sessions `elsewhere`; returns the name of the change, under which they are to confirm it.
-    pub fn begin(
+    fn begin(
         self: &Arc<Self>,
         services: &Arc<dyn Services>,
         account: &BareJid,
@@ -129,8 +129,39 @@ impl Unconfirmed {
         token
     }
 
+    /// Tells the account's sessions at other nodes of a change; the answer to who made it comes when all know. `changed`:
+    /// what they are told, of the name of the change and of whom they are to confirm it to.
+    pub async fn tell(
+        self: &Arc<Self>,
+        passage: &Passage,
+        account: &BareJid,
+        changed: impl FnOnce(&str, &str) -> Element + Send,
+    ) -> Reply {
+        let services = &passage.services;
+        let elsewhere: Vec<_> = services.online(account).into_iter().filter(|one| !one.here).collect();
+        let Some(back) = passage.stanza.head.from.as_ref().filter(|_| !elsewhere.is_empty()) else {
+            return Reply::empty();
+        };
+        let token = self.begin(services, account, passage.stanza.result(None), &elsewhere);
+        let changed = changed(&token, back.as_str());
+        for resource in elsewhere {
+            let told = Stanza::iq("set", &token, Some(&changed)).with_from(account.clone());
+            services.route(told.with_to(resource.jid), How::Normal).await;
+        }
+        Reply::Silent
+    }
+
+    /// A session has confirmed a change.
+    pub fn confirmed<'a>(&self, passage: &'a Passage, token: &str, from: &Jid) -> Answer<'a> {
+        let Some(answer) = self.take_off(token, |jid| jid == from.as_str()) else { return Answer::STOP };
+        Answer::later(async move {
+            passage.services.route(answer, How::Ahead).await;
+            Verdict::Stop
+        })
+    }
+
     /// Takes those that `is_done` names off; the answer, if that was the last.
-    pub fn take_off(&self, token: &str, is_done: impl Fn(&str) -> bool) -> Option<Stanza> {
+    fn take_off(&self, token: &str, is_done: impl Fn(&str) -> bool) -> Option<Stanza> {
         let mut waiting = self.0.lock();
         let one = waiting.get_mut(token)?;
         one.left.retain(|jid| !is_done(jid));
@@ -166,6 +197,14 @@ fn look_again(
     })
 }
 
+/// Says that this node knows of a change.
+pub(crate) async fn confirm(services: &dyn Services, inside: &str, token: &str, session: &Jid, back: &str) {
+    let Ok(back) = Jid::new(back) else { return };
+    let confirmed = element("confirmed", inside).with("token", token);
+    let confirmed = Stanza::iq("result", token, Some(&confirmed)).with_from(session.clone());
+    services.route(confirmed.with_to(back), How::Normal).await;
+}
+
 impl Blocking {
     /// Tells all sessions of the account; the answer to who made the change comes when all know.
     pub(super) async fn tell(&self, passage: &Passage, account: &BareJid, news: News) -> Reply {
@@ -178,17 +217,7 @@ impl Blocking {
         for session in services.local_sessions(account) {
             self.apply(services, &session, news.clone()).await;
         }
-        let elsewhere: Vec<_> = services.online(account).into_iter().filter(|one| !one.here).collect();
-        let Some(back) = passage.stanza.head.from.as_ref().filter(|_| !elsewhere.is_empty()) else {
-            return Reply::empty();
-        };
-        let token = self.unconfirmed.begin(services, account, passage.stanza.result(None), &elsewhere);
-        let changed = news.element(&token, back.as_str());
-        for resource in elsewhere {
-            let told = Stanza::iq("set", &token, Some(&changed)).with_from(account.clone());
-            services.route(told.with_to(resource.jid), How::Normal).await;
-        }
-        Reply::Silent
+        self.unconfirmed.tell(passage, account, |token, back| news.element(token, back)).await
     }
 
     /// Hears what other nodes say, which comes under addresses of the account itself.
@@ -205,13 +234,7 @@ impl Blocking {
         let (Some(payload), Some(to)) = (passage.stanza.payload(), &head.to) else { return Answer::STOP };
         let token = payload.attr("token").unwrap_or_default();
         if payload.name() == "confirmed" {
-            let Some(answer) = self.unconfirmed.take_off(token, |jid| jid == from.as_str()) else {
-                return Answer::STOP;
-            };
-            return Answer::later(async move {
-                passage.services.route(answer, How::Ahead).await;
-                Verdict::Stop
-            });
+            return self.unconfirmed.confirmed(passage, token, from);
         }
         // No client speaks for the account itself: what it sends comes from its session.
         let (true, Some(news), Some(back)) = (from.is_bare(), News::read(payload), payload.attr("back"))
@@ -224,11 +247,7 @@ impl Blocking {
             if let Some(session) = sessions.iter().find(|session| session.jid().as_str() == to.as_str()) {
                 self.apply(&passage.services, session, news).await;
             }
-            if let Ok(back) = Jid::new(back) {
-                let confirmed = element("confirmed", INSIDE).with("token", token);
-                let confirmed = Stanza::iq("result", token, Some(&confirmed)).with_from(to.clone());
-                passage.services.route(confirmed.with_to(back), How::Normal).await;
-            }
+            confirm(&*passage.services, INSIDE, token, to, back).await;
             Verdict::Stop
         })
     }

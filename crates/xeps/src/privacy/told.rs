@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use hooks::{Answer, How, Passage, Reply, Services, SessionView, Verdict};
+use hooks::{Answer, Passage, Reply, Services, SessionView, Verdict};
 use jid::{BareJid, Jid};
 use stanza::address::same_account;
 use stanza::{Kind, Stanza};
 
 use super::{NAME, NS, Privacy};
+use crate::blocking::told::confirm;
 use crate::failure::store_failed;
 use crate::presence::{contacts, is_available};
 use crate::privacylists::{Flow, Privacy as Lists};
@@ -34,20 +35,11 @@ impl Privacy {
             tracing::debug!(module = NAME, %error, "telling of a change without a read barrier");
         }
         self.apply(services, account, &before, name.as_deref()).await;
-        let elsewhere: Vec<_> = services.online(account).into_iter().filter(|one| !one.here).collect();
-        let Some(back) = passage.stanza.head.from.as_ref().filter(|_| !elsewhere.is_empty()) else {
-            return Reply::empty();
+        let changed = |token: &str, back: &str| {
+            let changed = element("changed", INSIDE).with("token", token).with("back", back);
+            changed.with_some("name", name.as_deref())
         };
-        let token = self.unconfirmed.begin(services, account, passage.stanza.result(None), &elsewhere);
-        let changed = element("changed", INSIDE)
-            .with("token", &token)
-            .with("back", back.as_str())
-            .with_some("name", name.as_deref());
-        for resource in elsewhere {
-            let told = Stanza::iq("set", &token, Some(&changed)).with_from(account.clone());
-            services.route(told.with_to(resource.jid), How::Normal).await;
-        }
-        Reply::Silent
+        self.unconfirmed.tell(passage, account, changed).await
     }
 
     /// Hears what other nodes say, which comes under addresses of the account itself.
@@ -64,13 +56,7 @@ impl Privacy {
         let (Some(payload), Some(to)) = (passage.stanza.payload(), &head.to) else { return Answer::STOP };
         let token = payload.attr("token").unwrap_or_default();
         if payload.name() == "confirmed" {
-            let Some(answer) = self.unconfirmed.take_off(token, |jid| jid == from.as_str()) else {
-                return Answer::STOP;
-            };
-            return Answer::later(async move {
-                passage.services.route(answer, How::Ahead).await;
-                Verdict::Stop
-            });
+            return self.unconfirmed.confirmed(passage, token, from);
         }
         // No client speaks for the account itself: what it sends comes from its session.
         let (true, Some(back)) = (from.is_bare(), payload.attr("back")) else { return Answer::STOP };
@@ -90,11 +76,7 @@ impl Privacy {
                     }
                 }
             }
-            if let Ok(back) = Jid::new(back) {
-                let confirmed = element("confirmed", INSIDE).with("token", token);
-                let confirmed = Stanza::iq("result", token, Some(&confirmed)).with_from(to.clone());
-                services.route(confirmed.with_to(back), How::Normal).await;
-            }
+            confirm(&**services, INSIDE, token, to, back).await;
             Verdict::Stop
         })
     }
