@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cluster::{ConflictPolicy, Living, Roles, Sid};
+use cluster::{ConflictPolicy, Incarnation, Living, Roles, Sid};
 use jid::FullJid;
 use support::{BOTH, FRONTEND, Node, config, deps, write_seeds};
 
@@ -118,6 +118,8 @@ async fn join(dir: &Path, name: &str, roles: Roles) {
     let level = begun.elapsed();
     let sessions = node.cluster.routes().len();
     assert!(sessions >= SESSIONS && node.cluster.is_serving());
+    // A node that is silent while it learns is given up, and learns the end of it twice.
+    assert_eq!(node.cluster.me().1, Incarnation(1), "{name} came up more than once");
     println!(
         "{name} that joined empty: serving after {ready:.2?}, level after {level:.2?} with {sessions} sessions"
     );

@@ -32,6 +32,8 @@ const RENEWAL: Duration = Duration::from_millis(700);
 const RENEW_AGAIN: Duration = Duration::from_millis(100);
 /// How long a backend that passes renewals on is asked before the leader is tried again.
 const DETOUR: Duration = Duration::from_secs(10);
+/// How long a node may take to learn the route table before it asks for another life.
+const LEARN: Duration = Duration::from_secs(300);
 /// How often a running node introduces itself.
 const ROUND: Duration = Duration::from_secs(2);
 
@@ -390,8 +392,8 @@ async fn admitted(shared: &Arc<Shared>, batcher: &Batcher) -> (NodeId, Incarnati
     }
 }
 
-/// Asks for one life of this node until it is given. `None` if the table does not come here meanwhile: by then the
-/// others may hold this life for gone, and bring the log to no backend that is gone.
+/// Asks for one life of this node until it is given. `None` if the table does not come here and the others may hold this
+/// life for gone: they bring the log to no backend that is gone.
 async fn come_up(
     shared: &Arc<Shared>,
     batcher: &Batcher,
@@ -400,8 +402,7 @@ async fn come_up(
     loop {
         match submit(batcher, command, shared.deadline()).await {
             Ok((index, Outcome::Up { node, incarnation })) => {
-                // A backend that has just joined learns the log first; a frontend follows its feed.
-                if !wait_index(&shared.hub, index, shared.deadline()).await {
+                if !shows(shared, node, incarnation, index).await {
                     tracing::warn!(index, "waiting for the route table");
                     return None;
                 }
@@ -416,6 +417,29 @@ async fn come_up(
             Err(error) => tracing::info!(%error, "waiting to be admitted"),
         }
         sleep(PAUSE).await;
+    }
+}
+
+/// Waits until the table here shows that this node is up: a backend that has just joined learns the log first, a
+/// frontend follows its feed. A large table takes longer to come than others wait for a node that is silent, so this
+/// life is renewed meanwhile, although nothing is served in it yet. False once that has failed for as long as a command
+/// may take.
+async fn shows(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation, index: u64) -> bool {
+    let lost = async {
+        let mut until = shared.deadline();
+        loop {
+            sleep(shared.config.times.renew()).await;
+            match renew(shared, node, incarnation).await {
+                Verdict::Granted => until = shared.deadline(),
+                Verdict::NotLeader if Instant::now() < until => {}
+                Verdict::NotLeader | Verdict::Stale => return,
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        shown = wait_index(&shared.hub, index, Instant::now() + LEARN) => shown,
+        () = lost => false,
     }
 }
 

@@ -272,7 +272,15 @@ impl Presence {
         if !is_back(services) {
             return;
         }
-        for watcher in watchers {
+        for (at, watcher) in watchers.into_iter().enumerate() {
+            if at % SLICE == SLICE - 1 {
+                services.pause().await;
+            }
+            // Who has no session was not told, and sees the successor with its next one.
+            let ours = services.is_local_host(watcher.domain().as_str());
+            if ours && !is_available(services, &watcher.to_bare()) {
+                continue;
+            }
             let probe = Stanza::presence(Some("probe")).with_from(watcher).with_to(account.clone());
             services.route(probe, How::Normal).await;
         }
