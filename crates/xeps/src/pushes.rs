@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Bound;
 
+use bytes::BytesMut;
 use hooks::{Services, SessionView};
 use jid::BareJid;
 use minidom::Element;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use stanza::{Stanza, ns};
+use stanza::{Stanza, dom, ns};
 use store::{Batch, Range, StoreError, Stored, Table};
 
 use crate::rosters::{Item, Standing, partition};
@@ -109,6 +110,36 @@ pub fn item_element(jid: &str, item: &Item) -> Element {
         .with_some("approved", approved.then_some("true"));
     let groups = item.groups.iter().map(|group| element("group", ns::ROSTER).text_node(group));
     groups.fold(head, Build::child)
+}
+
+/// Writes an item as [`item_element`] has it, in a stream whose default namespace is that of rosters: a long roster is
+/// thousands of them.
+pub fn write_item(jid: &str, item: &Item, out: &mut BytesMut) {
+    let Standing { asked, approved, .. } = item.standing;
+    out.extend_from_slice(b"<item jid='");
+    dom::escape_attribute(jid, out);
+    if let Some(name) = &item.name {
+        out.extend_from_slice(b"' name='");
+        dom::escape_attribute(name, out);
+    }
+    out.extend_from_slice(b"' subscription='");
+    out.extend_from_slice(item.standing.word().as_bytes());
+    if asked {
+        out.extend_from_slice(b"' ask='subscribe");
+    }
+    if approved {
+        out.extend_from_slice(b"' approved='true");
+    }
+    if item.groups.is_empty() {
+        return out.extend_from_slice(b"'/>");
+    }
+    out.extend_from_slice(b"'>");
+    for group in &item.groups {
+        out.extend_from_slice(b"<group>");
+        dom::escape_text(group, out);
+        out.extend_from_slice(b"</group>");
+    }
+    out.extend_from_slice(b"</item>");
 }
 
 /// What tells one session of an item, or of its removal (RFC 6121, 2.1.6). It goes to the session that `to` names.
@@ -232,6 +263,25 @@ mod tests {
         assert_eq!(version(7, 0).to_string(), "0");
         for text in ["0", "", ".", "1.", "x.1", "1.2.3"] {
             assert_eq!(Version::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_item_is_written_as_its_element() {
+        let items = [
+            Item::default(),
+            Item { name: Some("<B & 'b'>".into()), groups: vec!["a&b".into(), "]]>".into()], ..Item::default() },
+            Item {
+                standing: Standing { asked: true, approved: true, from: true, ..Standing::default() },
+                ..Item::default()
+            },
+        ];
+        for item in items {
+            let mut written = BytesMut::from(&b"<query xmlns='jabber:iq:roster'>"[..]);
+            write_item("b@h/it's", &item, &mut written);
+            written.extend_from_slice(b"</query>");
+            let read: Element = std::str::from_utf8(&written).unwrap().parse().unwrap();
+            assert_eq!(read.children().next(), Some(&item_element("b@h/it's", &item)));
         }
     }
 

@@ -15,7 +15,7 @@ use stanza::{Condition, IqType, Kind, PresenceType, Stanza, StanzaError, dom, ns
 use store::StoreError;
 
 use crate::failure::{Failure, bad_request, store_failed};
-use crate::pushes::{self, Told, Turn, Version, item_element};
+use crate::pushes::{self, Told, Turn, Version, write_item};
 use crate::rosters::{Item, Roster, Rosters, Standing};
 use crate::subscription;
 use crate::xml::element;
@@ -210,7 +210,7 @@ async fn listing(services: &dyn Services, roster: &Roster) -> Bytes {
     }
     out.extend_from_slice(b"'>");
     for (at, (jid, item)) in roster.items.iter().enumerate() {
-        dom::write(&item_element(jid, item), ns::ROSTER, &mut out);
+        write_item(jid, item, &mut out);
         if at % SLICE == SLICE - 1 {
             services.pause().await;
         }
