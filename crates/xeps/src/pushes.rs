@@ -270,7 +270,11 @@ mod tests {
     fn an_item_is_written_as_its_element() {
         let items = [
             Item::default(),
-            Item { name: Some("<B & 'b'>".into()), groups: vec!["a&b".into(), "]]>".into()], ..Item::default() },
+            Item {
+                name: Some("<B & 'b'>".into()),
+                groups: vec!["a&b".into(), "]]>".into()],
+                ..Item::default()
+            },
             Item {
                 standing: Standing { asked: true, approved: true, from: true, ..Standing::default() },
                 ..Item::default()

@@ -94,14 +94,11 @@ impl Leaving for Subscription {
         let (Some(account), Some(to)) = (passage.account.clone(), passage.stanza.head.to.clone()) else {
             return Answer::refuse(bad_request("a subscription needs a contact"));
         };
-        // RFC 6121, 3.1.2: whatever resource was named, the contact is meant.
+        // RFC 6121, 3.1.2: whatever resource was named, and whether it is there or not, the contact is meant. What
+        // the own roster says then must not tell a stranger who is online.
         let contact = to.to_bare();
         if contact == account {
             return Answer::refuse(StanzaError::new(Condition::NotAllowed));
-        }
-        let services = &*passage.services;
-        if services.is_local_host(contact.domain().as_str()) && is_lost(services, act, &to) {
-            return Answer::STOP;
         }
         Answer::later(async move {
             match self.leave(passage, act, account, contact).await {
@@ -254,7 +251,7 @@ impl Subscription {
 }
 
 /// Whether the stanza is to a session that is not there: such a request is still one to the account
-/// (RFC 6121, 3.1.3), such an answer is ignored (8.5.3.2.2), on both sides.
+/// (RFC 6121, 3.1.3), such an answer is ignored (8.5.3.2.2).
 fn is_lost(services: &dyn Services, act: Act, to: &Jid) -> bool {
     let is_there = || services.online(&to.to_bare()).iter().any(|one| one.jid.as_str() == to.as_str());
     act != Act::Subscribe && to.is_full() && !is_there()

@@ -239,7 +239,6 @@ fn an_answer_to_a_session_that_is_gone_is_ignored() {
         assert_eq!(short(&bob), ["subscribe alice@localhost"], "a request is to the account");
         alice.hears();
         for kind in ["subscribed", "unsubscribed", "unsubscribe"] {
-            bob.send(&format!("<presence type='{kind}' to='alice@localhost/gone'/>")).await;
             bench
                 .route(&format!("<presence type='{kind}' from='bob@localhost' to='alice@localhost/gone'/>"))
                 .await;
@@ -247,6 +246,33 @@ fn an_answer_to_a_session_that_is_gone_is_ignored() {
         assert!(short(&alice).is_empty() && short(&bob).is_empty());
         bob.send("<presence type='subscribed' to='alice@localhost'/>").await;
         assert_eq!(short(&alice)[0], "subscribed bob@localhost", "the request still waited");
+    });
+}
+
+#[test]
+fn whatever_resource_a_client_names_the_contact_is_meant_and_nobody_learns_who_is_online() {
+    block_on(async {
+        let bench = bench();
+        let (alice, bob) = two(&bench).await;
+        bench.account("carol@localhost");
+        let eve = bench.online("eve@localhost/phone").await;
+        with_roster(&eve).await;
+        for (kind, state) in [("subscribed", "none"), ("unsubscribed", "none")] {
+            for to in
+                ["alice@localhost/phone", "bob@localhost/gone", "carol@localhost/phone", "nobody@localhost/a"]
+            {
+                eve.send(&format!("<presence type='{kind}' to='{to}'/>")).await;
+                let contact = to.split('/').next().unwrap();
+                assert_eq!(short(&eve), [format!("push {contact} {state}")], "{kind} to {to}");
+            }
+        }
+        alice.send("<presence type='subscribe' to='bob@localhost/gone'/>").await;
+        alice.hears();
+        bob.hears();
+        bob.send("<presence type='subscribed' to='alice@localhost/gone'/>").await;
+        assert_eq!(short(&alice)[0], "subscribed bob@localhost");
+        alice.send("<presence type='unsubscribe' to='bob@localhost/gone'/>").await;
+        assert!(short(&bob).contains(&"unsubscribe alice@localhost".to_owned()));
     });
 }
 
