@@ -29,7 +29,10 @@ pub fn self_signed(data_dir: &Path, hosts: &[String]) -> Result<(TlsFiles, bool)
     if pem.cert.exists() && pem.key.exists() && fs::read_to_string(&made_for).is_ok_and(|n| n == names) {
         return Ok((pem, false));
     }
-    let made = rcgen::generate_simple_self_signed(hosts.to_vec())
+    // RFC 5280, 7.2: names in certificates are in their ASCII form.
+    let ascii: Vec<String> =
+        hosts.iter().map(|host| idna::domain_to_ascii(host).unwrap_or_else(|_| host.clone())).collect();
+    let made = rcgen::generate_simple_self_signed(ascii)
         .map_err(|source| CertificateError::Make { hosts: hosts.join(", "), source })?;
     let at = |path: &Path| {
         let path = path.to_owned();
@@ -53,6 +56,8 @@ fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustls_pki_types::{CertificateDer, pem::PemObject};
+
     use super::*;
 
     #[test]
@@ -64,5 +69,14 @@ mod tests {
         assert!(made && !self_signed(folder.path(), &hosts).unwrap().1);
         assert_eq!(first, fs::read(&pem.cert).unwrap());
         assert!(self_signed(folder.path(), &hosts[..1]).unwrap().1, "other hosts need another certificate");
+    }
+
+    #[test]
+    fn a_host_that_is_not_ascii_has_a_certificate() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pem, _) = self_signed(folder.path(), &["\u{fc}ber.test".to_owned()]).unwrap();
+        let der = CertificateDer::from_pem_file(&pem.cert).unwrap();
+        let name = b"xn--ber-goa.test";
+        assert!(der.windows(name.len()).any(|bytes| bytes == name));
     }
 }

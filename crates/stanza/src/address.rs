@@ -10,6 +10,7 @@ pub use jid::{BareJid, DomainPart, DomainRef, FullJid, Jid, NodePart, NodeRef, R
 /// where none may): what is kept or sent to another node is read again there, and must be the same.
 pub fn jid(text: &str) -> Result<Jid, jid::Error> {
     let text = &*without_final_dot(text)?;
+    let text = &*with_u_labels(text);
     let jid = Jid::new(text)?;
     if jid.as_str() != text && Jid::new(jid.as_str())? != jid {
         return Err(jid::Error::NamePrep);
@@ -36,10 +37,31 @@ fn without_final_dot(text: &str) -> Result<Cow<'_, str>, jid::Error> {
     Ok(Cow::Owned([domain, resource].concat()))
 }
 
+/// What begins a label of a domain that is written in ASCII for another one (RFC 5890, 2.3.2.1).
+const ACE: &str = "xn--";
+
+/// RFC 7622, 3.2.1: a label in its ASCII form is the label that it stands for, or one domain would be two. What stands
+/// for none is left as it is.
+fn with_u_labels(text: &str) -> Cow<'_, str> {
+    if !text.contains("--") {
+        return Cow::Borrowed(text);
+    }
+    let (bare, resource) = text.split_at(text.find('/').unwrap_or(text.len()));
+    let (node, domain) = bare.split_at(bare.find('@').map_or(0, |at| at + 1));
+    let is_ace = |label: &str| label.get(..ACE.len()).is_some_and(|start| start.eq_ignore_ascii_case(ACE));
+    if !domain.split(DOTS).any(is_ace) {
+        return Cow::Borrowed(text);
+    }
+    match idna::domain_to_unicode(domain) {
+        (domain, Ok(())) => Cow::Owned([node, &domain, resource].concat()),
+        (_, Err(_)) => Cow::Borrowed(text),
+    }
+}
+
 /// The host name as it is compared everywhere: prepared and in lower case.
 /// Fails for anything that is no domain (empty, with `@` or `/`, too long).
 pub fn host(name: &str) -> Result<DomainPart, jid::Error> {
-    let host = DomainPart::new(&without_final_dot(name)?)?.into_owned();
+    let host = DomainPart::new(&with_u_labels(&without_final_dot(name)?))?.into_owned();
     for_good(host.as_str())?;
     Ok(host)
 }
@@ -108,6 +130,22 @@ mod tests {
         for bad in ["", "a@b", "a/b"] {
             assert!(host(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_domain_in_ascii_is_the_one_that_it_stands_for() {
+        for (ascii, plain) in [
+            ("xn--ber-goa.test", "\u{fc}ber.test"),
+            ("a@XN--BER-GOA.test/xn--ber-goa.test", "a@\u{fc}ber.test/xn--ber-goa.test"),
+            ("xn--ber-goa@x--y.test", "xn--ber-goa@x--y.test"),
+            ("a@b.xn--ber-goa.", "a@b.\u{fc}ber"),
+        ] {
+            assert_eq!(jid(ascii).unwrap().as_str(), plain, "{ascii}");
+        }
+        assert_eq!(host("xn--ber-goa.test"), host("\u{dc}ber.test"));
+        // It stands for nothing: nobody has it, and it is no other domain.
+        assert!(jid("a@xn--\u{fc}.test").is_err());
+        assert_ne!(host("xn--a").ok(), host("a").ok());
     }
 
     #[test]
