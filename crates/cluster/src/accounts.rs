@@ -4,14 +4,9 @@
 //! hundred accounts of a large table, so a snapshot may be written for as long as it takes while entries are applied.
 //! And a part that is full moves only its own accounts to a larger place.
 
-use std::{
-    borrow::Borrow,
-    collections::{HashSet, hash_map::RandomState},
-    fmt,
-    hash::{BuildHasher, Hash, Hasher},
-    sync::Arc,
-};
+use std::{collections::hash_map::RandomState, fmt, hash::BuildHasher, sync::Arc};
 
+use hashbrown::{HashTable, hash_table::Entry};
 use jid::FullJid;
 use serde::{
     Deserialize, Deserializer,
@@ -34,11 +29,16 @@ pub(crate) struct Accounts {
     accounts: usize,
 }
 
-type Part = HashSet<Account, RandomState>;
+type Part = HashTable<Account>;
 
 /// The rows of one account, at least one; known by the bare JID that all of them have.
 #[derive(Clone, Debug)]
-struct Account(Arc<[Row]>);
+struct Account {
+    /// Of the bare JID: to read it out of a row misses the caches of the processor thrice, and a part that grows or is
+    /// split wants it of each account.
+    hash: u64,
+    rows: Arc<[Row]>,
+}
 
 /// The account's part of a full JID, without a copy.
 pub(crate) fn bare_of(jid: &FullJid) -> &str {
@@ -50,29 +50,13 @@ pub(crate) fn bare_of(jid: &FullJid) -> &str {
 
 impl Account {
     fn bare(&self) -> &str {
-        self.0.first().map_or("", |row| bare_of(&row.jid))
+        self.rows.first().map_or("", |row| bare_of(&row.jid))
+    }
+
+    fn hash(&self) -> u64 {
+        self.hash
     }
 }
-
-impl Borrow<str> for Account {
-    fn borrow(&self) -> &str {
-        self.bare()
-    }
-}
-
-impl Hash for Account {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.bare().hash(state);
-    }
-}
-
-impl PartialEq for Account {
-    fn eq(&self, other: &Account) -> bool {
-        self.bare() == other.bare()
-    }
-}
-
-impl Eq for Account {}
 
 impl Default for Accounts {
     fn default() -> Accounts {
@@ -83,9 +67,9 @@ impl Default for Accounts {
 impl Accounts {
     /// None, where so many are to come.
     fn with_room(accounts: usize) -> Accounts {
-        let hasher = RandomState::new();
-        let part = Arc::new(HashSet::with_hasher(hasher.clone()));
-        Accounts { parts: vec![part; (accounts / FULL).clamp(1, PARTS_MAX)], hasher, accounts: 0 }
+        let part = Arc::new(Part::new());
+        let parts = vec![part; (accounts / FULL).clamp(1, PARTS_MAX)];
+        Accounts { hasher: RandomState::new(), parts, accounts: 0 }
     }
 
     /// How many accounts have a row.
@@ -95,7 +79,9 @@ impl Accounts {
 
     /// The rows of an account.
     pub(crate) fn rows(&self, bare: &str) -> &[Row] {
-        self.parts[self.part_of(bare)].get(bare).map_or(&[], |account| &account.0)
+        let hash = self.hasher.hash_one(bare);
+        let found = self.parts[part_of(self.parts.len(), hash)].find(hash, |account| account.bare() == bare);
+        found.map_or(&[], |account| &account.rows)
     }
 
     /// Every row.
@@ -105,31 +91,43 @@ impl Accounts {
 
     /// The rows of every account.
     pub(crate) fn each_account(&self) -> impl Iterator<Item = &[Row]> {
-        self.parts.iter().flat_map(|part| part.iter()).map(|account| &*account.0)
+        self.parts.iter().flat_map(|part| part.iter()).map(|account| &*account.rows)
     }
 
     /// Adds a row; one with the same full JID stays beside it.
     pub(crate) fn push(&mut self, row: Row) {
-        let part = self.part_of(bare_of(&row.jid));
-        let part = Arc::make_mut(&mut self.parts[part]);
-        let account = match part.take(bare_of(&row.jid)) {
-            Some(Account(rows)) => Account(rows.iter().cloned().chain([row]).collect()),
-            None => {
-                self.accounts += 1;
-                Account(Arc::new([row]))
+        match self.entry(bare_of(&row.jid)) {
+            (_, Entry::Occupied(mut account)) => {
+                let rows = &mut account.get_mut().rows;
+                *rows = rows.iter().cloned().chain([row]).collect();
             }
-        };
-        part.insert(account);
-        self.split();
+            (hash, Entry::Vacant(place)) => {
+                place.insert(Account { hash, rows: Arc::new([row]) });
+                self.accounts += 1;
+                self.split();
+            }
+        }
     }
 
     /// Adds the rows of an account that has none yet.
     fn fill(&mut self, rows: Vec<Row>) {
-        let account = Account(rows.into());
-        let part = self.part_of(account.bare());
+        let Some(first) = rows.first() else { return };
+        match self.entry(bare_of(&first.jid)) {
+            (_, Entry::Occupied(mut account)) => account.get_mut().rows = rows.into(),
+            (hash, Entry::Vacant(place)) => {
+                place.insert(Account { hash, rows: rows.into() });
+                self.accounts += 1;
+                self.split();
+            }
+        }
+    }
+
+    /// The place of an account in a part that is this table's alone, and the hash of its bare JID.
+    fn entry(&mut self, bare: &str) -> (u64, Entry<'_, Account>) {
+        let hash = self.hasher.hash_one(bare);
+        let part = part_of(self.parts.len(), hash);
         let part = Arc::make_mut(&mut self.parts[part]);
-        self.accounts += usize::from(part.replace(account).is_none());
-        self.split();
+        (hash, part.entry(hash, |account| account.bare() == bare, Account::hash))
     }
 
     /// Splits the part whose turn it is, if there are too many accounts for the parts.
@@ -139,12 +137,13 @@ impl Accounts {
             return;
         }
         let split = new - (new + 1).next_power_of_two() / 2;
-        let hasher = &self.hasher;
-        let moves = |account: &Account| part_of(hasher, new + 1, account.bare()) == new;
-        let mut moved = HashSet::with_hasher(hasher.clone());
         let part = Arc::make_mut(&mut self.parts[split]);
-        moved.extend(part.extract_if(moves));
-        part.shrink_to_fit();
+        let mut moved = Part::with_capacity(part.len() / 2);
+        for account in part.extract_if(|account| part_of(new + 1, account.hash) == new) {
+            moved.insert_unique(account.hash, account, Account::hash);
+        }
+        part.shrink_to_fit(Account::hash);
+        moved.shrink_to_fit(Account::hash);
         self.parts.push(Arc::new(moved));
     }
 
@@ -156,14 +155,12 @@ impl Accounts {
         change: impl FnOnce(&mut Row),
     ) -> bool {
         let bare = bare_of(jid);
+        // Before a part that others share is copied.
         let Some(at) = self.rows(bare).iter().position(|row| row.jid == *jid && which(row)) else {
             return false;
         };
-        let part = self.part_of(bare);
-        let part = Arc::make_mut(&mut self.parts[part]);
-        let Some(mut account) = part.take(bare) else { return false };
-        change(&mut Arc::make_mut(&mut account.0)[at]);
-        part.insert(account);
+        let (_, Entry::Occupied(mut account)) = self.entry(bare) else { return false };
+        change(&mut Arc::make_mut(&mut account.get_mut().rows)[at]);
         true
     }
 
@@ -171,29 +168,24 @@ impl Accounts {
     pub(crate) fn remove(&mut self, jid: &FullJid, which: impl Fn(&Row) -> bool) -> Option<Row> {
         let bare = bare_of(jid);
         let at = self.rows(bare).iter().position(|row| row.jid == *jid && which(row))?;
-        let part = self.part_of(bare);
-        let part = Arc::make_mut(&mut self.parts[part]);
-        let Account(rows) = part.take(bare)?;
-        let row = rows[at].clone();
-        if rows.len() == 1 {
-            self.accounts -= 1;
-            shrink(part);
-        } else {
+        let (_, Entry::Occupied(mut account)) = self.entry(bare) else { return None };
+        let row = account.get().rows[at].clone();
+        if account.get().rows.len() > 1 {
+            let rows = &mut account.get_mut().rows;
             let others = rows.iter().enumerate().filter(|(nth, _)| *nth != at);
-            part.insert(Account(others.map(|(_, row)| row.clone()).collect()));
+            *rows = others.map(|(_, row)| row.clone()).collect();
+        } else {
+            shrink(account.remove().1.into_table());
+            self.accounts -= 1;
         }
         Some(row)
     }
-
-    fn part_of(&self, bare: &str) -> usize {
-        part_of(&self.hasher, self.parts.len(), bare)
-    }
 }
 
-/// In which of so many parts an account is.
-fn part_of(hasher: &RandomState, parts: usize, bare: &str) -> usize {
+/// In which of so many parts an account with this hash is.
+fn part_of(parts: usize, hash: u64) -> usize {
     // The lowest and the highest bits choose the place in the part.
-    let hash = (hasher.hash_one(bare) >> 24) as u32 as usize;
+    let hash = (hash >> 24) as u32 as usize;
     let among = parts.next_power_of_two();
     let part = hash % among;
     if part < parts { part } else { hash % (among / 2) }
@@ -202,7 +194,7 @@ fn part_of(hasher: &RandomState, parts: usize, bare: &str) -> usize {
 /// Gives memory back that a crowd needed and left.
 fn shrink(part: &mut Part) {
     if part.is_empty() || part.len() * 8 < part.capacity() {
-        part.shrink_to(part.len() * 2);
+        part.shrink_to(part.len() * 2, Account::hash);
     }
 }
 
