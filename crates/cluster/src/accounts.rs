@@ -15,8 +15,8 @@ use serde::{
 
 use crate::routes::Row;
 
-/// How many accounts a part has, about; with more of them one part is split.
-const FULL: usize = 256;
+/// How many accounts a part has, about; with more of them one part is split. A hash table of 256 places has room for 224.
+const FULL: usize = 192;
 /// How many parts are made at once for what a written table says is to come.
 const PARTS_MAX: usize = 1 << 14;
 
@@ -112,7 +112,16 @@ impl Accounts {
     /// Adds the rows of an account that has none yet.
     fn fill(&mut self, rows: Vec<Row>) {
         let Some(first) = rows.first() else { return };
-        match self.entry(bare_of(&first.jid)) {
+        let bare = bare_of(&first.jid);
+        if self.parts.len() > 1 {
+            // There was room for all that are to come: a part that grows to that step by step leaves holes behind.
+            let part = part_of(self.parts.len(), self.hasher.hash_one(bare));
+            let part = Arc::make_mut(&mut self.parts[part]);
+            if part.is_empty() {
+                part.reserve(FULL, Account::hash);
+            }
+        }
+        match self.entry(bare) {
             (_, Entry::Occupied(mut account)) => account.get_mut().rows = rows.into(),
             (hash, Entry::Vacant(place)) => {
                 place.insert(Account { hash, rows: rows.into() });
