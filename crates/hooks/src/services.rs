@@ -74,8 +74,11 @@ impl Removal {
 pub struct Resource {
     pub jid: FullJid,
     pub sid: Sid,
-    /// `None`: bound, but not available.
+    /// `None`: bound, but not available, or not to be seen to be so (XEP-0186).
     pub priority: Option<i8>,
+    /// The priority for what is sent to it: the same, but that a session has it which is not to be seen. Nothing that
+    /// others hear may follow from it.
+    pub takes: Option<i8>,
     /// Its session is on this node.
     pub here: bool,
 }
@@ -141,8 +144,15 @@ pub trait Services: Send + Sync + 'static {
     fn local_sessions(&self, account: &BareJid) -> Vec<Arc<SessionView>>;
 
     /// Agrees in the cluster on the priority of a session, and notes it in the view. `None`: not
-    /// available. When it returns, `online` on this node knows it.
+    /// available. When it returns, `online` on this node knows it. A session that was hidden is seen from then on.
     fn set_priority<'a>(
+        &'a self,
+        session: &'a SessionView,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// As `set_priority`, of a session that nobody is to see at any node (XEP-0186).
+    fn hide<'a>(
         &'a self,
         session: &'a SessionView,
         priority: Option<i8>,
