@@ -20,6 +20,7 @@ use crate::disco::Disco;
 use crate::external::External;
 use crate::fast::Fast;
 use crate::forgeries::Forgeries;
+use crate::invisible::Invisible;
 use crate::last::Last;
 use crate::management::Management;
 use crate::multicast::Multicast;
@@ -53,7 +54,7 @@ use crate::{
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 36] = [
+pub const NAMES: [&str; 37] = [
     "storm",
     "anonymous",
     "blocking",
@@ -66,6 +67,7 @@ pub const NAMES: [&str; 36] = [
     "avatars",
     "pep",
     "subscription",
+    "invisible",
     "presence",
     "offline_filter",
     "archive",
@@ -254,6 +256,12 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let bookmarks = config.hosts_of("pep").is_none().then(|| nodes.clone());
     let offline = Arc::new(Offline::new(config.offline.clone()));
     let pictures = nodes.pictures().is_some().then(|| nodes.clone());
+    let presence = Arc::new(Presence::new(
+        config.presence.clone(),
+        rosters.clone(),
+        blocklists.clone(),
+        privacy.clone(),
+    ));
     let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
         // Before all others: whoever storms costs nothing more.
         ("storm", Arc::new(Storm::new(config.storm.clone()))),
@@ -290,15 +298,12 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         // Before subscription, which takes what is told of subscriptions: a new contact gets what was published.
         ("pep", Arc::new(Pep::new(nodes.clone()))),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
+        // Before presence, which would tell everybody what an invisible session says.
         (
-            "presence",
-            Arc::new(Presence::new(
-                config.presence.clone(),
-                rosters.clone(),
-                blocklists.clone(),
-                privacy.clone(),
-            )),
+            "invisible",
+            Arc::new(Invisible::new(presence.clone(), rosters.clone(), blocklists.clone(), privacy.clone())),
         ),
+        ("presence", presence),
         // Before all that keeps messages, by its step: what it marks is not kept.
         ("offline_filter", Arc::new(OfflineFilter::new(config.offline_filter.clone(), rosters.clone()))),
         // Before carbons and offline: what they copy and keep says under which id it is archived.

@@ -3,7 +3,7 @@
 //! Read in this order:
 //! - [`index`]: the list of modules, whose order is the order of their handlers.
 //! - [`ping`], the smallest module, then [`disco`], [`roster`], [`strangers`], [`subscription`],
-//!   [`presence`], [`offline`], [`forgeries`], [`carbons`], [`archive`].
+//!   [`presence`], [`invisible`], [`offline`], [`forgeries`], [`carbons`], [`archive`].
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
 //! - [`sasl2`] and [`bind2`]: how clients log in and have their session in one step.
@@ -43,6 +43,7 @@ mod forms;
 mod forwarded;
 mod hints;
 pub mod index;
+pub mod invisible;
 mod kept;
 pub mod last;
 pub mod sasl2;
