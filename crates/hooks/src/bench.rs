@@ -26,7 +26,7 @@ use crate::card::Card;
 use crate::module::{Module, Offer, SessionEvent, Stranger, Why};
 use crate::passage::Passage;
 use crate::registry::{Registry, Switches};
-use crate::services::{About, Hold, How, Kept, Removal, Resource, Services};
+use crate::services::{About, Hold, How, Kept, Removal, Repeated, Resource, Services};
 use crate::session::{SessionView, Sid};
 use crate::verdict::{Reply, Verdict};
 
@@ -68,6 +68,8 @@ struct State {
     counted: HashMap<(&'static str, &'static str), u64>,
     /// What is to be done after a while.
     later: Vec<BoxFuture<'static, ()>>,
+    /// What nodes do again and again.
+    repeated: Vec<(usize, Arc<dyn Repeated>)>,
     /// What the next change of a priority waits for, seen by all, before whoever made it hears of it.
     late: Option<oneshot::Receiver<()>>,
 }
@@ -148,6 +150,7 @@ impl Bench {
                 dismissed: HashMap::new(),
                 counted: HashMap::new(),
                 later: Vec::new(),
+                repeated: Vec::new(),
             }),
         });
         let node = |number| {
@@ -323,6 +326,15 @@ impl Bench {
             what.await;
         }
         count
+    }
+
+    /// Lets each node do once what it does again and again; how many things that were.
+    pub async fn repeat(&self) -> usize {
+        let repeated = self.nodes[0].shared.state.lock().repeated.clone();
+        for (number, what) in &repeated {
+            what.once(&self.nodes[*number].services()).await;
+        }
+        repeated.len()
     }
 
     /// From now on the cluster agrees on nothing (or again on everything): no quorum.
@@ -916,6 +928,10 @@ impl Services for Node {
 
     fn later(&self, _: Duration, what: BoxFuture<'static, ()>) {
         self.shared.state.lock().later.push(what);
+    }
+
+    fn repeat(&self, _: Duration, what: Box<dyn Repeated>) {
+        self.shared.state.lock().repeated.push((self.number, what.into()));
     }
 
     fn count(&self, module: &'static str, event: &'static str) {

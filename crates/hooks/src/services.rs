@@ -49,6 +49,12 @@ impl Hold {
     }
 }
 
+/// What is done again and again ([`Services::repeat`]).
+pub trait Repeated: Send + Sync + 'static {
+    /// Does it once.
+    fn once<'a>(&'a self, services: &'a Arc<dyn Services>) -> BoxFuture<'a, ()>;
+}
+
 /// A removal of an account that has begun and goes on by itself.
 pub struct Removal {
     end: BoxFuture<'static, Result<u32, AccountError>>,
@@ -233,6 +239,10 @@ pub trait Services: Send + Sync + 'static {
     /// Does something after a while, unless the node stops before: to try again what a store or a cluster that is not
     /// whole did not do. Whoever asks for it bounds how often.
     fn later(&self, after: Duration, what: BoxFuture<'static, ()>);
+
+    /// Does something again and again, with that much time between the end of one and the beginning of the next, until the
+    /// node stops. `what` gets the server each time, and must not hold it.
+    fn repeat(&self, every: Duration, what: Box<dyn Repeated>);
 
     /// Adds one to what the metrics of this node say of a module: `event` is one of a few words that it has.
     fn count(&self, module: &'static str, event: &'static str);

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use hooks::{
-    About, AccountError, AccountState, Card, Hold, How, Kept, Passage, Removal, Resource, Services,
+    About, AccountError, AccountState, Card, Hold, How, Kept, Passage, Removal, Repeated, Resource, Services,
     SessionEvent, SessionView, Sid, Store, StoreError,
 };
 use jid::{BareJid, Jid};
@@ -257,6 +257,21 @@ impl Services for Router {
         self.runtime.spawn(async move {
             tokio::time::sleep(after).await;
             what.await;
+        });
+    }
+
+    fn repeat(&self, every: Duration, what: Box<dyn Repeated>) {
+        let router = self.myself.clone();
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let Some(router) = router.upgrade() else { return };
+                let services: Arc<dyn Services> = router.services();
+                if AssertUnwindSafe(what.once(&services)).catch_unwind().await.is_err() {
+                    // Whoever broke has logged it; the next time may end better.
+                    one(&router.counters.panics);
+                }
+            }
         });
     }
 
