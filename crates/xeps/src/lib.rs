@@ -20,6 +20,7 @@
 //! - [`storm`], [`offline_filter`]: what operators of a busy site switch on; `docs/writing-a-module.md` is about them.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
 //!   `pushes`: in which order sessions hear of their changes. `cache`: what is cached, and how it is forgotten.
+//! - [`groups`]: groups of contacts that operators keep; [`shared_groups`]: who is told of them.
 //! - [`settings`]: how a module says which keys its `[modules.NAME]` table has.
 //! - `forms`, `xml`, `kept`, `hints`, `forwarded`, `failure`: what several modules write, read and answer.
 //! - [`pages`]: the pages of `docs/` that are made from the modules' cards; `compliance`: one of them.
@@ -41,6 +42,7 @@ pub mod fast;
 pub mod forgeries;
 mod forms;
 mod forwarded;
+pub mod groups;
 mod hints;
 pub mod index;
 pub mod invisible;
@@ -70,6 +72,7 @@ pub mod rosters;
 mod screen;
 pub mod session;
 pub mod settings;
+pub mod shared_groups;
 pub mod storm;
 pub mod strangers;
 pub mod stream_limits;
