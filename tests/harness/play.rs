@@ -4,6 +4,9 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 
+/// Who runs commands.
+const OPERATOR: &str = "operator";
+
 /// A story as it was written.
 #[derive(Debug)]
 pub struct Play {
@@ -87,6 +90,8 @@ pub enum Deed {
     Vanishes,
     /// The server ends the stream; the block, if any, is what came before.
     Loses(String),
+    /// The operator runs `rookery` with these words.
+    Runs(Vec<String>),
 }
 
 impl Play {
@@ -131,6 +136,11 @@ impl Play {
             }
             if let Some(words) = line.strip_prefix("friends:") {
                 play.friends.push(words.split_whitespace().map(str::to_owned).collect());
+                continue;
+            }
+            if let Some(words) = line.strip_prefix("operator runs ") {
+                let deed = Deed::Runs(words.split_whitespace().map(str::to_owned).collect());
+                play.lines.push(Line { number, who: OPERATOR.to_owned(), deed });
                 continue;
             }
             let mut block = String::new();

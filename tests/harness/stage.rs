@@ -46,7 +46,8 @@ struct Stage<'a> {
 pub async fn perform(play: &Play, nodes: &Nodes) -> Result<()> {
     let mark = unique("t").replace("t-", "");
     let mut cast = BTreeMap::new();
-    let strangers = play.lines.iter().map(|l| l.who.split('/').next().unwrap_or_default().to_owned());
+    let acting = play.lines.iter().filter(|l| l.who.contains('/'));
+    let strangers = acting.map(|l| l.who.split('/').next().unwrap_or_default().to_owned());
     let named = play.accounts.iter().chain(&play.strangers).cloned();
     for account in named.chain(strangers) {
         let (name, host) = account.split_once('@').unwrap_or((&account, HOST));
@@ -96,6 +97,11 @@ impl Stage<'_> {
     }
 
     async fn act(&mut self, who: &str, deed: &Deed) -> Result<()> {
+        if let Deed::Runs(words) = deed {
+            let words: Vec<String> = words.iter().map(|word| self.as_sent(word)).collect();
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            return self.nodes.cli(&words).await.map(drop);
+        }
         let (name, resource) = who.split_once('/').context("a character has a resource")?;
         // `alice/phone#2` is another connection for the same resource.
         let resource = resource.split('#').next().unwrap_or(resource);
@@ -152,6 +158,7 @@ impl Stage<'_> {
             }
             Deed::Hears { block, any_order } => self.hears(who, block, *any_order).await?,
             Deed::HearsNothingElse => self.hears_nothing_else(who).await?,
+            Deed::Runs(_) => {}
             Deed::Leaves => self.clients.remove(who).context("not connected")?.close().await?,
             Deed::Vanishes => drop(self.clients.remove(who).context("not connected")?),
             Deed::Loses(block) => {

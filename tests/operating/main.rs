@@ -9,6 +9,7 @@ mod deploying;
 mod discovery;
 mod draining;
 mod files;
+mod groups;
 mod joining;
 mod links;
 mod logs;

@@ -36,6 +36,11 @@ services = [
 [modules.disco]
 abuse_addresses = ["mailto:abuse@example.org", "xmpp:abuse@example.org"]
 
+[modules.shared_groups]
+enabled = true
+hosts = ["localhost"]
+refresh_s = 1
+
 [modules.offline_filter]
 enabled = true
 hosts = ["other.example"]

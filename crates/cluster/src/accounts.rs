@@ -245,7 +245,7 @@ mod tests {
 
     fn row(jid: &str, sid: u128) -> Row {
         let (jid, node, incarnation) = (FullJid::new(jid).unwrap(), NodeId(1), Incarnation(1));
-        Row { jid, node, incarnation, sid: Sid(sid), priority: None, detached: false }
+        Row { jid, node, incarnation, sid: Sid(sid), priority: None, detached: false, invisible: false }
     }
 
     fn all(accounts: &Accounts) -> BTreeSet<(String, Sid, bool)> {

@@ -15,7 +15,7 @@ pub struct LostSession {
     pub jid: FullJid,
     /// Its life.
     pub sid: Sid,
-    /// The priority that it had; `None` if it was not available.
+    /// The priority that it had; `None` if it was not available, or did not show that it was.
     pub priority: Option<i8>,
 }
 

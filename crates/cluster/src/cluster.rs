@@ -341,6 +341,19 @@ impl Cluster {
         }
     }
 
+    /// As [`Cluster::set_priority`], of a session that is shown to nobody (XEP-0186), until that is called for it.
+    ///
+    /// # Errors
+    /// Without agreement, where the session has lost its full JID, and where a backend of an earlier version leads.
+    pub async fn hide(&self, jid: &FullJid, sid: Sid, priority: Option<i8>) -> Result<(), Unavailable> {
+        self.serving()?;
+        match self.applied(&Command::Hide { jid: jid.clone(), sid, priority }).await?.1 {
+            Outcome::Stale => Err(Unavailable("the session has lost its full JID".into())),
+            Outcome::Unreadable => Err(Unavailable("an earlier version cannot hide sessions".into())),
+            _ => Ok(()),
+        }
+    }
+
     /// The session waits without a connection to be resumed (XEP-0198).
     pub async fn detach(&self, jid: &FullJid, sid: Sid) -> Result<(), Unavailable> {
         self.serving()?;

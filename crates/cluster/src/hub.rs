@@ -376,7 +376,7 @@ impl Recent {
 }
 
 fn lost(row: &Row) -> LostSession {
-    LostSession { jid: row.jid.clone(), sid: row.sid, priority: row.priority }
+    LostSession { jid: row.jid.clone(), sid: row.sid, priority: row.shown() }
 }
 
 /// What a follower missed when it gets a snapshot in place of entries.

@@ -254,7 +254,10 @@ impl Caller {
             | Command::ExpireNode { node, .. }
             | Command::Resync { node, .. } => self.claims_node(*node),
             // By the life of a session, which only its own node knows.
-            Command::Unbind { .. } | Command::SetPriority { .. } | Command::Detach { .. } => Ok(()),
+            Command::Unbind { .. }
+            | Command::SetPriority { .. }
+            | Command::Hide { .. }
+            | Command::Detach { .. } => Ok(()),
             Command::Kick { .. } => Ok(()),
             Command::NodeUp { key, roles, member, .. } => {
                 self.claims_roles(*roles)?;

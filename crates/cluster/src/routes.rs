@@ -65,9 +65,18 @@ pub struct Row {
     pub priority: Option<i8>,
     /// Without a connection, waiting to be resumed (XEP-0198).
     pub detached: bool,
+    /// It has its priority for what is sent to it, and nobody may learn that it is there (XEP-0186). Written behind the
+    /// rows, and not with them: earlier versions read them.
+    #[serde(skip)]
+    pub invisible: bool,
 }
 
 impl Row {
+    /// The priority that others may know of; `None`: for them it is not available.
+    pub fn shown(&self) -> Option<i8> {
+        self.priority.filter(|_| !self.invisible)
+    }
+
     /// The resource of the session.
     pub fn resource(&self) -> &str {
         self.jid.resource().as_str()
@@ -149,6 +158,9 @@ pub enum Command {
     NodeDoors { node: NodeId, incarnation: Incarnation, doors: Doors },
     /// A backend that lives is to be removed as soon as the others can agree without it.
     NodeLeave { node: NodeId },
+    /// Changes the priority of a session, if it still has its full JID, and shows it to nobody from now on, until its
+    /// priority is set as that of any other.
+    Hide { jid: FullJid, sid: Sid, priority: Option<i8> },
 }
 
 /// What the table answers.
@@ -232,8 +244,8 @@ impl Command {
 
     /// Whether encoded bytes concern a single session, without reading them: then they change a row or two.
     pub(crate) fn concerns_one_session(bytes: &[u8]) -> bool {
-        // Bind, Unbind, SetPriority, Detach, Attach.
-        matches!(bytes, [COMMAND_VERSION, 0..=4, ..])
+        // Bind, Unbind, SetPriority, Detach, Attach; Hide.
+        matches!(bytes, [COMMAND_VERSION, 0..=4 | 18, ..])
     }
 }
 
@@ -390,6 +402,7 @@ impl Routes {
             Command::Bind { .. }
                 | Command::Unbind { .. }
                 | Command::SetPriority { .. }
+                | Command::Hide { .. }
                 | Command::Detach { .. }
                 | Command::Attach { .. }
                 | Command::Resync { .. }
@@ -405,7 +418,8 @@ impl Routes {
     fn changed(&mut self, index: u64, command: Command, effects: &mut Vec<Effect>) -> Outcome {
         match command {
             Command::Bind { jid, node, incarnation, sid, policy } => {
-                let row = Row { jid, node, incarnation, sid, priority: None, detached: false };
+                let row =
+                    Row { jid, node, incarnation, sid, priority: None, detached: false, invisible: false };
                 self.bind(row, policy, effects)
             }
             Command::Unbind { jid, sid } => match self.remove(&jid, |row| row.sid == sid) {
@@ -413,7 +427,10 @@ impl Routes {
                 None => Outcome::Stale,
             },
             Command::SetPriority { jid, sid, priority } => {
-                self.change(&jid, sid, |row| row.priority = priority)
+                self.change(&jid, sid, |row| (row.priority, row.invisible) = (priority, false))
+            }
+            Command::Hide { jid, sid, priority } => {
+                self.change(&jid, sid, |row| (row.priority, row.invisible) = (priority, true))
             }
             Command::Detach { jid, sid } => self.change(&jid, sid, |row| row.detached = true),
             Command::Attach { jid, sid, node, incarnation, new_sid } => {
@@ -617,7 +634,7 @@ impl Routes {
     fn resync(&mut self, node: NodeId, incarnation: Incarnation, living: Vec<Living>) -> Outcome {
         let mut refused = Vec::new();
         for Living { jid, sid, priority, detached } in living {
-            let row = Row { jid, node, incarnation, sid, priority, detached };
+            let row = Row { jid, node, incarnation, sid, priority, detached, invisible: false };
             let taken = self.full(&row.jid).is_some_and(|older| older.sid != sid);
             if taken || !self.is_visible(&row) {
                 refused.push(sid);
@@ -740,6 +757,7 @@ mod tests {
             Command::Bind { jid: jid.clone(), node, incarnation, sid, policy },
             Command::Unbind { jid: jid.clone(), sid },
             Command::SetPriority { jid: jid.clone(), sid, priority: Some(1) },
+            Command::Hide { jid: jid.clone(), sid, priority: Some(1) },
             Command::Detach { jid: jid.clone(), sid },
             Command::Attach { jid: jid.clone(), sid, node, incarnation, new_sid: sid },
         ];
@@ -752,6 +770,7 @@ mod tests {
             Command::Kick { jid },
             Command::NodeUndrain { node, incarnation },
             Command::NodeDoors { node, incarnation, doors: Doors::default() },
+            Command::NodeLeave { node },
         ];
         assert!(!of_many.iter().any(|command| Command::concerns_one_session(&command.encode())));
         assert!(!Command::concerns_one_session(&[]));
@@ -994,6 +1013,40 @@ mod tests {
             assert_eq!(Command::decode(&command.encode()), Some(command.clone()));
             assert!(!Command::concerns_one_session(&command.encode()));
         }
+    }
+
+    #[test]
+    fn a_session_that_hides_is_hidden_wherever_it_goes_until_its_priority_is_set() {
+        let mut routes = table();
+        let mut effects = Vec::new();
+        let hide = |sid| Command::Hide { jid: jid("a@x/r"), sid: Sid(sid), priority: Some(3) };
+        let seen = |routes: &Routes| {
+            let row = routes.full(&jid("a@x/r")).unwrap();
+            (row.priority, row.shown())
+        };
+        assert_eq!(routes.apply(4, hide(9), &mut effects), Outcome::Stale);
+        assert_eq!(seen(&routes), (None, None));
+        let digest = routes.digest();
+        assert_eq!(routes.apply(5, hide(10), &mut effects), Outcome::Done);
+        assert_eq!(seen(&routes), (Some(3), None));
+        assert_ne!(routes.digest(), digest);
+        // In a snapshot, and at another node.
+        let mut copy = Routes::decode(&routes.encode()).unwrap();
+        assert_eq!((seen(&copy), copy.digest()), (seen(&routes), routes.digest()));
+        let (node, incarnation) = (NodeId(2), Incarnation(1));
+        let attach = Command::Attach { jid: jid("a@x/r"), sid: Sid(10), node, incarnation, new_sid: Sid(11) };
+        assert_eq!(copy.apply(6, attach, &mut effects), bound("a@x/r"));
+        assert_eq!(seen(&copy), (Some(3), None));
+        // What was written before is read by an earlier version up to there.
+        assert!(routes.encode().starts_with(&{
+            let mut shown = routes.clone();
+            let priority = Command::SetPriority { jid: jid("a@x/r"), sid: Sid(10), priority: Some(3) };
+            shown.apply(5, priority, &mut effects);
+            shown.encode()
+        }));
+        let priority = Command::SetPriority { jid: jid("a@x/r"), sid: Sid(11), priority: Some(3) };
+        assert_eq!(copy.apply(7, priority, &mut effects), Outcome::Done);
+        assert_eq!(seen(&copy), (Some(3), Some(3)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Version of what is hashed and how: digests of two versions say nothing of each other.
-pub const DIGEST_FORMAT: u32 = 1;
+pub const DIGEST_FORMAT: u32 = 2;
 
 /// What the visible part of a table adds up to.
 #[derive(Clone, Debug, Default)]
@@ -86,17 +86,19 @@ impl Tally {
 }
 
 fn of_row(row: &Row) -> u128 {
-    let Row { jid, node: NodeId(node), incarnation: Incarnation(incarnation), sid, priority, detached } = row;
+    let Row { jid, node: NodeId(node), incarnation: Incarnation(incarnation), sid, .. } = row;
+    let Row { priority, detached, invisible, .. } = row;
     let mut context = Context::new(&SHA256);
     context.update(jid.as_str().as_bytes());
     // Of one length, behind the one part that has any: two rows never make the same bytes.
-    let mut tail = [0; 35];
+    let mut tail = [0; 36];
     tail[..8].copy_from_slice(&node.to_be_bytes());
     tail[8..16].copy_from_slice(&incarnation.to_be_bytes());
     tail[16..32].copy_from_slice(&sid.0.to_be_bytes());
     tail[32] = u8::from(priority.is_some());
     tail[33] = priority.unwrap_or(0) as u8;
     tail[34] = u8::from(*detached);
+    tail[35] = u8::from(*invisible);
     context.update(&tail);
     first_half(context.finish().as_ref())
 }
@@ -139,7 +141,9 @@ mod tests {
                             sid: Sid(sid),
                             priority,
                             detached,
+                            invisible: false,
                         });
+                        rows.push(Row { invisible: true, ..rows[rows.len() - 1].clone() });
                     }
                 }
             }
@@ -228,7 +232,8 @@ mod tests {
         let (sid, new_sid) = (Sid(noise.below(5) as u128), Sid(noise.below(5) as u128));
         let policy = [Replace, Refuse, Rename][noise.below(3)];
         let living = Living { jid: jid.clone(), sid, priority: Some(2), detached: noise.below(2) == 0 };
-        match noise.below(24) {
+        match noise.below(25) {
+            24 => Command::Hide { jid, sid, priority: Some(noise.below(3) as i8) },
             0..=9 => Command::Bind { jid, node, incarnation, sid, policy },
             10 => Command::Unbind { jid, sid },
             11 => Command::SetPriority { jid, sid, priority: Some(noise.below(3) as i8) },

@@ -5,6 +5,7 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
 };
 
+use jid::FullJid;
 use postcard::de_flavors::Flavor;
 use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned, ser::SerializeMap};
 
@@ -50,14 +51,18 @@ impl Routes {
             out = postcard::to_io(&self.trust, out)?;
         }
         out = postcard::to_io(&self.doors, out)?;
-        if !self.leaving.is_empty() {
-            postcard::to_io(&self.leaving, out)?;
+        let invisible: Vec<&FullJid> = self.each().filter(|row| row.invisible).map(|row| &row.jid).collect();
+        if !self.leaving.is_empty() || !invisible.is_empty() {
+            out = postcard::to_io(&self.leaving, out)?;
+        }
+        if !invisible.is_empty() {
+            postcard::to_io(&invisible, out)?;
         }
         Ok(())
     }
 
-    /// Reads what [`Routes::encode`] wrote, in this version or the one before, now or before there were doors or
-    /// nodes that leave.
+    /// Reads what [`Routes::encode`] wrote, in this version or the one before, now or before there were doors,
+    /// nodes that leave, or sessions that hide.
     pub fn decode(bytes: &[u8]) -> Option<Routes> {
         Routes::read(bytes).ok()
     }
@@ -83,13 +88,19 @@ impl Routes {
         if bytes.has_more()? {
             routes.leaving = bytes.next()?;
         }
+        if bytes.has_more()? {
+            let invisible: Vec<FullJid> = bytes.next()?;
+            for jid in &invisible {
+                routes.users.change(jid, |_| true, |row| row.invisible = true);
+            }
+        }
         routes.count();
         Ok(routes)
     }
 }
 
 /// The first part of the table as it is written; tokens and removed nodes come behind it, in version 2, then the doors,
-/// and then the nodes that leave, where there are any.
+/// then the nodes that leave, where there are any or there is more, and then the sessions that hide, where there are any.
 #[derive(Deserialize)]
 struct Body {
     nodes: BTreeMap<NodeId, NodeRow>,

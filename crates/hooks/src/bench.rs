@@ -26,7 +26,7 @@ use crate::card::Card;
 use crate::module::{Module, Offer, SessionEvent, Stranger, Why};
 use crate::passage::Passage;
 use crate::registry::{Registry, Switches};
-use crate::services::{About, Hold, How, Kept, Removal, Resource, Services};
+use crate::services::{About, Hold, How, Kept, Removal, Repeated, Resource, Services};
 use crate::session::{SessionView, Sid};
 use crate::verdict::{Reply, Verdict};
 
@@ -68,6 +68,8 @@ struct State {
     counted: HashMap<(&'static str, &'static str), u64>,
     /// What is to be done after a while.
     later: Vec<BoxFuture<'static, ()>>,
+    /// What nodes do again and again.
+    repeated: Vec<(usize, Arc<dyn Repeated>)>,
     /// What the next change of a priority waits for, seen by all, before whoever made it hears of it.
     late: Option<oneshot::Receiver<()>>,
 }
@@ -78,6 +80,7 @@ struct Row {
     view: Arc<SessionView>,
     heard: Arc<Mutex<Vec<Stanza>>>,
     priority: Option<i8>,
+    invisible: bool,
 }
 
 struct Node {
@@ -147,6 +150,7 @@ impl Bench {
                 dismissed: HashMap::new(),
                 counted: HashMap::new(),
                 later: Vec::new(),
+                repeated: Vec::new(),
             }),
         });
         let node = |number| {
@@ -233,7 +237,13 @@ impl Bench {
             state.sids += 1;
             let view = SessionView::new(jid, Sid(state.sids), true);
             let view = Arc::new(if anonymous { view.anonymous() } else { view });
-            state.rows.push(Row { node: number, view: view.clone(), heard: heard.clone(), priority: None });
+            state.rows.push(Row {
+                node: number,
+                view: view.clone(),
+                heard: heard.clone(),
+                priority: None,
+                invisible: false,
+            });
             view
         };
         node.registry.follow(&SessionEvent::Bound(view.clone()), &node.services()).await;
@@ -257,8 +267,9 @@ impl Bench {
     pub async fn kill(&self, number: usize) {
         let lost: Vec<Arc<SessionView>> = {
             let mut state = self.nodes[0].shared.state.lock();
-            let lost =
-                state.rows.iter().filter(|row| row.node == number).map(|row| row.view.clone()).collect();
+            // Of who was to be seen by nobody, nobody is told.
+            let of_it = state.rows.iter().filter(|row| row.node == number && !row.invisible);
+            let lost = of_it.map(|row| row.view.clone()).collect();
             state.rows.retain(|row| row.node != number);
             state.was_lost = true;
             lost
@@ -315,6 +326,15 @@ impl Bench {
             what.await;
         }
         count
+    }
+
+    /// Lets each node do once what it does again and again; how many things that were.
+    pub async fn repeat(&self) -> usize {
+        let repeated = self.nodes[0].shared.state.lock().repeated.clone();
+        for (number, what) in &repeated {
+            what.once(&self.nodes[*number].services()).await;
+        }
+        repeated.len()
     }
 
     /// From now on the cluster agrees on nothing (or again on everything): no quorum.
@@ -509,7 +529,7 @@ impl Node {
     fn nobody_for(&self, account: &BareJid, stanza: &Stanza) -> bool {
         let is_message = stanza.head.kind == Kind::Message;
         let to = stanza.head.to.as_ref().map(Jid::as_str);
-        !self.online(account).iter().any(|resource| match resource.priority {
+        !self.online(account).iter().any(|resource| match resource.takes {
             _ if to == Some(resource.jid.as_str()) => true,
             Some(priority) => priority >= 0 || !is_message,
             None => false,
@@ -637,6 +657,30 @@ impl Node {
         (rows.len() as u32, available)
     }
 
+    /// Sets the priority of a session, and whether others may see it.
+    async fn change(
+        &self,
+        session: &SessionView,
+        priority: Option<i8>,
+        invisible: bool,
+    ) -> Result<(), StoreError> {
+        self.agree()?;
+        let late = {
+            let mut state = self.shared.state.lock();
+            if let Some(row) = state.rows.iter_mut().find(|row| row.view.sid() == session.sid()) {
+                (row.priority, row.invisible) = (priority, invisible);
+            }
+            state.late.take()
+        };
+        if let Some(late) = late {
+            // Whoever held it back and went away does so no longer.
+            late.await.ok();
+        }
+        session.set_priority(priority);
+        session.set_invisible(invisible);
+        Ok(())
+    }
+
     fn agree(&self) -> Result<(), StoreError> {
         match self.shared.state.lock().cut_off {
             true => Err(StoreError::Unavailable { reason: "the bench is cut off".to_owned() }),
@@ -715,7 +759,8 @@ impl Services for Node {
         rows.map(|row| Resource {
             jid: row.view.jid().clone(),
             sid: row.view.sid(),
-            priority: row.priority,
+            priority: row.priority.filter(|_| !row.invisible),
+            takes: row.priority,
             here: row.node == self.number,
         })
         .collect()
@@ -736,23 +781,15 @@ impl Services for Node {
         session: &'a SessionView,
         priority: Option<i8>,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
-        async move {
-            self.agree()?;
-            let late = {
-                let mut state = self.shared.state.lock();
-                if let Some(row) = state.rows.iter_mut().find(|row| row.view.sid() == session.sid()) {
-                    row.priority = priority;
-                }
-                state.late.take()
-            };
-            if let Some(late) = late {
-                // Whoever held it back and went away does so no longer.
-                late.await.ok();
-            }
-            session.set_priority(priority);
-            Ok(())
-        }
-        .boxed()
+        self.change(session, priority, false).boxed()
+    }
+
+    fn hide<'a>(
+        &'a self,
+        session: &'a SessionView,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.change(session, priority, true).boxed()
     }
 
     /// One thing happens after the other here, so nothing has to wait; `Bench::is_held` tells that it would.
@@ -891,6 +928,10 @@ impl Services for Node {
 
     fn later(&self, _: Duration, what: BoxFuture<'static, ()>) {
         self.shared.state.lock().later.push(what);
+    }
+
+    fn repeat(&self, _: Duration, what: Box<dyn Repeated>) {
+        self.shared.state.lock().repeated.push((self.number, what.into()));
     }
 
     fn count(&self, module: &'static str, event: &'static str) {

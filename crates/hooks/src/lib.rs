@@ -17,7 +17,7 @@ pub use module::{
 };
 pub use passage::{Passage, Underway};
 pub use registry::{Clash, Hooks, Registry, Step, Switches};
-pub use services::{About, Hold, How, Kept, Removal, Resource, Services};
+pub use services::{About, Hold, How, Kept, Removal, Repeated, Resource, Services};
 pub use session::{Full, Notes, SessionView, Sid};
 pub use verdict::{Answer, Reply, Verdict};
 // What `Services` speaks of, so that who implements it needs no other crate.

@@ -243,6 +243,9 @@ pub enum SessionEvent {
     Available { session: Arc<SessionView>, before: Option<i8>, priority: i8 },
     /// An unavailable presence was broadcast, and the session lives on.
     Unavailable(Arc<SessionView>),
+    /// The same, and the session goes on to take what comes: it has become invisible (XEP-0186). Of one that is so,
+    /// `Available` and `Unavailable` say what it has said, which was told to nobody.
+    Hidden(Arc<SessionView>),
     /// A session of this node ended.
     Closed { session: Arc<SessionView>, why: Why },
     /// The node of a session lost its lease: from here on the session hears nothing, and its contacts may be
@@ -264,6 +267,7 @@ impl SessionEvent {
             SessionEvent::Bound(session)
             | SessionEvent::Available { session, .. }
             | SessionEvent::Unavailable(session)
+            | SessionEvent::Hidden(session)
             | SessionEvent::Fenced(session)
             | SessionEvent::Returned(session)
             | SessionEvent::Resumed(session)

@@ -49,6 +49,12 @@ impl Hold {
     }
 }
 
+/// What is done again and again ([`Services::repeat`]).
+pub trait Repeated: Send + Sync + 'static {
+    /// Does it once.
+    fn once<'a>(&'a self, services: &'a Arc<dyn Services>) -> BoxFuture<'a, ()>;
+}
+
 /// A removal of an account that has begun and goes on by itself.
 pub struct Removal {
     end: BoxFuture<'static, Result<u32, AccountError>>,
@@ -74,8 +80,11 @@ impl Removal {
 pub struct Resource {
     pub jid: FullJid,
     pub sid: Sid,
-    /// `None`: bound, but not available.
+    /// `None`: bound, but not available, or not to be seen to be so (XEP-0186).
     pub priority: Option<i8>,
+    /// The priority for what is sent to it: the same, but that a session has it which is not to be seen. Nothing that
+    /// others hear may follow from it.
+    pub takes: Option<i8>,
     /// Its session is on this node.
     pub here: bool,
 }
@@ -141,8 +150,15 @@ pub trait Services: Send + Sync + 'static {
     fn local_sessions(&self, account: &BareJid) -> Vec<Arc<SessionView>>;
 
     /// Agrees in the cluster on the priority of a session, and notes it in the view. `None`: not
-    /// available. When it returns, `online` on this node knows it.
+    /// available. When it returns, `online` on this node knows it. A session that was hidden is seen from then on.
     fn set_priority<'a>(
+        &'a self,
+        session: &'a SessionView,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// As `set_priority`, of a session that nobody is to see at any node (XEP-0186).
+    fn hide<'a>(
         &'a self,
         session: &'a SessionView,
         priority: Option<i8>,
@@ -223,6 +239,10 @@ pub trait Services: Send + Sync + 'static {
     /// Does something after a while, unless the node stops before: to try again what a store or a cluster that is not
     /// whole did not do. Whoever asks for it bounds how often.
     fn later(&self, after: Duration, what: BoxFuture<'static, ()>);
+
+    /// Does something again and again, with that much time between the end of one and the beginning of the next, until the
+    /// node stops. `what` gets the server each time, and must not hold it.
+    fn repeat(&self, every: Duration, what: Box<dyn Repeated>);
 
     /// Adds one to what the metrics of this node say of a module: `event` is one of a few words that it has.
     fn count(&self, module: &'static str, event: &'static str);

@@ -33,6 +33,7 @@ pub struct SessionView {
     interested: AtomicBool,
     inactive: AtomicBool,
     waiting: AtomicBool,
+    invisible: AtomicBool,
     directed: Mutex<HashSet<Jid>>,
     notes: Notes,
 }
@@ -51,6 +52,7 @@ impl SessionView {
             interested: AtomicBool::new(false),
             inactive: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
+            invisible: AtomicBool::new(false),
             directed: Mutex::new(HashSet::new()),
             notes: Notes::default(),
         }
@@ -85,17 +87,33 @@ impl SessionView {
 
     /// The last available presence that was broadcast, stamped with the full JID, without `to`.
     pub fn presence(&self) -> Option<Stanza> {
-        self.presence.lock().clone()
+        self.said().filter(|_| !self.is_invisible())
     }
 
     /// Whether there is one.
     pub fn has_presence(&self) -> bool {
-        self.presence.lock().is_some()
+        self.presence.lock().is_some() && !self.is_invisible()
     }
 
-    /// Replaces the presence and returns the one before.
+    /// As `presence`, also where the session is invisible and it was told to nobody.
+    pub fn said(&self) -> Option<Stanza> {
+        self.presence.lock().clone()
+    }
+
+    /// Replaces the presence and returns the one before, where it was broadcast.
     pub fn set_presence(&self, presence: Option<Stanza>) -> Option<Stanza> {
-        std::mem::replace(&mut self.presence.lock(), presence)
+        std::mem::replace(&mut *self.presence.lock(), presence).filter(|_| !self.is_invisible())
+    }
+
+    /// Whether its client wants it to be seen by nobody (XEP-0186): it takes what comes, and its presence is told to
+    /// those alone to whom it is directed.
+    pub fn is_invisible(&self) -> bool {
+        self.invisible.load(Ordering::Acquire)
+    }
+
+    /// Notes whether it does; `Services::hide` and `Services::set_priority` are what tells the cluster.
+    pub fn set_invisible(&self, invisible: bool) {
+        self.invisible.store(invisible, Ordering::Release);
     }
 
     /// The priority of the last available presence; `None`: bound, but not available.

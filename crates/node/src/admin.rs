@@ -2,12 +2,14 @@
 
 mod answers;
 mod drains;
+mod groups;
 mod invariants;
 mod peers;
 mod service;
 mod sight;
 mod watching;
 
+pub use groups::Kept as KeptGroups;
 pub use peers::{LocalSessions, Peers};
 pub use service::Admin;
 pub use sight::Sight;

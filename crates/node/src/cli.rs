@@ -36,11 +36,15 @@ impl Cli {
             }
             other => matches!(
                 other,
-                Command::User { .. } | Command::Node { .. } | Command::Health(_) | Command::Session { .. }
+                Command::User { .. }
+                    | Command::Group { .. }
+                    | Command::Node { .. }
+                    | Command::Health(_)
+                    | Command::Session { .. }
             ),
         };
         if self.admin.is_some() && !asks {
-            let text = "`--admin` is for the commands that ask a running node: `user`, `node`, `session`, `health`, and those of `cluster` except `init`, `join` and `recover`";
+            let text = "`--admin` is for the commands that ask a running node: `user`, `group`, `node`, `session`, `health`, and those of `cluster` except `init`, `join` and `recover`";
             return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));
         }
         Ok(())
@@ -60,6 +64,11 @@ pub enum Command {
     User {
         #[command(subcommand)]
         what: User,
+    },
+    /// Groups of contacts that users find in their rosters: list, add, remove, delete
+    Group {
+        #[command(subcommand)]
+        what: Group,
     },
     /// The cluster: status, check, init, token, join, remove, recover
     Cluster {
@@ -153,6 +162,56 @@ pub enum User {
         host: Option<String>,
         #[arg(long, value_enum, default_value_t)]
         format: Format,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Group {
+    /// List the groups with their members
+    List {
+        /// Only the groups of this host
+        #[arg(long)]
+        host: Option<String>,
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// Add accounts to a group, which is made where it is not there
+    ///
+    /// Each member finds the others in their roster, under the name of the group, and sees their presence. The module
+    /// `shared_groups` must be on; every node sees the change within its `refresh_s`.
+    Add {
+        /// The host
+        host: String,
+        /// The name of the group, as users see it
+        name: String,
+        /// Accounts of the host, by their names or addresses
+        #[arg(required_unless_present = "everyone")]
+        members: Vec<String>,
+        /// All accounts of the host, also those that are made later
+        #[arg(long)]
+        everyone: bool,
+    },
+    /// Take accounts out of a group; one without members stays
+    Remove {
+        /// The host
+        host: String,
+        /// The name of the group
+        name: String,
+        /// Accounts of the host, by their names or addresses
+        #[arg(required_unless_present = "everyone")]
+        members: Vec<String>,
+        /// All accounts of the host are in it no longer; those that were named stay
+        #[arg(long)]
+        everyone: bool,
+    },
+    /// End a group
+    ///
+    /// What users keep of its members themselves (names, groups, subscriptions) stays.
+    Delete {
+        /// The host
+        host: String,
+        /// The name of the group
+        name: String,
     },
 }
 

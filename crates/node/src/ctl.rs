@@ -1,6 +1,7 @@
 //! The commands that talk to the admin service of a running node.
 
 mod check;
+mod groups;
 mod watch;
 
 use std::{
@@ -19,6 +20,8 @@ use crate::{
     parts::Failure,
     table::Table,
 };
+
+pub use groups::group;
 
 /// How long a call may take; removing an account with a large archive is the longest.
 const CALL: Duration = Duration::from_secs(30);

@@ -39,6 +39,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             parts::run(settings, serve.with_parent)
         }
         Command::User { what } => ctl::run(ctl::user(&admin, what)),
+        Command::Group { what } => ctl::run(ctl::group(&admin, what)),
         Command::Cluster { what: cli::Cluster::Init(config) } => joining::init(&config),
         Command::Cluster { what: cli::Cluster::Join { token, config } } => joining::join(&token, &config),
         Command::Cluster { what: cli::Cluster::Recover { yes, config } } => recovering::recover(yes, &config),

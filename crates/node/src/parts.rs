@@ -155,6 +155,11 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
         accounts: accounts.clone(),
         hosts: settings.hosts.clone(),
         router: router.clone(),
+        groups: admin::KeptGroups {
+            groups: settings.groups(),
+            store: storage.store.clone(),
+            hosts: settings.hosts.clone(),
+        },
         local,
         drainer: drainer.clone(),
         readiness: readiness.clone(),

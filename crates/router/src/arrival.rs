@@ -147,7 +147,7 @@ impl Router {
         for (row, priority) in rows.iter().zip(priorities).filter(|(row, _)| row.node == me) {
             let comes = || {
                 let slot = self.mailboxes.find(account, hooks::Sid(row.sid.0));
-                slot.is_some_and(|slot| slot.view.has_presence())
+                slot.is_some_and(|slot| slot.view.said().is_some())
             };
             if priority.is_none() && comes() {
                 *priority = Some(0);

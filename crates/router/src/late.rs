@@ -35,7 +35,7 @@ impl Router {
         let jid = FullJid::new(transit.stanza.head.from.as_ref()?.as_str()).ok()?;
         let said_by = transit.receipt.node().map_or_else(|| self.whereabouts.me().0, NodeId);
         let rows = self.whereabouts.users(&jid.to_bare());
-        let is_there = rows.iter().any(|row| row.jid == jid && row.priority.is_some() && row.node != said_by);
+        let is_there = rows.iter().any(|row| row.jid == jid && row.shown().is_some() && row.node != said_by);
         is_there.then_some(jid)
     }
 
@@ -75,7 +75,7 @@ async fn ask(router: Weak<Router>) {
 
 async fn again(router: &Arc<Router>, account: BareJid, jid: FullJid) {
     let rows = router.whereabouts.users(&jid.to_bare());
-    if rows.iter().any(|row| row.jid == jid && row.priority.is_some()) {
+    if rows.iter().any(|row| row.jid == jid && row.shown().is_some()) {
         let probe = Stanza::presence(Some("probe")).with_from(Jid::from(account)).with_to(jid.to_bare());
         router.services().route(probe, How::Normal).await;
     }

@@ -50,7 +50,7 @@ impl Router {
     /// two nodes at a time, does no harm.
     async fn end_removal(&self, account: &BareJid) -> Result<u32, AccountError> {
         let ended = self.end_sessions(account).await?;
-        for row in ended.iter().filter(|row| row.priority.is_some()) {
+        for row in ended.iter().filter(|row| row.shown().is_some()) {
             // As for a lost session: its own node does not know the contacts when all is erased.
             let event = SessionEvent::Lost { account: account.clone(), jid: row.jid.clone() };
             self.announce(event).await;

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use hooks::{
-    About, AccountError, AccountState, Card, Hold, How, Kept, Passage, Removal, Resource, Services,
+    About, AccountError, AccountState, Card, Hold, How, Kept, Passage, Removal, Repeated, Resource, Services,
     SessionEvent, SessionView, Sid, Store, StoreError,
 };
 use jid::{BareJid, Jid};
@@ -78,9 +78,10 @@ impl Services for Router {
     fn online(&self, account: &BareJid) -> Vec<Resource> {
         let (me, _) = self.whereabouts.me();
         let row = |row: cluster::Row| Resource {
+            priority: row.shown(),
             jid: row.jid,
             sid: Sid(row.sid.0),
-            priority: row.priority,
+            takes: row.priority,
             here: row.node == me,
         };
         self.whereabouts.users(account).into_iter().map(row).collect()
@@ -108,6 +109,22 @@ impl Services for Router {
             let agreed = self.whereabouts.set_priority(session.jid(), sid, priority).await;
             agreed.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
             session.set_priority(priority);
+            session.set_invisible(false);
+            Ok(())
+        })
+    }
+
+    fn hide<'a>(
+        &'a self,
+        session: &'a SessionView,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            let sid = cluster::Sid(session.sid().0);
+            let agreed = self.whereabouts.hide(session.jid(), sid, priority).await;
+            agreed.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
+            session.set_priority(priority);
+            session.set_invisible(true);
             Ok(())
         })
     }
@@ -240,6 +257,21 @@ impl Services for Router {
         self.runtime.spawn(async move {
             tokio::time::sleep(after).await;
             what.await;
+        });
+    }
+
+    fn repeat(&self, every: Duration, what: Box<dyn Repeated>) {
+        let router = self.myself.clone();
+        self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let Some(router) = router.upgrade() else { return };
+                let services: Arc<dyn Services> = router.services();
+                if AssertUnwindSafe(what.once(&services)).catch_unwind().await.is_err() {
+                    // Whoever broke has logged it; the next time may end better.
+                    one(&router.counters.panics);
+                }
+            }
         });
     }
 

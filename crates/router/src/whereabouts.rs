@@ -46,6 +46,13 @@ pub trait Whereabouts: Send + Sync + 'static {
         sid: Sid,
         priority: Option<i8>,
     ) -> BoxFuture<'a, Result<(), Unavailable>>;
+    /// As `set_priority`, of a session that is shown to nobody (XEP-0186), until that is called for it.
+    fn hide<'a>(
+        &'a self,
+        jid: &'a FullJid,
+        sid: Sid,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), Unavailable>>;
     /// Takes a full JID from whoever has it, whose session ends with that; whether somebody had it.
     fn kick<'a>(&'a self, jid: &'a FullJid) -> BoxFuture<'a, Result<bool, Unavailable>>;
     /// A link to another node, if its address is known.
@@ -117,6 +124,15 @@ impl Whereabouts for Cluster {
         priority: Option<i8>,
     ) -> BoxFuture<'a, Result<(), Unavailable>> {
         Box::pin(Cluster::set_priority(self, jid, sid, priority))
+    }
+
+    fn hide<'a>(
+        &'a self,
+        jid: &'a FullJid,
+        sid: Sid,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), Unavailable>> {
+        Box::pin(Cluster::hide(self, jid, sid, priority))
     }
 
     fn kick<'a>(&'a self, jid: &'a FullJid) -> BoxFuture<'a, Result<bool, Unavailable>> {

@@ -353,7 +353,8 @@ pub(crate) fn living(view: &SessionView) -> Living {
     Living {
         jid: view.jid().clone(),
         sid: cluster::Sid(view.sid().0),
-        priority: view.priority(),
+        // One that hides is not seen for a moment either: whoever is told of its return hides it again.
+        priority: view.priority().filter(|_| !view.is_invisible()),
         detached: false,
     }
 }

@@ -53,9 +53,20 @@ impl<T: Stored + Default> Cache<T> {
 
     /// The value as the store has it now.
     pub async fn read(&self, services: &dyn Services, account: &BareJid) -> Result<Arc<T>, StoreError> {
+        self.read_as(services, account, |value| value).await
+    }
+
+    /// The same, as `make` makes it of what the store has. What that depends on beside is changed before the value is
+    /// forgotten.
+    pub async fn read_as(
+        &self,
+        services: &dyn Services,
+        account: &BareJid,
+        make: impl FnOnce(T) -> T,
+    ) -> Result<Arc<T>, StoreError> {
         let before = self.shard(account).lock().forgotten;
         let stored: Option<T> = services.store().get(&partition(account), KEY).await?;
-        let value = Arc::new(stored.unwrap_or_default());
+        let value = Arc::new(make(stored.unwrap_or_default()));
         if !services.local_sessions(account).is_empty() {
             let mut shard = self.shard(account).lock();
             if shard.forgotten == before {

@@ -287,9 +287,9 @@ pub fn receivers(message: &Stanza, online: &[Resource]) -> Option<Vec<hooks::Sid
     if to.is_full() && message.message_type() != MessageType::Chat {
         return None;
     }
-    let priorities = online.iter().filter_map(|one| one.priority);
+    let priorities = online.iter().filter_map(|one| one.takes);
     let best = priorities.filter(|priority| *priority >= 0).max();
-    let chosen = online.iter().filter(|one| best.is_some() && one.priority == best);
+    let chosen = online.iter().filter(|one| best.is_some() && one.takes == best);
     Some(chosen.map(|one| one.sid).collect())
 }
 

@@ -20,6 +20,8 @@ use crate::disco::Disco;
 use crate::external::External;
 use crate::fast::Fast;
 use crate::forgeries::Forgeries;
+use crate::groups::Groups;
+use crate::invisible::Invisible;
 use crate::last::Last;
 use crate::management::Management;
 use crate::multicast::Multicast;
@@ -39,6 +41,7 @@ use crate::rosters::Rosters;
 use crate::sasl2::Sasl2;
 use crate::session::Session;
 use crate::settings::{Key, Settings, Wrong};
+use crate::shared_groups::SharedGroups;
 use crate::storm::Storm;
 use crate::strangers::Strangers;
 use crate::stream_limits::StreamLimits;
@@ -47,13 +50,13 @@ use crate::time::Time;
 use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
-    anonymous, archive, blocking, disco, external, fast, last, multicast, offline, offline_filter, pep,
-    presence, privacy, private, push, registration, reports, rosters, storm, strangers, subscription, vcard,
-    version,
+    anonymous, archive, blocking, disco, external, fast, groups, last, multicast, offline, offline_filter,
+    pep, presence, privacy, private, push, registration, reports, rosters, storm, strangers, subscription,
+    vcard, version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 36] = [
+pub const NAMES: [&str; 38] = [
     "storm",
     "anonymous",
     "blocking",
@@ -61,11 +64,13 @@ pub const NAMES: [&str; 36] = [
     "reports",
     "disco",
     "roster",
+    "shared_groups",
     "strangers",
     "forgeries",
     "avatars",
     "pep",
     "subscription",
+    "invisible",
     "presence",
     "offline_filter",
     "archive",
@@ -93,7 +98,8 @@ pub const NAMES: [&str; 36] = [
 ];
 
 /// Modules that are there only if they are asked for.
-pub const OFF: [&str; 6] = ["storm", "reports", "offline_filter", "archive", "external", "registration"];
+pub const OFF: [&str; 7] =
+    ["storm", "reports", "shared_groups", "offline_filter", "archive", "external", "registration"];
 
 crate::settings! {
     /// What every `[modules.NAME]` table may say.
@@ -127,6 +133,7 @@ pub struct ModulesConfig {
     pub reports: reports::Config,
     pub disco: disco::Config,
     pub roster: rosters::Config,
+    pub shared_groups: groups::Config,
     pub strangers: strangers::Config,
     pub pep: pep::Config,
     pub subscription: subscription::Config,
@@ -189,6 +196,11 @@ impl ModulesConfig {
         hosts.filter(|hosts| !hosts.is_empty())
     }
 
+    /// The groups of contacts of the config, and the hosts where the module of them is on; each call makes new ones.
+    pub fn groups(&self) -> Groups {
+        Groups::new(self.shared_groups.clone(), self.hosts_of("shared_groups"))
+    }
+
     /// The default settings with every module switched on, for the pages that show all of them.
     pub fn all() -> ModulesConfig {
         let switches = NAMES.map(|name| (name.to_owned(), Switch::default())).into();
@@ -204,6 +216,7 @@ impl ModulesConfig {
             "reports" => Box::new(&mut self.reports),
             "disco" => Box::new(&mut self.disco),
             "roster" => Box::new(&mut self.roster),
+            "shared_groups" => Box::new(&mut self.shared_groups),
             "strangers" => Box::new(&mut self.strangers),
             "pep" => Box::new(&mut self.pep),
             "subscription" => Box::new(&mut self.subscription),
@@ -228,7 +241,8 @@ impl ModulesConfig {
 
 /// The modules that are enabled, in their order. Each call makes new ones, with caches of their own.
 pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
-    let rosters = Arc::new(Rosters::new(config.roster.clone()));
+    let groups = Arc::new(config.groups());
+    let rosters = Arc::new(Rosters::with_groups(config.roster.clone(), groups.clone()));
     let blocking::Config { items_max, bytes_max, .. } = config.blocking;
     let blocklists = Arc::new(Blocklists::new(items_max, bytes_max, config.hosts_of("blocking")));
     let privacy = Arc::new(PrivacyLists::new(config.hosts_of("privacy")));
@@ -254,6 +268,12 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     let bookmarks = config.hosts_of("pep").is_none().then(|| nodes.clone());
     let offline = Arc::new(Offline::new(config.offline.clone()));
     let pictures = nodes.pictures().is_some().then(|| nodes.clone());
+    let presence = Arc::new(Presence::new(
+        config.presence.clone(),
+        rosters.clone(),
+        blocklists.clone(),
+        privacy.clone(),
+    ));
     let modules: [(&str, Arc<dyn Module>); NAMES.len()] = [
         // Before all others: whoever storms costs nothing more.
         ("storm", Arc::new(Storm::new(config.storm.clone()))),
@@ -282,6 +302,11 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ),
         // Before subscription and presence: a new session's cached roster is forgotten before they read it.
         ("roster", Arc::new(RosterModule::new(rosters.clone()))),
+        // Before subscription, by its step: what it stops changes no roster.
+        (
+            "shared_groups",
+            Arc::new(SharedGroups::new(groups, rosters.clone(), blocklists.clone(), privacy.clone())),
+        ),
         // Behind roster, which tells a stranger more plainly what is not theirs to read.
         ("strangers", Arc::new(Strangers::new(config.strangers.clone(), rosters.clone()))),
         ("forgeries", Arc::new(Forgeries)),
@@ -290,15 +315,12 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         // Before subscription, which takes what is told of subscriptions: a new contact gets what was published.
         ("pep", Arc::new(Pep::new(nodes.clone()))),
         ("subscription", Arc::new(Subscription::new(config.subscription.clone(), rosters.clone()))),
+        // Before presence, which would tell everybody what an invisible session says.
         (
-            "presence",
-            Arc::new(Presence::new(
-                config.presence.clone(),
-                rosters.clone(),
-                blocklists.clone(),
-                privacy.clone(),
-            )),
+            "invisible",
+            Arc::new(Invisible::new(presence.clone(), rosters.clone(), blocklists.clone(), privacy.clone())),
         ),
+        ("presence", presence),
         // Before all that keeps messages, by its step: what it marks is not kept.
         ("offline_filter", Arc::new(OfflineFilter::new(config.offline_filter.clone(), rosters.clone()))),
         // Before carbons and offline: what they copy and keep says under which id it is archived.

@@ -213,14 +213,19 @@ fn log(account: &BareJid, kept: Result<(), StoreError>) {
 impl Following for Last {
     fn following<'a>(&'a self, event: &'a SessionEvent, services: &'a Arc<dyn Services>) -> Answer<'a, ()> {
         match event {
-            SessionEvent::Available { session, .. } if !session.is_anonymous() => {
+            SessionEvent::Available { session, .. } if !session.is_anonymous() && !session.is_invisible() => {
                 session.notes().put(Stay::Available);
             }
             SessionEvent::Resumed(session) if session.has_presence() && !session.is_anonymous() => {
                 session.notes().put(Stay::Available);
             }
             SessionEvent::Closed { why: Why::Moved, .. } => {}
-            SessionEvent::Unavailable(session) | SessionEvent::Closed { session, .. } if stays(session) => {
+            // XEP-0186, 3.1.1: who has become invisible has left.
+            SessionEvent::Unavailable(session)
+            | SessionEvent::Hidden(session)
+            | SessionEvent::Closed { session, .. }
+                if stays(session) =>
+            {
                 return Answer::later(self.left(&**services, session));
             }
             // Of sessions that were available.

@@ -3,7 +3,7 @@
 //! Read in this order:
 //! - [`index`]: the list of modules, whose order is the order of their handlers.
 //! - [`ping`], the smallest module, then [`disco`], [`roster`], [`strangers`], [`subscription`],
-//!   [`presence`], [`offline`], [`forgeries`], [`carbons`], [`archive`].
+//!   [`presence`], [`invisible`], [`offline`], [`forgeries`], [`carbons`], [`archive`].
 //! - [`private`] and [`vcard`]: what clients keep with an account, for themselves and for others; [`last`]: when it was
 //!   last there.
 //! - [`sasl2`] and [`bind2`]: how clients log in and have their session in one step.
@@ -20,6 +20,7 @@
 //! - [`storm`], [`offline_filter`]: what operators of a busy site switch on; `docs/writing-a-module.md` is about them.
 //! - [`rosters`]: the rosters of accounts, which several modules ask; kept in the store, cached with sessions.
 //!   `pushes`: in which order sessions hear of their changes. `cache`: what is cached, and how it is forgotten.
+//! - [`groups`]: groups of contacts that operators keep; [`shared_groups`]: who is told of them.
 //! - [`settings`]: how a module says which keys its `[modules.NAME]` table has.
 //! - `forms`, `xml`, `kept`, `hints`, `forwarded`, `failure`: what several modules write, read and answer.
 //! - [`pages`]: the pages of `docs/` that are made from the modules' cards; `compliance`: one of them.
@@ -41,8 +42,10 @@ pub mod fast;
 pub mod forgeries;
 mod forms;
 mod forwarded;
+pub mod groups;
 mod hints;
 pub mod index;
+pub mod invisible;
 mod kept;
 pub mod last;
 pub mod sasl2;
@@ -69,6 +72,7 @@ pub mod rosters;
 mod screen;
 pub mod session;
 pub mod settings;
+pub mod shared_groups;
 pub mod storm;
 pub mod strangers;
 pub mod stream_limits;

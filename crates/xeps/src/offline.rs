@@ -275,7 +275,7 @@ impl Offline {
 fn is_reachable(services: &dyn Services, account: &BareJid, to: &Jid) -> bool {
     services.online(account).iter().any(|resource| {
         (to.is_full() && resource.jid.as_str() == to.as_str())
-            || resource.priority.is_some_and(|priority| priority >= 0)
+            || resource.takes.is_some_and(|priority| priority >= 0)
     })
 }
 

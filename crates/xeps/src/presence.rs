@@ -1,15 +1,14 @@
 //! RFC 6121, section 4: Exchanging Presence Information. Who is available is told to who may know.
 
-use std::collections::HashSet;
+pub(crate) mod returning;
+
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
 
 use hooks::{
-    Answer, Arriving, Card, Delivering, Following, Hooks, How, Leaving, Module, Passage, Services,
-    SessionEvent, SessionView, Step, Verdict, Why,
+    Answer, Arriving, Card, Following, Hooks, How, Leaving, Module, Passage, Services, SessionEvent,
+    SessionView, Step, Verdict, Why,
 };
 use jid::{BareJid, FullJid, Jid};
-use parking_lot::Mutex;
 use stanza::address::same_account;
 use stanza::{Condition, Kind, PresenceType, Stanza, StanzaError, ns};
 
@@ -129,7 +128,7 @@ impl Presence {
 
     /// RFC 6121, 4.6.3: who is told directly must be told when it ends.
     fn directed(&self, session: &SessionView, to: Jid) -> Answer<'static> {
-        let is_told_anyway = session.priority().is_some()
+        let is_told_anyway = session.has_presence()
             && self.rosters.cached(session.account()).is_some_and(|roster| roster.lets_see(&to));
         if !is_told_anyway && session.direct_to(to, self.config.directed_max).is_err() {
             return Answer::refuse(StanzaError::new(Condition::ResourceConstraint));
@@ -204,7 +203,7 @@ impl Presence {
     }
 
     /// Sends an unavailable presence to everyone who believes the session available.
-    async fn take_leave(
+    pub(crate) async fn take_leave(
         &self,
         services: &dyn Services,
         session: &SessionView,
@@ -278,7 +277,7 @@ impl Presence {
             }
             // Who has no session was not told, and sees the successor with its next one.
             let ours = services.is_local_host(watcher.domain().as_str());
-            if ours && !is_available(services, &watcher.to_bare()) {
+            if ours && services.online(&watcher.to_bare()).is_empty() {
                 continue;
             }
             let probe = Stanza::presence(Some("probe")).with_from(watcher).with_to(account.clone());
@@ -287,170 +286,8 @@ impl Presence {
     }
 }
 
-/// What a session saw of others when its node lost the lease: the available sessions of its contacts and of its
-/// own account.
-struct Seen(Vec<FullJid>);
-
-/// Of whom a session was told that they have gone, while nodes are lost: its own, or those of its contacts. It hears that
-/// from what it saw before, and from whoever tells of lost nodes, each time that one is lost: once of each is enough (RFC
-/// 6121, 4.5.2). Of a contact whose node comes and goes it may hear twice that it has gone before it hears that it was
-/// back in between.
-#[derive(Default)]
-struct Gone(Mutex<GoneSince>);
-
-#[derive(Default)]
-struct GoneSince {
-    sessions: HashSet<Box<str>>,
-    /// When the lease was back, or the last session was told of that went without one being lost here.
-    back: Option<Instant>,
-}
-
-/// How long after a return others may tell of the losses before it.
-const TOLD_LATE: Duration = Duration::from_secs(60);
-/// The most sessions of which one remembers that they have gone; of more it may hear that twice.
-const GONE_MAX: usize = 10_000;
-
-impl Gone {
-    /// The lease is lost.
-    fn lost(&self) {
-        let mut gone = self.0.lock();
-        gone.forget_old();
-        gone.back = None;
-    }
-}
-
-impl GoneSince {
-    fn begun_now() -> GoneSince {
-        GoneSince { sessions: HashSet::new(), back: Some(Instant::now()) }
-    }
-
-    /// Whether it is over, and all was told.
-    fn forget_old(&mut self) -> bool {
-        let is_old = self.back.is_some_and(|back| back.elapsed() > TOLD_LATE);
-        if is_old {
-            self.sessions = HashSet::new();
-        }
-        is_old
-    }
-}
-
-impl Delivering for Presence {
-    fn delivering(&self, session: &SessionView, stanza: &mut Stanza) -> Verdict {
-        if stanza.head.kind != Kind::Presence {
-            return Verdict::Pass;
-        }
-        let Ok(kind @ (PresenceType::Available | PresenceType::Unavailable)) = stanza.presence_type() else {
-            return Verdict::Pass;
-        };
-        let gone = match session.notes().get::<Gone>() {
-            Some(gone) => gone,
-            None if kind == PresenceType::Unavailable && self.may_sessions_be_away() => {
-                session.notes().get_or_put(|| Gone(Mutex::new(GoneSince::begun_now())))
-            }
-            None => return Verdict::Pass,
-        };
-        let mut gone = gone.0.lock();
-        if gone.forget_old() && !self.may_sessions_be_away() {
-            return Verdict::Pass;
-        }
-        let Some(from) = stanza.head.from.as_ref().filter(|from| from.is_full()) else {
-            return Verdict::Pass;
-        };
-        if kind == PresenceType::Available {
-            gone.sessions.remove(from.as_str());
-        } else if gone.sessions.contains(from.as_str()) {
-            return Verdict::Stop;
-        } else if gone.sessions.len() < GONE_MAX {
-            gone.sessions.insert(from.as_str().into());
-            gone.back = gone.back.map(|_| Instant::now());
-        }
-        Verdict::Pass
-    }
-}
-
-impl Presence {
-    fn may_sessions_be_away(&self) -> bool {
-        self.services.get().and_then(Weak::upgrade).is_some_and(|services| services.may_sessions_be_away())
-    }
-
-    /// From the cache alone: a fenced node may have no store. Without it the session was shown nobody.
-    fn seen(&self, services: &dyn Services, session: &SessionView) -> Vec<FullJid> {
-        let account = session.account();
-        let Some(roster) = self.rosters.cached(account) else { return Vec::new() };
-        let shown = roster.items.iter().filter(|(_, item)| item.standing.to);
-        let accounts = shown.filter_map(|(jid, _)| BareJid::new(jid).ok()).chain([account.clone()]);
-        let online = accounts.flat_map(|account| services.online(&account));
-        let available = online.filter(|one| one.priority.is_some() && one.jid != *session.jid());
-        available.map(|one| one.jid).collect()
-    }
-
-    /// The session is back: whoever was told that it had gone is told that it is here, and it hears what it
-    /// missed. As at its initial presence (RFC 6121, 4.2.2), but that it may believe others here who have left.
-    async fn returned(&self, services: &Arc<dyn Services>, session: &Arc<SessionView>, presence: Stanza) {
-        let services = &**services;
-        let account = session.account();
-        // Not from the cache: while nothing reached this node, the roster may have changed.
-        let roster = match self.rosters.read(services, account).await {
-            Ok(roster) => roster,
-            Err(error) => {
-                drop(store_failed(NAME, &error));
-                let Some(roster) = self.rosters.cached(account) else { return };
-                roster
-            }
-        };
-        let mut to = contacts(services, &roster, |standing| standing.from).await;
-        let blocked = self.blocklists.of(services, account).await;
-        let (blocked, privacy) = match (blocked, self.privacy.of(services, account).await) {
-            (Ok(blocked), Ok(privacy)) => (blocked, privacy),
-            (Err(error), _) | (_, Err(error)) => {
-                drop(store_failed(NAME, &error));
-                // Any of them may be blocked: own devices alone are told.
-                to.clear();
-                Default::default()
-            }
-        };
-        let screen = Screen {
-            account,
-            resource: session.jid().resource().as_str(),
-            roster: &roster,
-            blocked: &blocked,
-            privacy: &privacy,
-        };
-        to.retain(|contact| screen.lets(Flow::PresenceOut, contact));
-        to.push(Jid::from(account.clone()));
-        tell(services, presence, to).await;
-        let seen = session.notes().get::<Seen>();
-        for (at, jid) in seen.iter().flat_map(|seen| &seen.0).enumerate() {
-            if at % SLICE == SLICE - 1 {
-                services.pause().await;
-            }
-            let online = services.online(&jid.to_bare());
-            if !online.iter().any(|one| one.jid == *jid && one.priority.is_some()) {
-                let gone = Stanza::presence(Some("unavailable")).with_from(jid.clone());
-                services.hand(session, gone.with_to(session.jid().clone()));
-            }
-        }
-        session.notes().put(Seen(Vec::new()));
-        if let Some(gone) = session.notes().get::<Gone>() {
-            gone.0.lock().back = Some(Instant::now());
-        }
-        probe(services, session, &screen).await;
-        if let Some(priority) = session.priority() {
-            let session = session.clone();
-            let is_so = |one: &hooks::Resource| one.jid == *session.jid() && one.priority == Some(priority);
-            if !services.online(account).iter().any(is_so)
-                && let Err(error) = services.set_priority(&session, Some(priority)).await
-            {
-                // It was changed while the session was brought back, and lost its full JID since.
-                drop(store_failed(NAME, &error));
-            }
-            services.announce(SessionEvent::Available { session, before: None, priority }).await;
-        }
-    }
-}
-
 /// RFC 6121, 4.7.2.3: one whole number from -128 to 127; nothing means 0.
-fn priority(stanza: &Stanza) -> Result<i8, StanzaError> {
+pub(crate) fn priority(stanza: &Stanza) -> Result<i8, StanzaError> {
     if stanza.body().is_empty() {
         return Ok(0);
     }
@@ -490,7 +327,7 @@ pub async fn contacts(
 }
 
 /// Sends one stanza to many.
-async fn tell(services: &dyn Services, stanza: Stanza, to: Vec<Jid>) {
+pub(crate) async fn tell(services: &dyn Services, stanza: Stanza, to: Vec<Jid>) {
     if to.len() <= SLICE {
         return services.fan_out(stanza, to).await;
     }
@@ -503,7 +340,7 @@ async fn tell(services: &dyn Services, stanza: Stanza, to: Vec<Jid>) {
 }
 
 /// RFC 6121, 4.3.1: asks contacts and own devices whether they are available.
-async fn probe(services: &dyn Services, session: &SessionView, screen: &Screen<'_>) {
+pub(crate) async fn probe(services: &dyn Services, session: &SessionView, screen: &Screen<'_>) {
     let probe = Stanza::presence(Some("probe"));
     let (mut ours, mut others) = (Vec::new(), Vec::new());
     for (at, jid) in contacts(services, screen.roster, |standing| standing.to).await.into_iter().enumerate() {
@@ -723,11 +560,8 @@ impl Following for Presence {
                 })
             }
             SessionEvent::Fenced(session) => {
-                if session.presence().is_some() {
-                    let seen = self.seen(&**services, session);
-                    session.notes().put(Seen(seen));
-                    // Not anew: it may lose the lease once more before all is told of the time before.
-                    session.notes().get_or_put(Gone::default).lost();
+                if session.priority().is_some() {
+                    self.fenced(&**services, session);
                 }
                 Answer::Now(())
             }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use stanza::{Stanza, dom, ns};
 use store::{Batch, Range, StoreError, Stored, Table};
 
+use crate::groups::Groups;
 use crate::rosters::{Item, Standing, partition};
 use crate::xml::{Build, element};
 
@@ -39,7 +40,9 @@ pub struct Version {
 impl Version {
     /// Reads what `Display` has written.
     pub fn parse(text: &str) -> Option<Version> {
-        let (epoch, changes) = text.split_once('.')?;
+        // What `ver` adds is for clients.
+        let own = text.split_once('-').map_or(text, |(own, _)| own);
+        let (epoch, changes) = own.split_once('.')?;
         let number = |digits| u64::from_str_radix(digits, 16).ok();
         Some(Version { epoch: number(epoch)?, changes: number(changes)? })
     }
@@ -51,6 +54,14 @@ impl fmt::Display for Version {
             0 => f.write_str("0"),
             changes => write!(f, "{:x}.{changes:x}", self.epoch),
         }
+    }
+}
+
+/// A version as clients see it, with what groups that operators keep add to it.
+pub fn ver(version: Version, shared: u64) -> String {
+    match shared {
+        0 => version.to_string(),
+        shared => format!("{version}-{shared:x}"),
     }
 }
 
@@ -142,19 +153,39 @@ pub fn write_item(jid: &str, item: &Item, out: &mut BytesMut) {
     out.extend_from_slice(b"</item>");
 }
 
+/// The contact that a push is about and its item, `None` where that was removed; what [`push`] has written.
+pub fn read(push: &Stanza) -> Option<(String, Option<Item>)> {
+    let item = push.child("query", ns::ROSTER)?.children().next()?;
+    let contact = item.attr("jid")?.to_owned();
+    let (to, from) = match item.attr("subscription")? {
+        "remove" => return Some((contact, None)),
+        "both" => (true, true),
+        "to" => (true, false),
+        "from" => (false, true),
+        _ => (false, false),
+    };
+    let (asked, approved) = (item.attr("ask").is_some(), item.attr("approved").is_some());
+    let item = Item {
+        name: item.attr("name").map(str::to_owned),
+        groups: item.children().map(Element::text).collect(),
+        standing: Standing { to, from, asked, approved },
+    };
+    Some((contact, Some(item)))
+}
+
 /// What tells one session of an item, or of its removal (RFC 6121, 2.1.6). It goes to the session that `to` names.
 pub fn push(
     services: &dyn Services,
     account: &BareJid,
     contact: &str,
     item: Option<&Item>,
-    version: Version,
+    ver: &str,
 ) -> Stanza {
     let item = match item {
         Some(item) => item_element(contact, item),
         None => element("item", ns::ROSTER).with("jid", contact).with("subscription", "remove"),
     };
-    let query = element("query", ns::ROSTER).with("ver", &version.to_string()).child(item);
+    let query = element("query", ns::ROSTER).with("ver", ver).child(item);
     let mut id = [0; 8];
     services.random(&mut id);
     let push = Stanza::iq("set", &format!("push-{:016x}", u64::from_le_bytes(id)), Some(&query));
@@ -168,6 +199,8 @@ pub struct Told(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     version: Version,
+    /// What it was told of the contacts that come from groups.
+    shared: u64,
     /// Changes before that version that nobody could tell it: their pushes are still welcome.
     late: BTreeSet<u64>,
 }
@@ -185,8 +218,33 @@ pub enum Turn {
 
 impl Told {
     /// The session was told all of the roster.
-    pub fn all(&self, version: Version) {
-        *self.0.lock() = State { version, late: BTreeSet::new() };
+    pub fn all(&self, version: Version, shared: u64) {
+        *self.0.lock() = State { version, shared, late: BTreeSet::new() };
+    }
+
+    /// What it was told of the contacts that come from groups: the digest of those that it knows.
+    pub fn shared(&self) -> u64 {
+        self.0.lock().shared
+    }
+
+    /// It is told of all of those now.
+    pub fn has_shared(&self, shared: u64) {
+        self.0.lock().shared = shared;
+    }
+
+    /// What [`Told::version`] has written of it at another node; nothing where that cannot be read.
+    pub fn read(text: &str) -> Option<Told> {
+        let (own, shared) = text.split_once('-').map_or((text, None), |(own, shared)| (own, Some(shared)));
+        let shared = shared.map_or(Some(0), |shared| u64::from_str_radix(shared, 16).ok())?;
+        let told = Told::default();
+        told.all(if own == "0" { Version::default() } else { Version::parse(own)? }, shared);
+        Some(told)
+    }
+
+    /// The version of all that it was told.
+    pub fn version(&self) -> String {
+        let state = self.0.lock();
+        ver(state.version, state.shared)
     }
 
     /// A push is about to reach the session.
@@ -195,7 +253,7 @@ impl Told {
         let told = state.version;
         // An empty roster has no epoch. One that was made anew, with its account, goes on from nowhere.
         if told.changes != 0 && told.epoch != version.epoch {
-            *state = State { version, late: BTreeSet::new() };
+            *state = State { version, shared: state.shared, late: BTreeSet::new() };
             return Turn::Its;
         }
         if version.changes <= told.changes {
@@ -224,6 +282,7 @@ pub async fn catch_up(
     told: &Told,
     epoch: u64,
     (after, before): (u64, u64),
+    groups: &Groups,
 ) -> Result<(), StoreError> {
     let range = Range {
         from: Bound::Excluded(key(after)),
@@ -241,7 +300,8 @@ pub async fn catch_up(
     told.missed((oldest..before).filter(|number| !found.contains_key(number)));
     for (changes, Change { contact, item }) in found {
         let version = Version { epoch, changes };
-        let push = push(services, session.account(), &contact, item.as_ref(), version);
+        let item = groups.shown(session.account(), &contact, item);
+        let push = push(services, session.account(), &contact, item.as_ref(), &ver(version, told.shared()));
         services.hand(session, push.with_to(session.jid().clone()));
     }
     result
@@ -302,9 +362,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_session_was_told_is_read_as_it_is_written() {
+        for (version, shared) in
+            [(version(0, 0), 0), (version(0, 0), 7), (version(5, 9), 0), (version(5, 9), u64::MAX)]
+        {
+            let told = Told::default();
+            told.all(version, shared);
+            let read = Told::read(&told.version()).unwrap();
+            assert_eq!((read.version(), read.shared()), (told.version(), shared));
+        }
+        for text in ["", "1", "x.1", "0-", "1.1-g"] {
+            assert!(Told::read(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
     fn what_a_push_is_to_a_session_follows_from_what_it_was_told() {
         let told = Told::default();
-        told.all(version(0, 0));
+        told.all(version(0, 0), 0);
         assert_eq!(told.push(version(5, 1)), Turn::Its, "the first of an empty roster");
         assert_eq!(told.push(version(5, 2)), Turn::Its);
         assert_eq!(told.push(version(5, 2)), Turn::Old, "the same again");
@@ -314,7 +389,7 @@ mod tests {
         assert_eq!(told.push(version(5, 4)), Turn::Its, "not told");
         assert_eq!(told.push(version(5, 4)), Turn::Old);
         assert_eq!(told.push(version(5, 6)), Turn::Its);
-        told.all(version(5, 9));
+        told.all(version(5, 9), 0);
         assert_eq!(told.push(version(5, 8)), Turn::Old, "in the whole roster");
         assert_eq!(told.push(version(6, 1)), Turn::Its, "a roster made anew");
         assert_eq!(told.push(version(6, 2)), Turn::Its);

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use hooks::{
     Addressee, Answer, Answering, Arriving, Card, Delivering, Following, Forgetting, Hooks, How, Leaving,
-    Module, Offer, Offering, Passage, Reply, Services, SessionEvent, SessionView, Status, Step, Verdict, Xep,
+    Module, Moving, Offer, Offering, Passage, Reply, Services, SessionEvent, SessionView, Status, Step,
+    Verdict, Xep,
 };
 use jid::{BareJid, Jid, ResourcePart};
 use minidom::Element;
@@ -15,12 +16,16 @@ use stanza::{Condition, IqType, Kind, PresenceType, Stanza, StanzaError, dom, ns
 use store::StoreError;
 
 use crate::failure::{Failure, bad_request, store_failed};
+use crate::groups::is_by;
 use crate::pushes::{self, Told, Turn, Version, write_item};
 use crate::rosters::{Item, Roster, Rosters, Standing};
+use crate::shared_groups::kept_by_operators;
 use crate::subscription;
 use crate::xml::element;
 
 const NAME: &str = "roster";
+/// How often a roster is read anew whose groups change meanwhile.
+const READS_MAX: usize = 8;
 
 /// Answers roster gets and sets, and keeps every device and every node up to date.
 pub struct RosterModule {
@@ -54,6 +59,7 @@ impl Module for RosterModule {
         hooks.arriving(Step::Record, self.clone());
         hooks.delivering(Step::Guard, self.clone());
         hooks.following(self.clone());
+        hooks.moving(self.clone());
         hooks.forgetting(self);
     }
 }
@@ -95,16 +101,34 @@ impl RosterModule {
             // Before the read, so that a change beside it is pushed: RFC 6121, 2.2.
             session.set_interested();
         }
-        let roster = self.rosters.of(&*passage.services, account).await?;
-        let version = roster.version();
-        if let Some(session) = &passage.sender {
-            session.notes().get_or_put(Told::default).all(version);
-        }
-        if query.attr("ver") == Some(&version.to_string()) {
+        let roster = self.read(&*passage.services, account, passage.sender.as_deref()).await?;
+        if query.attr("ver") == Some(&roster.ver()) {
             // RFC 6121, 2.6.3: the client has it all.
             return Ok(Reply::empty());
         }
         Ok(Reply::Written(listing(&*passage.services, &roster).await))
+    }
+
+    /// The roster, and what the session is told with it. Who reads it while groups change, reads it once more: of that
+    /// change those are told who have the roster.
+    async fn read(
+        &self,
+        services: &dyn Services,
+        account: &BareJid,
+        session: Option<&SessionView>,
+    ) -> Result<Arc<Roster>, StoreError> {
+        for _ in 0..READS_MAX {
+            let roster = self.rosters.of(services, account).await?;
+            if let Some(session) = session {
+                session.notes().get_or_put(Told::default).all(roster.version(), roster.shared.digest);
+            }
+            let view = self.rosters.groups().view_of(account);
+            if is_by(roster.shared, view.as_deref()) {
+                return Ok(roster);
+            }
+            self.rosters.forget(account);
+        }
+        Err(StoreError::Contended { table: "shared_groups", attempts: READS_MAX })
     }
 
     async fn set(&self, passage: &Passage) -> Result<Reply, Failure> {
@@ -112,12 +136,19 @@ impl RosterModule {
         let services = &*passage.services;
         match self.wish(query(&passage.stanza)?, account)? {
             Wish::Put { contact, name, groups } => {
+                self.rosters.groups().ready(services, account.domain().as_str()).await?;
+                let shared = self.rosters.groups().names(account, contact.as_str());
+                // Clients send back what they were shown.
+                let own: Vec<String> = groups.into_iter().filter(|group| !shared.contains(group)).collect();
                 let changed = self
                     .rosters
                     .put(services, account, &contact, |old| {
                         // RFC 6121, 2.1.2.5: a client cannot set the subscription itself.
                         let standing = old.map(|old| old.standing).unwrap_or_default();
-                        Item { name: name.clone(), groups: groups.clone(), standing }
+                        let item = Item { name: name.clone(), groups: own.clone(), standing };
+                        // Nothing of it is the user's own: it goes with the group.
+                        let is_own = shared.is_empty() || item != Item::default();
+                        is_own.then_some(item)
                     })
                     .await?;
                 push(services, account, &contact, &changed.roster).await;
@@ -129,6 +160,10 @@ impl RosterModule {
 
     /// RFC 6121, 2.5.2: who is removed is unsubscribed both ways.
     async fn remove(&self, services: &dyn Services, account: &BareJid, contact: &Jid) -> Result<(), Failure> {
+        self.rosters.groups().ready(services, account.domain().as_str()).await?;
+        if self.rosters.groups().share(account, contact) {
+            return Err(kept_by_operators().into());
+        }
         let removed = self
             .rosters
             .change(services, account, contact, |item, request| match item.take() {
@@ -202,7 +237,7 @@ async fn listing(services: &dyn Services, roster: &Roster) -> Bytes {
     }
     let mut out = BytesMut::with_capacity(64 + 128 * roster.items.len());
     out.extend_from_slice(b"<query xmlns='jabber:iq:roster' ver='");
-    dom::escape_attribute(&roster.version().to_string(), &mut out);
+    dom::escape_attribute(&roster.ver(), &mut out);
     if roster.items.is_empty() {
         // RFC 6121, 2.1.4: the query is there all the same.
         out.extend_from_slice(b"'/>");
@@ -231,7 +266,7 @@ pub async fn push(services: &dyn Services, account: &BareJid, contact: &Jid, ros
     }
     for resource in services.online(account) {
         let item = roster.items.get(contact.as_str());
-        let push = pushes::push(services, account, contact.as_str(), item, roster.version());
+        let push = pushes::push(services, account, contact.as_str(), item, &roster.version().to_string());
         let push = push.with_to(resource.jid);
         services.route(push, How::Normal).await;
     }
@@ -309,27 +344,54 @@ impl Arriving for RosterModule {
     fn arriving<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a> {
         let Some(account) = &passage.account else { return Answer::PASS };
         let Some(version) = own_push(&passage.stanza, account) else { return Answer::PASS };
+        if passage.again {
+            // Its session has seen it, and has moved before its client had it.
+            return Answer::PASS;
+        }
         self.rosters.forget_unless(account, version);
+        let account = account.clone();
         let to = passage.stanza.head.to.as_ref().map(Jid::as_str);
-        let sessions = passage.services.local_sessions(account);
+        let sessions = passage.services.local_sessions(&account);
         let session = sessions.into_iter().find(|session| Some(session.jid().as_str()) == to);
         let Some((session, told)) = session.and_then(|one| one.notes().get::<Told>().map(|told| (one, told)))
         else {
+            // It has no roster; or an earlier version has not said what it was told.
+            if let Some(shown) = self.shown(&account, &Told::default(), version, passage) {
+                passage.stanza = shown;
+            }
             return Answer::PASS;
         };
-        match told.push(version) {
+        let turn = told.push(version);
+        if let Some(shown) = self.shown(&account, &told, version, passage) {
+            passage.stanza = shown;
+        }
+        match turn {
             Turn::Its => Answer::PASS,
             Turn::Old => Answer::STOP,
             Turn::Early(after, before) => Answer::later(async move {
                 let missing = (after, before);
                 let services = &*passage.services;
-                if let Err(error) = pushes::catch_up(services, &session, &told, version.epoch, missing).await
-                {
+                let groups = self.rosters.groups();
+                let caught_up = pushes::catch_up(services, &session, &told, version.epoch, missing, groups);
+                if let Err(error) = caught_up.await {
                     drop(store_failed(NAME, &error));
                 }
                 Verdict::Pass
             }),
         }
+    }
+}
+
+impl RosterModule {
+    /// A push as its session is to see it: another node may know other groups, and the session was told of those that it
+    /// was told of. `None`: as it is.
+    fn shown(&self, account: &BareJid, told: &Told, version: Version, passage: &Passage) -> Option<Stanza> {
+        let groups = self.rosters.groups();
+        let (contact, own) = pushes::read(&passage.stanza).filter(|_| groups.view_of(account).is_some())?;
+        let ver = pushes::ver(version, told.shared());
+        let item = groups.shown(account, &contact, own);
+        let push = pushes::push(&*passage.services, account, &contact, item.as_ref(), &ver);
+        Some(push.with_to(passage.stanza.head.to.clone()?))
     }
 }
 
@@ -381,6 +443,19 @@ fn forget_pushes<'a>(services: &'a Arc<dyn Services>, account: &'a BareJid) -> A
             drop(store_failed(NAME, &error));
         }
     })
+}
+
+/// Pushes come in their order wherever the client goes on.
+impl Moving for RosterModule {
+    fn pack(&self, session: &SessionView) -> Option<String> {
+        session.notes().get::<Told>().map(|told| told.version())
+    }
+
+    fn unpack(&self, session: &SessionView, packed: &str) {
+        if let Some(told) = Told::read(packed) {
+            session.notes().put(told);
+        }
+    }
 }
 
 impl Forgetting for RosterModule {

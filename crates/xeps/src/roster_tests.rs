@@ -331,7 +331,7 @@ fn a_push_that_comes_too_early_waits_for_those_before_it_and_they_are_not_heard_
         let mut late = Vec::new();
         for (contact, name) in [("bob@localhost", "Bob"), ("carol@localhost", "Carol")] {
             let contact = Jid::new(contact).unwrap();
-            let item = |_| Item { name: Some(name.to_owned()), ..Item::default() };
+            let item = |_| Some(Item { name: Some(name.to_owned()), ..Item::default() });
             let changed = elsewhere.put(&*services, &account, &contact, item).await.unwrap();
             late.push((contact, changed.roster));
         }
@@ -367,7 +367,7 @@ fn a_late_push_of_which_nobody_kept_a_note_is_heard_when_it_comes() {
         let contact = Jid::new("bob@localhost").unwrap();
         // Too large to be kept.
         let groups: Vec<String> = (0..10).map(|n| format!("{n}").repeat(1_000)).collect();
-        let item = |_| Item { groups: groups.clone(), ..Item::default() };
+        let item = |_| Some(Item { groups: groups.clone(), ..Item::default() });
         let changed = elsewhere.put(&*services, &account, &contact, item).await.unwrap();
         phone.send(&set("<item jid='carol@localhost'/>")).await;
         assert_eq!(read(&phone.hears_stanzas()[0]).1, ["carol@localhost \"\" none"]);

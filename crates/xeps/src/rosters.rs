@@ -11,6 +11,7 @@ use store::{Batch, Committed, Expect, Partition, StoreError, Stored, Table, Vers
 
 use crate::cache::{Cache, KEY};
 use crate::failure::Failure;
+use crate::groups::{Groups, Shared};
 use crate::kept::Kept;
 use crate::pushes::{self, Version};
 
@@ -63,6 +64,9 @@ pub struct Roster {
     /// Grows with every change.
     changes: u64,
     pub items: BTreeMap<String, Item>,
+    /// What of the items comes from groups that operators keep, in what users see of it.
+    #[serde(skip)]
+    pub shared: Shared,
 }
 
 impl Stored for Roster {
@@ -82,6 +86,11 @@ impl Roster {
     /// The version that clients see (RFC 6121, 2.6).
     pub fn version(&self) -> Version {
         Version { epoch: self.epoch, changes: self.changes }
+    }
+
+    /// The same as it is written, which says of shared groups too.
+    pub fn ver(&self) -> String {
+        pushes::ver(self.version(), self.shared.digest)
     }
 
     pub fn standing(&self, contact: &Jid) -> Standing {
@@ -127,6 +136,7 @@ crate::settings! {
 #[derive(Debug)]
 pub struct Changed<R> {
     pub value: R,
+    /// As it is kept, without what groups add to it.
     pub roster: Arc<Roster>,
     /// The contact's item is another one now, so it must be pushed.
     pub item_changed: bool,
@@ -141,11 +151,27 @@ const LONG: usize = 1_000;
 pub struct Rosters {
     config: Config,
     cache: Cache<Roster>,
+    groups: Arc<Groups>,
 }
 
 impl Rosters {
     pub fn new(config: Config) -> Rosters {
-        Rosters { config, cache: Cache::default() }
+        Rosters::with_groups(config, Arc::new(Groups::none()))
+    }
+
+    /// Rosters with what groups that operators keep add to them.
+    pub fn with_groups(config: Config, groups: Arc<Groups>) -> Rosters {
+        Rosters { config, cache: Cache::default(), groups }
+    }
+
+    /// Those groups.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    /// The account's roster as it is kept, without what groups add to it.
+    pub async fn own(&self, services: &dyn Services, account: &BareJid) -> Result<Roster, StoreError> {
+        Ok(services.store().get(&partition(account), KEY).await?.unwrap_or_default())
     }
 
     pub fn config(&self) -> &Config {
@@ -159,12 +185,16 @@ impl Rosters {
 
     /// The account's roster, from the cache while it has sessions here.
     pub async fn of(&self, services: &dyn Services, account: &BareJid) -> Result<Arc<Roster>, StoreError> {
-        self.cache.of(services, account).await
+        match self.cached(account) {
+            Some(roster) => Ok(roster),
+            None => self.read(services, account).await,
+        }
     }
 
     /// The account's roster as the store has it now.
     pub async fn read(&self, services: &dyn Services, account: &BareJid) -> Result<Arc<Roster>, StoreError> {
-        self.cache.read(services, account).await
+        self.groups.ready(services, account.domain().as_str()).await?;
+        self.cache.read_as(services, account, |roster| self.groups.merge(account, roster)).await
     }
 
     /// Forgets the cached roster; one that is being read now is not cached.
@@ -189,17 +219,17 @@ impl Rosters {
         self.write(services, account, contact, false, change).await
     }
 
-    /// Puts what `make` makes of the item in its place. It is a change even where the item stays as it was: the
+    /// Puts what `make` makes of the item in its place, or takes it away. It is a change even where the item stays as it was: the
     /// push that follows (RFC 6121, 2.4.2) needs a version of its own (2.6.3).
     pub async fn put(
         &self,
         services: &dyn Services,
         account: &BareJid,
         contact: &Jid,
-        make: impl Fn(Option<Item>) -> Item,
+        make: impl Fn(Option<Item>) -> Option<Item>,
     ) -> Result<Changed<()>, Failure> {
         let change = |item: &mut Option<Item>, _: &mut Option<Request>| {
-            *item = Some(make(item.take()));
+            *item = make(item.take());
             Ok(())
         };
         self.write(services, account, contact, true, change).await

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Sight, Watching, answers, drains, invariants,
+    Sight, Watching, answers, drains, groups, invariants,
     peers::{self, LocalSessions},
     watching,
 };
@@ -58,6 +58,8 @@ pub struct Admin {
     pub sight: Sight,
     /// Whoever watches the cluster here.
     pub watching: Arc<Watching>,
+    /// Groups of contacts.
+    pub groups: groups::Kept,
 }
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -256,6 +258,28 @@ impl admin::admin_server::Admin for Admin {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
+    async fn list_groups(
+        &self,
+        request: Request<admin::ListGroupsRequest>,
+    ) -> Result<Response<admin::ListGroupsResponse>, Status> {
+        self.groups.list(&request.into_inner().host).await.map(Response::new)
+    }
+
+    async fn change_group(
+        &self,
+        request: Request<admin::ChangeGroupRequest>,
+    ) -> Result<Response<admin::ChangeGroupResponse>, Status> {
+        self.groups.change(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn delete_group(
+        &self,
+        request: Request<admin::DeleteGroupRequest>,
+    ) -> Result<Response<admin::DeleteGroupResponse>, Status> {
+        let admin::DeleteGroupRequest { host, name } = request.into_inner();
+        self.groups.delete(&host, &name).await.map(Response::new)
+    }
+
     async fn create_token(
         &self,
         request: Request<admin::CreateTokenRequest>,
@@ -417,7 +441,7 @@ fn unfinished(what: &str, error: AccountError) -> Status {
     }
 }
 
-fn store_error(error: StoreError) -> Status {
+pub(super) fn store_error(error: StoreError) -> Status {
     match error {
         StoreError::Deadline => Status::deadline_exceeded(error.to_string()),
         StoreError::Full => Status::resource_exhausted(error.to_string()),

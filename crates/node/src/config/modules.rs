@@ -24,6 +24,11 @@ impl Settings {
     pub fn modules(&self) -> Modules {
         Modules { list: xeps::modules(&self.modules), switches: xeps::switches(&self.modules) }
     }
+
+    /// The groups of contacts of the config, and the hosts that may have some.
+    pub fn groups(&self) -> xeps::groups::Groups {
+        self.modules.groups()
+    }
 }
 
 /// Reads all `[modules.NAME]`; `hosts` are the hosts of the server.
@@ -80,6 +85,10 @@ fn unknown(what: &str, near: Option<&str>) -> String {
 fn unserved(name: &str, found: &Found, hosts: &[String]) -> Option<String> {
     let named: Vec<&str> = match name {
         "hosts" => found.value.as_array()?.iter().filter_map(|v| v.as_str()).collect(),
+        "groups" => {
+            let groups = found.value.as_array()?.iter().filter_map(|group| group.as_inline_table());
+            groups.filter_map(|group| group.get("host")?.as_str()).collect()
+        }
         "per_host" => found.value.as_inline_table()?.iter().map(|(host, _)| host).collect(),
         _ => return None,
     };

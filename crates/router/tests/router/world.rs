@@ -90,6 +90,7 @@ impl World {
             sid,
             priority,
             detached: false,
+            invisible: false,
         });
         drop(rows);
         self.step();
@@ -119,7 +120,7 @@ impl World {
         let mut lost = Vec::new();
         self.rows.lock().retain(|row| {
             if row.node == node {
-                lost.push(LostSession { jid: row.jid.clone(), sid: row.sid, priority: row.priority });
+                lost.push(LostSession { jid: row.jid.clone(), sid: row.sid, priority: row.shown() });
             }
             row.node != node
         });
@@ -235,7 +236,22 @@ impl Whereabouts for Here {
     ) -> BoxFuture<'a, Result<(), Unavailable>> {
         let mut rows = self.world.rows.lock();
         if let Some(row) = rows.iter_mut().find(|row| row.jid == *jid && row.sid == sid) {
-            row.priority = priority;
+            (row.priority, row.invisible) = (priority, false);
+        }
+        drop(rows);
+        self.world.step();
+        Box::pin(ready(Ok(())))
+    }
+
+    fn hide<'a>(
+        &'a self,
+        jid: &'a FullJid,
+        sid: Sid,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), Unavailable>> {
+        let mut rows = self.world.rows.lock();
+        if let Some(row) = rows.iter_mut().find(|row| row.jid == *jid && row.sid == sid) {
+            (row.priority, row.invisible) = (priority, true);
         }
         drop(rows);
         self.world.step();
@@ -347,6 +363,7 @@ impl Node {
             sid: client.sid,
             priority: client.view.priority(),
             detached: false,
+            invisible: false,
         });
         world.rows.lock().extend(rows);
         world.step();

@@ -253,6 +253,16 @@ impl router::Whereabouts for Town {
         Box::pin(ready(applied.map(|_| ())))
     }
 
+    fn hide<'a>(
+        &'a self,
+        jid: &'a FullJid,
+        sid: Sid,
+        priority: Option<i8>,
+    ) -> BoxFuture<'a, Result<(), Unavailable>> {
+        let applied = self.apply(Command::Hide { jid: jid.clone(), sid, priority });
+        Box::pin(ready(applied.map(|_| ())))
+    }
+
     fn kick<'a>(&'a self, jid: &'a FullJid) -> BoxFuture<'a, Result<bool, Unavailable>> {
         let applied = self.apply(Command::Kick { jid: jid.clone() });
         Box::pin(ready(applied.map(|(outcome, _)| outcome == Outcome::Done)))

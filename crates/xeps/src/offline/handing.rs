@@ -328,7 +328,7 @@ impl Page {
     /// was handed to it.
     fn taker(&self) -> Option<Taker> {
         let online = self.services.online(&self.account);
-        let takes = online.iter().filter(|one| one.priority.is_some_and(|priority| priority >= 0));
+        let takes = online.iter().filter(|one| one.takes.is_some_and(|priority| priority >= 0));
         let taker = takes.max_by_key(|one| one.here)?;
         let local = self.services.local_sessions(&self.account);
         let session = local.iter().find(|here| here.sid() == taker.sid);

@@ -53,10 +53,10 @@ pub fn random_id(services: &dyn Services) -> String {
     format!("{:016x}", u64::from_be_bytes(bytes))
 }
 
-/// The available sessions of an account of ours.
+/// The available sessions of an account of ours, those too that do not show themselves: they alone hear what follows.
 pub fn available(services: &dyn Services, account: &BareJid) -> impl Iterator<Item = FullJid> + use<> {
     let online = services.online(account).into_iter();
-    online.filter(|resource| resource.priority.is_some()).map(|resource| resource.jid)
+    online.filter(|resource| resource.takes.is_some()).map(|resource| resource.jid)
 }
 
 impl Core {
@@ -173,7 +173,7 @@ impl Whom<'_> {
             for session in self.services.online(&asker.bare) {
                 // XEP-0163, 4.3.2: a resource by its name, wherever it is; of an account those that are available.
                 let is_meant = match is_account {
-                    true => session.priority.is_some(),
+                    true => session.takes.is_some(),
                     false => session.jid.as_str() == subscription.jid,
                 };
                 if is_meant && told.insert(session.jid.as_str().to_owned()) {

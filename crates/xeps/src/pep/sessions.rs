@@ -135,7 +135,7 @@ impl Following for Pep {
             SessionEvent::Resumed(session) => {
                 self.core.serves(services);
                 let is_known = session.notes().get::<Wants>().is_some_and(|wants| wants.0.lock().is_known());
-                if !is_known && session.has_presence() && !session.is_anonymous() {
+                if !is_known && session.said().is_some() && !session.is_anonymous() {
                     self.core.available(session, false, services);
                 }
             }
@@ -176,7 +176,7 @@ impl Moving for Pep {
             }
             told.insert(node.to_owned());
         }
-        let announced = session.presence().as_ref().and_then(caps::announced);
+        let announced = session.said().as_ref().and_then(caps::announced);
         let knows = Knows::Known { announced, interests: Arc::new(interests) };
         session.notes().put(Wants(Mutex::new(State { knows, told, ..State::default() })));
     }
@@ -194,7 +194,7 @@ impl Core {
         is_initial: bool,
         services: &Arc<dyn Services>,
     ) {
-        let announced = session.presence().as_ref().and_then(caps::announced);
+        let announced = session.said().as_ref().and_then(caps::announced);
         let wants = session.notes().get_or_put(Wants::default);
         let mut state = wants.0.lock();
         if is_initial {
@@ -334,7 +334,7 @@ impl Delivering for Pep {
                 }
             }
             Knows::Known { .. } => Verdict::Stop,
-            Knows::Nothing if !session.has_presence() => Verdict::Stop,
+            Knows::Nothing if session.said().is_none() => Verdict::Stop,
             Knows::Nothing | Knows::Asked { .. } => {
                 let bytes: usize = state.held.iter().map(|held| held.body().len()).sum();
                 match state.held.len() < HELD_MAX && bytes + stanza.body().len() <= HELD_BYTES_MAX {
