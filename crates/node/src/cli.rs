@@ -87,7 +87,7 @@ pub enum Command {
         #[command(subcommand)]
         what: Session,
     },
-    /// Config files: check, print-default
+    /// Config files: check, print-default, dns
     Config {
         #[command(subcommand)]
         what: Config,
@@ -449,6 +449,17 @@ pub enum Config {
     },
     /// Print every key with its default and what it means
     PrintDefault,
+    /// Print the DNS records by which clients find the hosts of a config, for a zone file
+    ///
+    /// Each frontend has a record of its own: where `c2s.advertise` and `c2s.advertise_direct_tls` are set the records
+    /// lead there, else to the host itself. Give the records of all frontends to your name server.
+    Dns {
+        /// The config file (TOML) of a frontend
+        file: PathBuf,
+        /// Set one key over the file
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        set: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -530,6 +541,7 @@ mod tests {
             "rookery session kick alice@localhost/phone",
             "rookery config check a.toml",
             "rookery config print-default",
+            "rookery config dns a.toml --set c2s.listen=[]",
             "rookery demo",
             "rookery demo --split --base-port 20000 --once",
         ] {

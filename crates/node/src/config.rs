@@ -1,6 +1,7 @@
 //! The config of a node: keys, reading, combinations, and the settings that come of it.
 
 pub mod combinations;
+pub mod dns;
 pub mod keys;
 pub mod modules;
 pub mod nearest;

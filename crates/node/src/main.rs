@@ -48,6 +48,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Health(health) => ctl::run(ctl::health(&admin, health.live)),
         Command::Session { what } => ctl::run(ctl::session(&admin, what)),
         Command::Config { what: cli::Config::Check { file, set } } => config::check(&file, &set),
+        Command::Config { what: cli::Config::Dns { file, set } } => config::dns::run(&file, &set),
         Command::Config { what: cli::Config::PrintDefault } => config::print::run(),
         Command::Demo(demo) => demo::run(&demo),
     }
