@@ -24,7 +24,7 @@ use jid::FullJid;
 use parking_lot::Mutex;
 use router::{Delivery, Deps, End, Fate, Mailbox, Router};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, sleep, timeout},
 };
 
@@ -106,6 +106,8 @@ pub struct House {
     draining: AtomicBool,
     left_behind: AtomicBool,
     turn: watch::Sender<()>,
+    /// Told to stop, it has done so: a process ends then, whatever others still hold open.
+    stopped: Notify,
 }
 
 /// What a process is started with.
@@ -191,6 +193,7 @@ async fn open(start: Start) -> Result<(), cluster::ClusterError> {
         draining: AtomicBool::new(false),
         left_behind: AtomicBool::new(false),
         turn: watch::Sender::new(()),
+        stopped: Notify::new(),
     });
     *start.place.house.lock() = Some(house.clone());
     tokio::spawn(follow(house.clone(), changes));
@@ -204,8 +207,10 @@ async fn open(start: Start) -> Result<(), cluster::ClusterError> {
         start.place.ready.store(true, Ordering::Release);
         Ok(())
     };
-    let (ready, served) = futures::future::join(ready, cluster.serve(routes)).await;
-    ready.and(served)
+    tokio::select! {
+        (ready, served) = futures::future::join(ready, cluster.serve(routes)) => ready.and(served),
+        () = house.stopped.notified() => Ok(()),
+    }
 }
 
 impl House {
@@ -284,6 +289,7 @@ impl House {
             self.left_behind.store(true, Ordering::Release);
         }
         self.cluster.stop(Duration::from_secs(3)).await;
+        self.stopped.notify_one();
     }
 
     fn is_serving(&self) -> bool {

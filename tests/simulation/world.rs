@@ -189,8 +189,17 @@ impl World {
     /// Ends the process of a host at once; with its power, what was not synced may be lost.
     pub fn kill(&mut self, host: Host, power: bool) {
         let Some(running) = self.nodes[host].running.take() else { return };
+        self.note_ignored(&running);
         self.history.push(Event::Killed { host, process: running.process, power });
         self.end(host, running, power);
+    }
+
+    /// What a process has counted goes with it.
+    fn note_ignored(&self, running: &Running) {
+        if let Some(house) = running.place.house.lock().as_ref() {
+            let messages = house.ignored();
+            self.history.push(Event::Ignored { process: running.process, messages });
+        }
     }
 
     fn end(&mut self, host: Host, running: Running, power: bool) {
@@ -300,10 +309,7 @@ impl World {
         if let Some(why) = ended
             && let Some(running) = self.nodes[host].running.take()
         {
-            if let Some(house) = running.place.house.lock().as_ref() {
-                let messages = house.ignored();
-                self.history.push(Event::Ignored { process: running.process, messages });
-            }
+            self.note_ignored(&running);
             self.history.push(Event::Stopped { host, process: running.process, why });
             self.end(host, running, false);
         }

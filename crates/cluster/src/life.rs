@@ -34,6 +34,8 @@ const RENEW_AGAIN: Duration = Duration::from_millis(100);
 const DETOUR: Duration = Duration::from_secs(10);
 /// How long a node may take to learn the route table before it asks for another life.
 const LEARN: Duration = Duration::from_secs(300);
+/// How long that life is renewed while nothing comes of the table, as while a snapshot of it is received.
+const STILL: Duration = Duration::from_secs(12);
 /// How often a running node introduces itself.
 const ROUND: Duration = Duration::from_secs(2);
 
@@ -422,13 +424,23 @@ async fn come_up(
 
 /// Waits until the table here shows that this node is up: a backend that has just joined learns the log first, a
 /// frontend follows its feed. A large table takes longer to come than others wait for a node that is silent, so this
-/// life is renewed meanwhile, although nothing is served in it yet. False once that has failed for as long as a command
-/// may take.
+/// life is renewed meanwhile, although nothing is served in it yet. False once that fails for as long as a command may
+/// take, or once the table stands still: then the others must see that this life is over, or they would leave everything
+/// as it is and nothing would come here.
 async fn shows(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation, index: u64) -> bool {
     let lost = async {
-        let mut until = shared.deadline();
+        let applied = shared.hub.index();
+        let (mut until, mut seen) = (shared.deadline(), *applied.borrow());
+        let mut still = Instant::now() + STILL;
         loop {
             sleep(shared.config.times.renew()).await;
+            let now = *applied.borrow();
+            if now != seen {
+                (seen, still) = (now, Instant::now() + STILL);
+            }
+            if Instant::now() > still {
+                return sleep_until(shared.deadline()).await;
+            }
             match renew(shared, node, incarnation).await {
                 Verdict::Granted => until = shared.deadline(),
                 Verdict::NotLeader if Instant::now() < until => {}
