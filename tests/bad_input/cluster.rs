@@ -152,7 +152,13 @@ async fn row_132_a_node_of_another_cluster_and_a_removed_one_are_refused() -> Re
         let theirs = Peer { cluster: vec![7; 16].into(), frontend: true, ..Peer::default() };
         let text = denied("a node of another cluster", frontend.hello(hello(theirs)).await)?;
         ensure!(text.contains("belongs to cluster `") && text.contains(&"07".repeat(16)), "{text}");
-        let renew = RenewRequest { cluster: vec![7; 16].into(), node: 1, incarnation: 1, passed_on: false };
+        let renew = RenewRequest {
+            cluster: vec![7; 16].into(),
+            node: 1,
+            incarnation: 1,
+            passed_on: false,
+            index: None,
+        };
         denied("a call for another cluster", frontend.renew(renew).await)?;
         cluster.grown("cluster", 2.0).await?;
 
@@ -216,6 +222,7 @@ async fn row_133_a_certificate_speaks_for_its_own_node_alone() -> Result<()> {
             node: node.id,
             incarnation: node.incarnation,
             passed_on: false,
+            index: None,
         };
         membership.renew(renew(&second)).await.context("its own lease")?;
         let text = denied("the lease of another", membership.renew(renew(&first)).await)?;
@@ -285,7 +292,8 @@ async fn row_134_a_frontend_speaks_neither_raft_nor_admin() -> Result<()> {
         let cluster_id = Cluster::cluster_id(&cluster.state().await?)?;
         let barrier = BarrierRequest { cluster: cluster_id.clone(), timeout_ms: 5000 };
         membership.barrier(barrier).await.context("what it may do")?;
-        let renew = RenewRequest { cluster: cluster_id, node: 1, incarnation: 1, passed_on: true };
+        let renew =
+            RenewRequest { cluster: cluster_id, node: 1, incarnation: 1, passed_on: true, index: None };
         denied("the lease of another, as if passed on", membership.renew(renew).await)?;
         cluster.grown("role", 1.0).await?;
         Ok(())

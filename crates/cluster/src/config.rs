@@ -159,6 +159,12 @@ impl Times {
         Duration::from_millis((self.fence_ms + granting + drift).min(self.expire_ms))
     }
 
+    /// How far behind the leader's table a node may be that gets its lease renewed: so that with the lease that it has, it
+    /// serves by an old table for less than the time in which a silent node is expired, also across an election.
+    pub(crate) fn behind(&self) -> Duration {
+        Duration::from_millis(self.expire_ms.saturating_sub(self.fence_ms) / 2)
+    }
+
     pub(crate) fn grace(&self) -> Duration {
         Duration::from_millis(self.grace_ms)
     }

@@ -1,6 +1,9 @@
 //! The lease that every node renews: who may serve, and who is gone. Clocks are monotonic and passed in.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -130,6 +133,36 @@ impl Heard {
     }
 }
 
+/// How far the leader's table was, for as long as a node may be behind it. A node with a table that is older serves
+/// sessions that others have displaced, while its renewals still come through: its disk is slow, or what it is sent is
+/// cut off.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    age: Duration,
+    seen: VecDeque<(Instant, u64)>,
+}
+
+/// The least time between two marks.
+const STEP: Duration = Duration::from_millis(100);
+
+impl Marks {
+    pub(crate) fn new(times: &Times) -> Marks {
+        Marks { age: times.behind(), seen: VecDeque::new() }
+    }
+
+    /// Whether a node that has come to `theirs` is too far behind this one, which is at `ours`.
+    pub(crate) fn is_behind(&mut self, theirs: u64, ours: u64, now: Instant) -> bool {
+        let age = |at: Instant| now.saturating_duration_since(at);
+        if self.seen.back().is_none_or(|(at, _)| age(*at) >= STEP) {
+            self.seen.push_back((now, ours));
+        }
+        while self.seen.get(1).is_some_and(|(at, _)| age(*at) >= self.age) {
+            self.seen.pop_front();
+        }
+        self.seen.front().is_some_and(|(at, then)| age(*at) >= self.age && theirs < *then)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +224,23 @@ mod tests {
             assert_eq!(lease.lose(ms(base, noticed)), ms(base, since), "{sent:?}, {noticed}");
             assert!(!lease.is_held(ms(base, noticed)));
         }
+    }
+
+    #[test]
+    fn who_is_behind_for_longer_than_a_moment_gets_no_lease() {
+        let base = Instant::now();
+        let mut marks = Marks::new(&Times::default());
+        // The table grows by one each 100 ms; ten of them are a second.
+        for step in 0..100_u64 {
+            let now = ms(base, step * 100);
+            assert!(!marks.is_behind(step, step, now), "level at {step}");
+            assert!(!marks.is_behind(step.saturating_sub(10), step, now), "a second behind at {step}");
+            assert_eq!(marks.is_behind(step.saturating_sub(12), step, now), step >= 11, "behind at {step}");
+            assert!(marks.seen.len() <= 12);
+        }
+        // Nobody asked for long: what came in this moment need not have come everywhere.
+        assert!(!marks.is_behind(99, 500, ms(base, 60_000)));
+        assert!(marks.is_behind(99, 500, ms(base, 61_000)));
     }
 
     /// Hears at these times, and looks each 250 ms as the leader does.

@@ -441,7 +441,7 @@ async fn shows(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation, ind
             if Instant::now() > still {
                 return sleep_until(shared.deadline()).await;
             }
-            match renew(shared, node, incarnation).await {
+            match renew(shared, node, incarnation, None).await {
                 Verdict::Granted => until = shared.deadline(),
                 Verdict::NotLeader if Instant::now() < until => {}
                 Verdict::NotLeader | Verdict::Stale => return,
@@ -460,7 +460,7 @@ async fn hold_lease(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation
     let mut told = false;
     loop {
         let until = shared.lease.lock().until();
-        let sent = Instant::now();
+        let (sent, applied) = (Instant::now(), *shared.hub.index().borrow());
         let fenced = async {
             match until {
                 Some(until) => sleep_until(until).await,
@@ -468,7 +468,7 @@ async fn hold_lease(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation
             }
         };
         let verdict = tokio::select! {
-            verdict = renew(shared, node, incarnation) => verdict,
+            verdict = renew(shared, node, incarnation, Some(applied)) => verdict,
             () = fenced => break,
         };
         let granted = match verdict {
@@ -501,7 +501,8 @@ async fn hold_lease(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation
     }
 }
 
-async fn renew(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation) -> Verdict {
+/// `index`: up to where the table here is applied, if anything is served by it.
+async fn renew(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation, index: Option<u64>) -> Verdict {
     if shared.stands_still() {
         // So the lease runs out, and others serve whom this node serves now.
         return Verdict::NotLeader;
@@ -509,7 +510,7 @@ async fn renew(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation) -> 
     let core = shared.routes_group().map(|group| group.core());
     let address = match &core {
         Some(core) if core.leader() == shared.member() => {
-            return shared.grant(node, incarnation).verdict();
+            return shared.grant(node, incarnation, index).verdict();
         }
         Some(core) => core.leader().and_then(|leader| shared.links.address(leader)),
         None => {
@@ -523,7 +524,8 @@ async fn renew(shared: &Arc<Shared>, node: NodeId, incarnation: Incarnation) -> 
     };
     let asked = async {
         let cluster = shared.links.cluster_bytes();
-        let request = RenewRequest { cluster, node: node.0, incarnation: incarnation.0, passed_on: false };
+        let (node, incarnation) = (node.0, incarnation.0);
+        let request = RenewRequest { cluster, node, incarnation, passed_on: false, index };
         let mut client = shared.membership(&address).ok()?;
         let Ok(reply) = timeout(RENEWAL, client.renew(Request::new(request))).await else {
             shared.links.forget(&address);

@@ -170,7 +170,7 @@ impl membership_server::Membership for Service {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
         self.check(&request, &request.get_ref().cluster)?;
-        let RenewRequest { node, incarnation, passed_on, .. } = *request.get_ref();
+        let RenewRequest { node, incarnation, passed_on, index, .. } = *request.get_ref();
         if passed_on {
             // The backend that heard the node itself has checked who it is.
             identity::may_speak_raft(&request)?;
@@ -178,10 +178,10 @@ impl membership_server::Membership for Service {
             identity::is_node(&request)?.claims_node(NodeId(node))?;
         }
         let (node, incarnation) = (NodeId(node), Incarnation(incarnation));
-        let mut reply = self.0.grant(node, incarnation);
+        let mut reply = self.0.grant(node, incarnation, index);
         if reply.verdict() == Verdict::NotLeader
             && !passed_on
-            && let Some(verdict) = self.0.pass_on(node, incarnation).await
+            && let Some(verdict) = self.0.pass_on(node, incarnation, index).await
         {
             reply.verdict = verdict.into();
             reply.passed_on = true;

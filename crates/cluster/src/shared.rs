@@ -24,7 +24,7 @@ use crate::{
     formation::Promise,
     hub::Hub,
     identity::{audit::Audit, authority::Authority, credentials::Credentials, kept::Kept},
-    lease::{Heard, Holding},
+    lease::{Heard, Holding, Marks},
     links::{Links, MESSAGE_MAX},
     raft::{
         group::{Group, Proposed, call_timeout},
@@ -63,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) discovery: Box<dyn Discover>,
     pub(crate) lease: Mutex<Holding>,
     pub(crate) heard: Mutex<Heard>,
+    pub(crate) marks: Mutex<Marks>,
     pub(crate) promise: Mutex<Promise>,
     /// The members that this node would found a cluster with.
     pub(crate) sees: Mutex<Vec<MemberId>>,
@@ -194,8 +195,8 @@ impl Shared {
         others && self.routes_group().is_some_and(|group| group.core().has_stopped())
     }
 
-    /// Grants a renewal if this node leads.
-    pub(crate) fn grant(&self, node: NodeId, incarnation: Incarnation) -> RenewReply {
+    /// Grants a renewal if this node leads, to a node that has applied the table up to `index` where it says so.
+    pub(crate) fn grant(&self, node: NodeId, incarnation: Incarnation, index: Option<u64>) -> RenewReply {
         let group = self.routes_group();
         let core = group.as_ref().map(Group::core);
         let leads = core.as_ref().is_some_and(|core| core.leads_surely());
@@ -206,6 +207,10 @@ impl Shared {
             None => Verdict::NotLeader,
             Some(row) if row.incarnation < incarnation => Verdict::NotLeader,
             Some(row) if row.incarnation > incarnation || row.state == NodeState::Gone => Verdict::Stale,
+            Some(_) if index.is_some_and(|index| self.is_behind(index)) => {
+                tracing::debug!(%node, index, "a node is too far behind for its lease");
+                Verdict::NotLeader
+            }
             Some(_) => {
                 self.heard.lock().renewed(node, incarnation, Instant::now());
                 Verdict::Granted
@@ -215,10 +220,20 @@ impl Shared {
         RenewReply { verdict: verdict.into(), leader: leader.unwrap_or_default(), passed_on: false }
     }
 
+    fn is_behind(&self, index: u64) -> bool {
+        let ours = *self.hub.index().borrow();
+        self.marks.lock().is_behind(index, ours, Instant::now())
+    }
+
     /// Asks the leader in the stead of a frontend that may not reach it; what the leader says. Not for a backend: it has
     /// the table by Raft, from the leader, and would serve with one that stands still. The same holds for whoever has
     /// the table from this node, so it must have its own lease.
-    pub(crate) async fn pass_on(&self, node: NodeId, incarnation: Incarnation) -> Option<Verdict> {
+    pub(crate) async fn pass_on(
+        &self,
+        node: NodeId,
+        incarnation: Incarnation,
+        index: Option<u64>,
+    ) -> Option<Verdict> {
         let is_frontend = self.view.node(node).is_some_and(|row| !row.roles.backend);
         if !is_frontend || !self.lease.lock().is_held(Instant::now()) {
             return None;
@@ -226,7 +241,8 @@ impl Shared {
         let leader = self.routes_group()?.core().leader().filter(|leader| Some(*leader) != self.member())?;
         let address = self.links.address(leader)?;
         let cluster = self.links.cluster_bytes();
-        let request = RenewRequest { cluster, node: node.0, incarnation: incarnation.0, passed_on: true };
+        let (node, incarnation) = (node.0, incarnation.0);
+        let request = RenewRequest { cluster, node, incarnation, passed_on: true, index };
         let mut client = self.membership(&address).ok()?;
         let reply = timeout(PASSING_ON, client.renew(request)).await.ok()?;
         match reply.map(|reply| reply.into_inner().verdict()) {
