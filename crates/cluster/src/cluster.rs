@@ -619,6 +619,7 @@ impl Cluster {
         let leave = async {
             let (groups, heirs) = (self.shared.groups.all(), self.shared.heirs(true));
             let until = Instant::now() + grace / 4;
+            groups.iter().for_each(Group::stand_aside);
             join_all(groups.iter().map(|group| group.hand_over(&heirs, until))).await;
             let (node, incarnation) = self.me();
             if node.0 != 0 && self.is_serving() {

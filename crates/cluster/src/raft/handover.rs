@@ -42,6 +42,12 @@ const LET_GO: Duration = Duration::from_millis(150);
 const ATTEMPT: Duration = Duration::from_millis(400);
 
 impl Group {
+    /// Holds no election of its own any more: a node that is about to end, and was elected once more because nobody else
+    /// was in time, would leave the others without a leader.
+    pub(crate) fn stand_aside(&self) {
+        self.core().raft.runtime_config().elect(false);
+    }
+
     /// Has one of `heirs`, the first that has all of the log, lead in place of this node; whether this node leads no
     /// more.
     pub(crate) async fn hand_over(&self, heirs: &[MemberId], deadline: Instant) -> bool {
