@@ -278,7 +278,7 @@ impl House {
         let until = Instant::now() + Duration::from_secs(5);
         loop {
             let sids: Vec<u128> = self.lines.lock().sessions.keys().copied().collect();
-            if sids.is_empty() || Instant::now() > until {
+            if sids.is_empty() && !self.router.has_mailboxes() || Instant::now() > until {
                 break;
             }
             sids.into_iter().for_each(|sid| self.order(sid, Order::Stop));

@@ -28,6 +28,8 @@ const KNOWN: &[(u64, &str)] = &[
     (3992, "what a node refused for a displaced session was overtaken by what came for its successor there"),
     (5071, "of what came back from a node the first gave way to the second"),
     (4033, "what waited was handed over by a displaced session too"),
+    (2833, "a node that was told to stop was at rest before the mailboxes of its last sessions were closed"),
+    (4091, "the same, of a node that was without its lease meanwhile"),
     (5571, "a node whose disk was slow kept its lease, and served by a table that was seconds behind"),
 ];
 /// How many others the test runs, if nobody says how many, and for how long at most.

@@ -402,6 +402,11 @@ impl Mailboxes {
         self.slots.get(account).map(|slots| slots.clone()).unwrap_or_default()
     }
 
+    /// Whether no session has one.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
     /// What waits in all mailboxes together.
     pub fn waiting(&self) -> &Arc<Waiting> {
         &self.waiting

@@ -153,6 +153,12 @@ impl Router {
         self.mailboxes.open(view)
     }
 
+    /// Whether a session has a mailbox here: what waits in it goes its way only when that is closed, which may be a while
+    /// behind the end of the connection.
+    pub fn has_mailboxes(&self) -> bool {
+        !self.mailboxes.is_empty()
+    }
+
     /// Closes the mailbox of a session that ended, whatever became of the `Mailbox`; call it after the route
     /// was taken back (or lost). `unwritten` is what was drained and not written; with what still waits it is
     /// routed anew: to another session of the account, to the offline store, or back to its sender.

@@ -475,7 +475,8 @@ impl Listeners {
     pub async fn stop(&self) {
         self.open.send_replace(false);
         let ended = async {
-            while self.world.gate.open() > 0 || self.world.table.len() > 0 {
+            let has_mailboxes = || self.world.router.has_mailboxes();
+            while self.world.gate.open() > 0 || self.world.table.len() > 0 || has_mailboxes() {
                 // Again and again: a session may be bound between two orders.
                 self.world.table.order_all(Order::Stop);
                 tokio::time::sleep(Duration::from_millis(20)).await;
