@@ -30,7 +30,6 @@ const KNOWN: &[(u64, &str)] = &[
     (4033, "what waited was handed over by a displaced session too"),
     (2833, "a node that was told to stop was at rest before the mailboxes of its last sessions were closed"),
     (4091, "the same, of a node that was without its lease meanwhile"),
-    (5571, "a node whose disk was slow kept its lease, and served by a table that was seconds behind"),
 ];
 /// How many others the test runs, if nobody says how many, and for how long at most.
 const OTHERS: u64 = 10;
