@@ -112,16 +112,7 @@ impl Accounts {
     /// Adds the rows of an account that has none yet.
     fn fill(&mut self, rows: Vec<Row>) {
         let Some(first) = rows.first() else { return };
-        let bare = bare_of(&first.jid);
-        if self.parts.len() > 1 {
-            // There was room for all that are to come: a part that grows to that step by step leaves holes behind.
-            let part = part_of(self.parts.len(), self.hasher.hash_one(bare));
-            let part = Arc::make_mut(&mut self.parts[part]);
-            if part.is_empty() {
-                part.reserve(FULL, Account::hash);
-            }
-        }
-        match self.entry(bare) {
+        match self.entry(bare_of(&first.jid)) {
             (_, Entry::Occupied(mut account)) => account.get_mut().rows = rows.into(),
             (hash, Entry::Vacant(place)) => {
                 place.insert(Account { hash, rows: rows.into() });

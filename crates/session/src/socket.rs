@@ -97,7 +97,9 @@ impl Wire {
             })
             .await?;
             if slices.peek().is_some() {
-                // Sockets are looked at before it goes on: a wake-up of our own would come before them.
+                // Other arbiters go first where cores are few, and then the sockets of this one: a wake-up of our own
+                // would come before them.
+                std::thread::yield_now();
                 tokio::task::yield_now().await;
             }
         }

@@ -9,8 +9,7 @@ pub use jid::{BareJid, DomainPart, DomainRef, FullJid, Jid, NodePart, NodeRef, R
 /// Fails also where preparing it twice gives another address, or none (`\u{df}--x`, whose hyphens come to stand
 /// where none may): what is kept or sent to another node is read again there, and must be the same.
 pub fn jid(text: &str) -> Result<Jid, jid::Error> {
-    let text = &*without_final_dot(text)?;
-    let text = &*with_u_labels(text);
+    let text = &*with_one_domain(text)?;
     let jid = Jid::new(text)?;
     if jid.as_str() != text && Jid::new(jid.as_str())? != jid {
         return Err(jid::Error::NamePrep);
@@ -21,6 +20,14 @@ pub fn jid(text: &str) -> Result<Jid, jid::Error> {
 /// As [`jid`], of an address without a resource.
 pub fn bare_jid(text: &str) -> Result<BareJid, jid::Error> {
     jid(text)?.try_into()
+}
+
+/// The address, its domain in the form that it is compared in before it is prepared.
+fn with_one_domain(text: &str) -> Result<Cow<'_, str>, jid::Error> {
+    Ok(match without_final_dot(text)? {
+        Cow::Borrowed(text) => with_u_labels(text),
+        Cow::Owned(text) => Cow::Owned(with_u_labels(&text).into_owned()),
+    })
 }
 
 /// What ends a label of a domain (RFC 3490, 3.1).
@@ -61,7 +68,7 @@ fn with_u_labels(text: &str) -> Cow<'_, str> {
 /// The host name as it is compared everywhere: prepared and in lower case.
 /// Fails for anything that is no domain (empty, with `@` or `/`, too long).
 pub fn host(name: &str) -> Result<DomainPart, jid::Error> {
-    let host = DomainPart::new(&with_u_labels(&without_final_dot(name)?))?.into_owned();
+    let host = DomainPart::new(&with_one_domain(name)?)?.into_owned();
     for_good(host.as_str())?;
     Ok(host)
 }

@@ -1,10 +1,12 @@
 //! The rosters of accounts: kept in the store, cached with the sessions of their account.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Formatter};
 use std::sync::Arc;
 
 use hooks::Services;
 use jid::{BareJid, Jid};
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use stanza::{Condition, StanzaError};
 use store::{Batch, Committed, Expect, Partition, StoreError, Stored, Table, Versioned};
@@ -63,10 +65,39 @@ pub struct Roster {
     epoch: u64,
     /// Grows with every change.
     changes: u64,
+    #[serde(deserialize_with = "read_items")]
     pub items: BTreeMap<String, Item>,
     /// What of the items comes from groups that operators keep, in what users see of it.
     #[serde(skip)]
     pub shared: Shared,
+}
+
+/// Reads contacts and gives way to other threads between slices of them: whoever decodes a long roster would else keep
+/// a core until the system's next tick, up to 4 ms, whatever its priority.
+fn read_items<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Item>, D::Error> {
+    struct Items;
+
+    impl<'de> Visitor<'de> for Items {
+        type Value = BTreeMap<String, Item>;
+
+        fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
+            f.write_str("contacts by their addresses")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            // They are kept in order, and a tree is made from what is in order at once.
+            let mut items = Vec::new();
+            while let Some(item) = map.next_entry()? {
+                items.push(item);
+                if items.len() % SLICE == 0 {
+                    std::thread::yield_now();
+                }
+            }
+            Ok(items.into_iter().collect())
+        }
+    }
+
+    from.deserialize_map(Items)
 }
 
 impl Stored for Roster {
@@ -146,6 +177,8 @@ pub struct Changed<R> {
 const ATTEMPTS: usize = 32;
 /// Contacts beyond which a roster is freed aside: it consists of some small pieces for each of them.
 const LONG: usize = 1_000;
+/// Contacts that are read in one go.
+const SLICE: usize = 128;
 
 /// Access to all rosters. Modules share one.
 pub struct Rosters {
@@ -340,4 +373,25 @@ impl Rosters {
 /// Where everything of an account is kept.
 pub fn partition(account: &BareJid) -> Partition {
     Partition::Account(account.as_str().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_roster_of_any_length_is_read_as_it_was_kept() {
+        for contacts in [0, 1, SLICE - 1, SLICE, 3 * SLICE + 7] {
+            let item =
+                |n| (format!("c{n}@x"), Item { name: Some(format!("Contact {n}")), ..Item::default() });
+            let roster = Roster {
+                items: (0..contacts).map(item).collect(),
+                epoch: 7,
+                changes: 9,
+                ..Roster::default()
+            };
+            let kept = store::record::encode(&roster);
+            assert_eq!(store::record::decode::<Roster>(&kept).unwrap(), roster);
+        }
+    }
 }
