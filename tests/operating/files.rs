@@ -1,6 +1,6 @@
 //! A node that may open few files: it raises its limit, keeps the last ones for itself, and those who are connected notice nothing.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fs, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
@@ -105,6 +105,22 @@ async fn a_node_that_runs_out_of_files_refuses_newcomers_and_serves_all_others()
         ensure!(page(metrics).await?["rookery_out_of_files"] == 0.0);
         let log = nodes.until_logged(0, AGAIN, Duration::from_secs(5)).await?;
         ensure!(times(&log, AGAIN) == round as usize, "said too often:\n{log}");
+    }
+    Ok(())
+}
+
+/// Where the system must make room for a file that a client is, the thread that accepts it stands still for some 10 ms,
+/// and all of its clients with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn there_is_room_for_the_files_of_many_clients_before_the_first_one_comes() -> Result<()> {
+    for (limit, room) in [(HARD, HARD), (4_096, 4_096), (20_000, 16_384)] {
+        let nodes =
+            Nodes::start_limited(Layout::One, Some((limit, limit)), |_, _, config| Ok(config)).await?;
+        let process = nodes.process(0).context("the node has ended")?;
+        let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).context("no FDSize")?;
+        let size: u32 = size.trim().parse()?;
+        ensure!(size >= room && size < 2 * room.max(HARD), "there is room for {size} files of {limit}");
     }
     Ok(())
 }

@@ -129,7 +129,7 @@ impl Default for Limits {
             connections_per_address: 1_000,
             accepts_per_address_per_second: 100,
             accepts_per_second: 1_000,
-            login_lag_us: 500,
+            login_lag_us: 250,
             logins_per_second_min: 50,
             logins_waiting: 1_000,
             unauthenticated_connections: 10_000,
