@@ -41,6 +41,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
         ticks.tick().await;
         let Some(routes) = shared.routes_group() else { continue };
         expire_silent(&shared, &routes);
+        note_committed(&shared, &routes).await;
         if nth % 4 == 0 {
             note_gone(&shared, &mut gone_since);
             for group in shared.groups.all() {
@@ -65,6 +66,13 @@ async fn yields(shared: &Shared, group: &Group) -> bool {
             || routes.leaving().any(|row| row.node == me)
     };
     leaves && group.hand_over(&shared.heirs(false), Instant::now() + HAND_OVER).await
+}
+
+/// Also where this node does not lead: it may do so at the next moment, and then knows how far others should be.
+async fn note_committed(shared: &Shared, routes: &Group) {
+    if let Ok(Some(committed)) = timeout(LOOK, routes.core().committed()).await {
+        shared.marks.lock().note(committed, Instant::now());
+    }
 }
 
 fn expire_silent(shared: &Arc<Shared>, routes: &Group) {

@@ -133,9 +133,9 @@ impl Heard {
     }
 }
 
-/// How far the leader's table was, for as long as a node may be behind it. A node with a table that is older serves
+/// How far what is agreed on had come, for as long as a node may be behind it. A node with a table that is older serves
 /// sessions that others have displaced, while its renewals still come through: its disk is slow, or what it is sent is
-/// cut off.
+/// cut off. It may lead, too.
 #[derive(Debug)]
 pub(crate) struct Marks {
     age: Duration,
@@ -150,16 +150,22 @@ impl Marks {
         Marks { age: times.behind(), seen: VecDeque::new() }
     }
 
-    /// Whether a node that has come to `theirs` is too far behind this one, which is at `ours`.
-    pub(crate) fn is_behind(&mut self, theirs: u64, ours: u64, now: Instant) -> bool {
+    /// Notes how far it has come.
+    pub(crate) fn note(&mut self, agreed: u64, now: Instant) {
         let age = |at: Instant| now.saturating_duration_since(at);
         if self.seen.back().is_none_or(|(at, _)| age(*at) >= STEP) {
-            self.seen.push_back((now, ours));
+            self.seen.push_back((now, agreed));
         }
         while self.seen.get(1).is_some_and(|(at, _)| age(*at) >= self.age) {
             self.seen.pop_front();
         }
-        self.seen.front().is_some_and(|(at, then)| age(*at) >= self.age && theirs < *then)
+    }
+
+    /// Whether a node that has come to `theirs` is too far behind, now that what is agreed on has come to `ours` at least.
+    pub(crate) fn is_behind(&mut self, theirs: u64, ours: u64, now: Instant) -> bool {
+        self.note(ours, now);
+        let old = |at: Instant| now.saturating_duration_since(at) >= self.age;
+        self.seen.front().is_some_and(|(at, then)| old(*at) && theirs < *then)
     }
 }
 
@@ -241,6 +247,19 @@ mod tests {
         // Nobody asked for long: what came in this moment need not have come everywhere.
         assert!(!marks.is_behind(99, 500, ms(base, 60_000)));
         assert!(marks.is_behind(99, 500, ms(base, 61_000)));
+    }
+
+    #[test]
+    fn a_leader_whose_own_table_is_behind_what_is_agreed_on_gets_no_lease() {
+        let base = Instant::now();
+        let mut marks = Marks::new(&Times::default());
+        for look in 0..40_u64 {
+            let now = ms(base, look * 250);
+            // It goes on to agree with the others, and its own table stands at 7.
+            marks.note(7 + look, now);
+            assert_eq!(marks.is_behind(7, 7, now), look > 4, "at {look}");
+            assert!(!marks.is_behind(7 + look, 7, now), "who has all of it at {look}");
+        }
     }
 
     /// Hears at these times, and looks each 250 ms as the leader does.

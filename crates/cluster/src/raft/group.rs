@@ -338,6 +338,12 @@ impl Core {
         if leads && (alone || young) { seen.leads_since } else { None }
     }
 
+    /// Up to which index this node knows the log to be agreed on, applied here or not; `None` where the group has
+    /// stopped or has agreed on nothing.
+    pub(crate) async fn committed(&self) -> Option<u64> {
+        self.raft.with_raft_state(|state| state.committed.map(|id| id.index)).await.ok().flatten()
+    }
+
     /// Whether this member may vote for another one.
     pub(crate) fn may_vote(&self) -> bool {
         self.votes_from.is_none_or(|from| Instant::now() >= from)
