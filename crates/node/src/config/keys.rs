@@ -550,7 +550,7 @@ pub const KEYS: &[Key] = &[
     key(
         "limits.login_lag_us",
         Whole(0, 10_000_000),
-        Is("500"),
+        Is("250"),
         "Microseconds that the threads of sessions may be late while logins begin; as long as they are later, fewer logins begin and further ones wait, the first come first. 0: all begin at once.",
     ),
     key(
