@@ -36,6 +36,8 @@ pub enum Event {
     Back { process: Process, life: Life },
     /// A process heard that a life of a node is over.
     Gone { by: Process, life: Life },
+    /// A table says that a life of a node is over, whoever was told of it: what is read from a log is told to nobody.
+    Over { life: Life },
     /// A session was asked for.
     BindAsked { sid: Sid, jid: String, process: Process },
     /// It was given and acknowledged.

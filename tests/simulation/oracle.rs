@@ -57,6 +57,8 @@ struct Known {
     killed: BTreeSet<Process>,
     /// When anybody first heard that a life of a node is over.
     gone: BTreeMap<Life, u64>,
+    /// When a table first said so.
+    over: BTreeMap<Life, u64>,
     fenced: BTreeMap<Process, Vec<u64>>,
     back: BTreeMap<Process, Vec<u64>>,
 }
@@ -90,6 +92,9 @@ impl Known {
                 }
                 Event::Gone { life, .. } => {
                     known.gone.entry(*life).or_insert(at);
+                }
+                Event::Over { life } => {
+                    known.over.entry(*life).or_insert(at);
                 }
                 Event::Back { process, .. } => known.back.entry(*process).or_default().push(at),
                 Event::Fenced { process } => known.fenced.entry(*process).or_default().push(at),
@@ -234,8 +239,11 @@ fn is_undone(known: &Known, sid: Sid, session: &Session, bound_at: u64, now: u64
     };
     let lost = |at: &u64| *at <= now && (*at + 1_000 >= bound_at || !is_back(*at));
     let fenced = known.fenced.get(&session.process);
+    let over = |life: &Life| {
+        [&known.gone, &known.over].into_iter().filter_map(|ends| ends.get(life)).any(|at| *at <= now)
+    };
     let with_its_lease = fenced.is_some_and(|times| times.iter().any(lost))
-        || session.lives.iter().any(|(_, life)| known.gone.get(life).is_some_and(|at| *at <= now));
+        || session.lives.iter().any(|(_, life)| over(life));
     let successor = known.by_jid.get(&session.jid).into_iter().flatten().any(|other| {
         let Some(rival) = known.sessions.get(other) else { return false };
         // One that was acknowledged before this one was asked for is older in the log, unless it was tried twice.

@@ -205,3 +205,18 @@ fn rule_9_an_acknowledged_commit_is_never_lost() {
     assert!(broken(vec![kept.clone(), list(&[1, 2])]).is_empty());
     assert_eq!(broken(vec![kept, list(&[1])]), [9]);
 }
+
+#[test]
+fn a_row_may_go_with_a_life_that_a_table_says_is_over_though_nobody_was_told() {
+    let lost = |over: Vec<(u64, Event)>| {
+        broken(all(vec![
+            bound(10, 1, 1, 4),
+            vec![table(20, 2, 5, &[(1, 1)])],
+            over,
+            vec![table(40, 2, 9, &[])],
+        ]))
+    };
+    assert_eq!(lost(vec![]), [2]);
+    assert_eq!(lost(vec![(30, Event::Over { life: (1, 1) })]), [0; 0]);
+    assert_eq!(lost(vec![(30, Event::Over { life: (1, 0) })]), [2]);
+}

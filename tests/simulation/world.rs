@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use cluster::{Config, Discovery, Roles, simulation};
+use cluster::{Config, Discovery, NodeState, Roles, simulation};
 use futures::future::BoxFuture;
 use hooks::Store;
 use tokio::runtime::{Builder, Runtime};
@@ -19,7 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     chance::Dice,
     disks::Disks,
-    history::{Event, History, Process, Route},
+    history::{Event, History, Life, Process, Route},
     house::{self, House, Place, Start},
     ledger::LedgerDisk,
     network::{Host, Network},
@@ -104,6 +104,8 @@ pub struct World {
     dice: Dice,
     processes: Process,
     serves: BTreeMap<u128, bool>,
+    /// Lives of nodes that some table has said to be over.
+    over: BTreeSet<Life>,
 }
 
 impl World {
@@ -143,6 +145,7 @@ impl World {
             dice: dice.split(),
             processes: 0,
             serves: BTreeMap::new(),
+            over: BTreeSet::new(),
         }
     }
 
@@ -336,7 +339,7 @@ impl World {
     }
 
     /// Notes the tables of all processes.
-    pub fn note_tables(&self) {
+    pub fn note_tables(&mut self) {
         for host in 0..self.nodes.len() {
             let Some(house) = self.house(host) else { continue };
             let view = house.cluster.routes();
@@ -352,6 +355,15 @@ impl World {
                 });
             });
             routes.sort();
+            for row in view.nodes() {
+                let is_gone = row.state == NodeState::Gone;
+                let past = (0..row.incarnation.0).chain(is_gone.then_some(row.incarnation.0));
+                for life in past.map(|incarnation| (row.node.0, incarnation)) {
+                    if self.over.insert(life) {
+                        self.history.push(Event::Over { life });
+                    }
+                }
+            }
             let (process, index) = (house.process, view.index());
             self.history.push(Event::Table { process, index, routes: Arc::new(routes) });
         }
