@@ -16,6 +16,7 @@ use jid::{BareJid, Jid};
 use parking_lot::Mutex;
 use stanza::address::same_account;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
 use crate::peer::key;
 use crate::router::Router;
@@ -78,6 +79,8 @@ struct Queue {
     waiting: VecDeque<Work>,
     /// Told when something came back, for the stanza at the head that waits for it.
     came_back: Arc<Notify>,
+    /// When the stanza at the head last went on without what it had waited for.
+    gave_way: Option<Instant>,
 }
 
 /// The queues of all accounts that have one now.
@@ -130,7 +133,7 @@ impl Queues {
     }
 
     /// Lets a stanza pass, or puts it behind what waits for the same account.
-    pub(crate) fn enter(&self, account: &BareJid, transit: Transit) -> Entered {
+    pub(crate) fn enter(&self, account: &BareJid, mut transit: Transit) -> Entered {
         if self.count.load(Ordering::Acquire) == 0 {
             return Entered::Free(transit);
         }
@@ -140,6 +143,7 @@ impl Queues {
             None => Entered::Free(transit),
             Some(queue) if queue.waiting.len() >= self.bound => Entered::Full(transit),
             Some(queue) => {
+                transit.queued.get_or_insert_with(Instant::now);
                 queue.waiting.push_back(Work::Stanza(Box::new(transit)));
                 Entered::Waits
             }
@@ -206,6 +210,26 @@ impl Queues {
         self.push(router, account, work, true);
     }
 
+    /// Notes that the stanza at the head goes on without what it has waited for. Those that wait behind it have waited
+    /// as long by then: if each of them began anew, the last of a hundred would come minutes late.
+    pub(crate) fn give_way(&self, account: &BareJid, from: Option<&Jid>) {
+        let mut shard = self.shard(account).lock();
+        if let Some(queue) =
+            shard.get_mut(account).and_then(|lines| lines.line(Line::of(account, from)).as_mut())
+        {
+            queue.gave_way = Some(Instant::now());
+        }
+    }
+
+    /// Whether a stanza was behind another one that went on without what it had waited for.
+    pub(crate) fn gave_way(&self, account: &BareJid, transit: &Transit) -> bool {
+        let Some(queued) = transit.queued else { return false };
+        let line = Line::of(account, transit.stanza.head.from.as_ref());
+        let mut shard = self.shard(account).lock();
+        let queue = shard.get_mut(account).and_then(|lines| lines.line(line).as_ref());
+        queue.and_then(|queue| queue.gave_way).is_some_and(|gave_way| queued <= gave_way)
+    }
+
     fn push(
         &self,
         router: &Arc<Router>,
@@ -223,8 +247,9 @@ impl Queues {
             let lines = shard.entry(account.clone()).or_default();
             for mut work in work {
                 let line = work.line(account);
-                if let (true, Work::Stanza(transit)) = (returned, &mut work) {
-                    transit.came_back = true;
+                if let Work::Stanza(transit) = &mut work {
+                    transit.came_back |= returned;
+                    transit.queued.get_or_insert_with(Instant::now);
                 }
                 let queue = lines.line(line).get_or_insert_with(|| {
                     begun.push(line);

@@ -509,19 +509,23 @@ impl Router {
     ) -> bool {
         let now = Instant::now();
         let until = *transit.behind_until.get_or_insert(now + self.config.refused_wait());
-        let over = tokio::time::timeout_at(until, over);
         let from = transit.stanza.head.from.as_ref();
+        let over = async {
+            if tokio::time::timeout_at(until, over).await.is_err() {
+                self.queues.give_way(account, from);
+            }
+        };
         // Who came back before keeps its place in front of who does now.
         let came_back = if transit.came_back { None } else { self.queues.came_back(account, from) };
         let Some(came_back) = came_back else {
-            let _ = over.await;
+            over.await;
             return false;
         };
         tokio::select! {
             biased;
             // It comes back to this very queue.
             _ = came_back.notified() => true,
-            _ = over => false,
+            () = over => false,
         }
     }
 
@@ -558,16 +562,14 @@ impl Router {
         let table = LazyCell::new(|| self.whereabouts.users(account));
         let has = |rows: &[Row], sid: hooks::Sid| rows.iter().any(|row| row.sid.0 == sid.0);
         let is_bound = |sid| has(rows, sid) || has(&table, sid);
-        if !transit.came_back
-            && let Some(slot) = self.mailboxes.leftover(account, is_bound)
-        {
-            return Some(Obstacle::Leftover(slot));
-        }
-        if transit.hops > 0 || transit.handed_over {
-            // It may itself be what is waited for; or it goes with its session, before all that is newer.
-            return None;
-        }
-        self.peers.leaving(self, account, place.node()).map(Obstacle::Behind)
+        let leftover = || {
+            self.mailboxes.leftover(account, is_bound).filter(|_| !transit.came_back).map(Obstacle::Leftover)
+        };
+        // One that has crossed may itself be what is waited for; or it goes with its session, before all that is newer.
+        let is_first = transit.hops > 0 || transit.handed_over;
+        let behind =
+            || self.peers.leaving(self, account, place.node()).filter(|_| !is_first).map(Obstacle::Behind);
+        leftover().or_else(behind).filter(|_| !self.queues.gave_way(account, transit))
     }
 
     /// Whether the last question for a newer table was not answered.

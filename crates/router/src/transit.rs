@@ -48,6 +48,8 @@ pub(crate) struct Transit {
     pub one_of_several: bool,
     /// Until when it waits for what is older and comes back from another node.
     pub behind_until: Option<Instant>,
+    /// Since when it waits in the queue of its receiver.
+    pub queued: Option<Instant>,
     /// It was on its way already and came back: it waits among those, in their order.
     pub came_back: bool,
     /// It has waited for a session that was away, see [`crate::away`].
@@ -75,6 +77,7 @@ impl Transit {
             looked: false,
             one_of_several: false,
             behind_until: None,
+            queued: None,
             came_back: false,
             was_away: false,
             handed_over: false,

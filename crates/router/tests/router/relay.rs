@@ -11,7 +11,7 @@ use jid::{FullJid, Jid};
 use router::Config;
 
 use crate::modules::Keeper;
-use crate::world::{Link, Node, World, id, node, until};
+use crate::world::{Link, Node, SOON, World, id, node, until};
 
 struct Cluster {
     world: Arc<World>,
@@ -376,6 +376,24 @@ async fn what_never_comes_back_is_not_waited_for_for_ever() {
     assert_eq!(new.hears_ids(1).await, [1]);
     old.close(&all.world, vec![]);
     assert_eq!(new.hears_ids(1).await, [0]);
+}
+
+/// As above, with many that wait: the bound is for all of them together, and not for one after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_behind_one_that_has_waited_in_vain_goes_on_with_it() {
+    let config = Config { refused_wait_ms: 2_000, ..Config::default() };
+    let all = cluster(3, config).await;
+    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    let old = all.nodes[1].login("bob@localhost/b", Some(0));
+    alice.chats("bob@localhost", 0).await;
+    until("it is there", || old.mailbox.len() == 1).await;
+    all.world.unbind(old.sid);
+    let mut new = all.nodes[2].login("bob@localhost/b", Some(0));
+    for number in 1..=40 {
+        alice.chats("bob@localhost", number).await;
+    }
+    let heard = tokio::time::timeout(SOON, new.hears_ids(40)).await;
+    assert_eq!(heard.ok(), Some(numbers(1..41)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
