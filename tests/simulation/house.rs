@@ -499,7 +499,12 @@ async fn carry(house: Arc<House>, jid: FullJid, mut line: Line) {
     let mut freed = false;
     let outcome =
         halves(&house, &view, &mut mailbox, &mut line, &mut ordered, &mut unwritten, &mut freed).await;
-    if !matches!(outcome, Outcome::Overflowed | Outcome::Gone) && house.is_serving() {
+    // As the real one: what waits for a session that is displaced goes to its successor.
+    let is_lost = matches!(
+        outcome,
+        Outcome::Overflowed | Outcome::Gone | Outcome::Ordered(Order::Displaced | Order::CutOff)
+    );
+    if !is_lost && house.is_serving() {
         write(&house, &view, &mut mailbox, &mut unwritten);
     }
     house.history.push(Event::Ended { sid: sid.0, why: format!("{outcome:?}") });

@@ -30,6 +30,8 @@ const KNOWN: &[(u64, &str)] = &[
     (4033, "what waited was handed over by a displaced session too"),
     (2833, "a node that was told to stop was at rest before the mailboxes of its last sessions were closed"),
     (4091, "the same, of a node that was without its lease meanwhile"),
+    (1146, "a hundred messages behind a loss waited in vain one after the other"),
+    (5571, "a leader with a slow disk granted itself a lease by its own old table"),
 ];
 /// How many others the test runs, if nobody says how many, and for how long at most.
 const OTHERS: u64 = 10;
