@@ -114,8 +114,11 @@ fn make_room(files: u64) {
         // SAFETY: it takes an open file and a number.
         match unsafe { libc::fcntl(any.as_raw_fd(), libc::F_DUPFD_CLOEXEC, last) } {
             -1 => Err(io::Error::last_os_error()),
-            // SAFETY: it was made just now, and nobody else has its number.
-            made => Ok(drop(unsafe { OwnedFd::from_raw_fd(made) })),
+            made => {
+                // SAFETY: it was made just now, and nobody else has its number.
+                drop(unsafe { OwnedFd::from_raw_fd(made) });
+                Ok(())
+            }
         }
     })();
     if let Err(error) = made {
