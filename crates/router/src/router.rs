@@ -272,7 +272,7 @@ impl Router {
             Entered::Free(transit) if self.is_deep() => {
                 self.queues.append(router, &account, [Work::Stanza(Box::new(transit))]);
             }
-            Entered::Free(transit) => router.proceed(&account, transit),
+            Entered::Free(transit) => router.proceed(&account, transit, false),
             Entered::Waits => {}
             Entered::Full(transit) => router.bounce_at_bound(transit),
         }
@@ -281,15 +281,17 @@ impl Router {
     /// Sends on what another node had for a session that ended: it is older than what waits here, and than what comes here
     /// while its handlers await something.
     pub(crate) fn dispatch_returned(&self, transit: Transit) {
-        let account = transit.stanza.head.to.as_ref().filter(|to| to.node().is_some()).map(Jid::to_bare);
-        match (self.myself.upgrade(), account) {
-            (Some(router), Some(account))
-                if transit.follows || self.queues.is_busy(&account, transit.stanza.head.from.as_ref()) =>
-            {
-                self.queues.give_back(&router, &account, [Work::Stanza(Box::new(transit))]);
-            }
-            _ => self.dispatch(transit),
+        let is_ours = |to: &&Jid| to.node().is_some() && self.is_local_host(to.domain().as_str());
+        let account = transit.stanza.head.to.as_ref().filter(is_ours).map(Jid::to_bare);
+        let (Some(router), Some(account)) = (self.myself.upgrade(), account) else {
+            return self.dispatch(transit);
+        };
+        let is_busy = self.queues.is_busy(&account, transit.stanza.head.from.as_ref());
+        if transit.follows || is_busy || self.is_deep() {
+            return self.queues.give_back(&router, &account, [Work::Stanza(Box::new(transit))]);
         }
+        self.peers.reap(&router);
+        router.proceed(&account, transit, true);
     }
 
     /// Sends what is older than all that waits for its account, past what waits.
@@ -417,8 +419,8 @@ impl Router {
         self.whereabouts.users(account).iter().any(|row| row.sid == only)
     }
 
-    /// Sends a stanza to an account on, when nobody is before it.
-    fn proceed(self: &Arc<Self>, account: &BareJid, transit: Transit) {
+    /// Sends a stanza to an account on, when nobody is before it; `is_older`: than all that comes while it waits.
+    fn proceed(self: &Arc<Self>, account: &BareJid, transit: Transit, is_older: bool) {
         let Some(looked) = self.look(account, &transit) else {
             return self.refuse_shape(transit);
         };
@@ -426,7 +428,12 @@ impl Router {
         let waits = self.obstacle(account, &transit, &looked).is_some()
             || self.queues.is_busy(account, transit.stanza.head.from.as_ref());
         if waits {
-            return self.queues.append(self, account, [Work::Stanza(Box::new(transit))]);
+            let work = [Work::Stanza(Box::new(transit))];
+            return match is_older {
+                // Where those are that come behind it.
+                true => self.queues.give_back(self, account, work),
+                false => self.queues.append(self, account, work),
+            };
         }
         let (subject, rows, place) = looked;
         match place {

@@ -378,7 +378,29 @@ async fn what_never_comes_back_is_not_waited_for_for_ever() {
     assert_eq!(new.hears_ids(1).await, [0]);
 }
 
-/// As above, with many that wait: the bound is for all of them together, and not for one after the other.
+/// They come while a session there is getting what was kept for it: the first finds nobody before it, and waits; the
+/// others wait behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_back_to_a_session_that_still_gets_what_was_kept_stays_in_order() {
+    let all = cluster(2, Config::default()).await;
+    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    let old = all.nodes[1].login("bob@localhost/b", Some(0));
+    for number in 0..20 {
+        alice.chats("bob@localhost/b", number).await;
+    }
+    until("it is all there", || old.mailbox.len() == 20).await;
+    all.world.unbind(old.sid);
+    let services: Arc<dyn Services> = all.nodes[0].router.services();
+    let hold = services.hold(&"bob@localhost".parse().unwrap());
+    let mut new = all.nodes[0].login("bob@localhost/b", Some(0));
+    old.close(&all.world, vec![]);
+    until("they are back", || all.nodes[0].router.account_queues() == 1 && all.nodes[1].unsettled() == 20)
+        .await;
+    drop(hold);
+    assert_eq!(new.hears_ids(20).await, numbers(0..20));
+}
+
+/// With many that wait for what never comes back: the bound is for all of them together, and not for one after the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_behind_one_that_has_waited_in_vain_goes_on_with_it() {
     let config = Config { refused_wait_ms: 2_000, ..Config::default() };
