@@ -120,6 +120,17 @@ impl Queues {
         &self.shards[key(account.as_str()) as usize % SHARDS]
     }
 
+    /// Does something with the queue in which stanzas of `from` wait, if there is one.
+    fn queue<R>(
+        &self,
+        account: &BareJid,
+        from: Option<&Jid>,
+        work: impl FnOnce(&mut Queue) -> R,
+    ) -> Option<R> {
+        let mut shard = self.shard(account).lock();
+        shard.get_mut(account)?.line(Line::of(account, from)).as_mut().map(work)
+    }
+
     /// Queues of accounts that exist now.
     pub(crate) fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
@@ -187,16 +198,12 @@ impl Queues {
 
     /// Whether something came back that is older than all that waits.
     pub(crate) fn has_returned(&self, account: &BareJid, from: Option<&Jid>) -> bool {
-        let mut shard = self.shard(account).lock();
-        let queue = shard.get_mut(account).and_then(|lines| lines.line(Line::of(account, from)).as_ref());
-        queue.is_some_and(|queue| !queue.returned.is_empty())
+        self.queue(account, from, |queue| !queue.returned.is_empty()).unwrap_or(false)
     }
 
     /// What tells the worker of a queue that something came back.
     pub(crate) fn came_back(&self, account: &BareJid, from: Option<&Jid>) -> Option<Arc<Notify>> {
-        let mut shard = self.shard(account).lock();
-        let queue = shard.get_mut(account)?.line(Line::of(account, from)).as_ref()?;
-        Some(queue.came_back.clone())
+        self.queue(account, from, |queue| queue.came_back.clone())
     }
 
     /// Puts back what was on its way already, before all that waits. Not bounded here: it was counted in a
@@ -213,21 +220,14 @@ impl Queues {
     /// Notes that the stanza at the head goes on without what it has waited for. Those that wait behind it have waited
     /// as long by then: if each of them began anew, the last of a hundred would come minutes late.
     pub(crate) fn give_way(&self, account: &BareJid, from: Option<&Jid>) {
-        let mut shard = self.shard(account).lock();
-        if let Some(queue) =
-            shard.get_mut(account).and_then(|lines| lines.line(Line::of(account, from)).as_mut())
-        {
-            queue.gave_way = Some(Instant::now());
-        }
+        self.queue(account, from, |queue| queue.gave_way = Some(Instant::now()));
     }
 
     /// Whether a stanza was behind another one that went on without what it had waited for.
     pub(crate) fn gave_way(&self, account: &BareJid, transit: &Transit) -> bool {
         let Some(queued) = transit.queued else { return false };
-        let line = Line::of(account, transit.stanza.head.from.as_ref());
-        let mut shard = self.shard(account).lock();
-        let queue = shard.get_mut(account).and_then(|lines| lines.line(line).as_ref());
-        queue.and_then(|queue| queue.gave_way).is_some_and(|gave_way| queued <= gave_way)
+        let gave_way = self.queue(account, transit.stanza.head.from.as_ref(), |queue| queue.gave_way);
+        gave_way.flatten().is_some_and(|gave_way| queued <= gave_way)
     }
 
     fn push(

@@ -570,12 +570,15 @@ impl Router {
         let has = |rows: &[Row], sid: hooks::Sid| rows.iter().any(|row| row.sid.0 == sid.0);
         let is_bound = |sid| has(rows, sid) || has(&table, sid);
         let leftover = || {
-            self.mailboxes.leftover(account, is_bound).filter(|_| !transit.came_back).map(Obstacle::Leftover)
+            let slot = (!transit.came_back).then(|| self.mailboxes.leftover(account, is_bound));
+            slot.flatten().map(Obstacle::Leftover)
         };
         // One that has crossed may itself be what is waited for; or it goes with its session, before all that is newer.
         let is_first = transit.hops > 0 || transit.handed_over;
-        let behind =
-            || self.peers.leaving(self, account, place.node()).filter(|_| !is_first).map(Obstacle::Behind);
+        let behind = || {
+            let leaving = (!is_first).then(|| self.peers.leaving(self, account, place.node()));
+            leaving.flatten().map(Obstacle::Behind)
+        };
         leftover().or_else(behind).filter(|_| !self.queues.gave_way(account, transit))
     }
 
