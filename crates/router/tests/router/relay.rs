@@ -11,7 +11,7 @@ use jid::{FullJid, Jid};
 use router::Config;
 
 use crate::modules::Keeper;
-use crate::world::{Link, Node, SOON, World, id, node, until};
+use crate::world::{Client, Link, Node, SOON, World, id, node, until};
 
 struct Cluster {
     world: Arc<World>,
@@ -287,18 +287,24 @@ async fn tables_that_point_at_each_other_end_in_the_store() {
     until("it is forgotten", || all.nodes.iter().all(|node| node.unsettled() == 0)).await;
 }
 
+/// Alice, and a session of Bob at another node that has not read what she wrote to `to`: its route is taken back before its
+/// mail is.
+async fn with_unread_mail(all: &Cluster, to: &str, count: usize) -> (Client, Client) {
+    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
+    let bob = all.nodes[1].login("bob@localhost/b", Some(0));
+    for number in 0..count {
+        alice.chats(to, number).await;
+    }
+    until("it is all there", || bob.mailbox.len() == count).await;
+    all.world.unbind(bob.sid);
+    (alice, bob)
+}
+
 /// A session that has not read all of its mail ends, and the account comes back at another node while more is sent:
 /// first what comes back from the old node, then what is newer.
 async fn moves_with_unread_mail(to: usize) {
     let all = cluster(3, Config::default()).await;
-    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
-    let old = all.nodes[1].login("bob@localhost/b", Some(0));
-    for number in 0..20 {
-        alice.chats("bob@localhost", number).await;
-    }
-    until("it is all there", || old.mailbox.len() == 20).await;
-    // Its route is taken back before its mail is.
-    all.world.unbind(old.sid);
+    let (alice, old) = with_unread_mail(&all, "bob@localhost", 20).await;
     for number in 20..40 {
         alice.chats("bob@localhost", number).await;
     }
@@ -365,12 +371,8 @@ async fn what_an_ended_session_did_not_read_comes_back_to_the_node_of_its_sender
 async fn what_never_comes_back_is_not_waited_for_for_ever() {
     let config = Config { refused_wait_ms: 100, ..Config::default() };
     let all = cluster(3, config).await;
-    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
-    let old = all.nodes[1].login("bob@localhost/b", Some(0));
-    alice.chats("bob@localhost", 0).await;
-    until("it is there", || old.mailbox.len() == 1).await;
     // The node of the old session does not come to its end.
-    all.world.unbind(old.sid);
+    let (alice, old) = with_unread_mail(&all, "bob@localhost", 1).await;
     let mut new = all.nodes[2].login("bob@localhost/b", Some(0));
     alice.chats("bob@localhost", 1).await;
     assert_eq!(new.hears_ids(1).await, [1]);
@@ -383,13 +385,7 @@ async fn what_never_comes_back_is_not_waited_for_for_ever() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_back_to_a_session_that_still_gets_what_was_kept_stays_in_order() {
     let all = cluster(2, Config::default()).await;
-    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
-    let old = all.nodes[1].login("bob@localhost/b", Some(0));
-    for number in 0..20 {
-        alice.chats("bob@localhost/b", number).await;
-    }
-    until("it is all there", || old.mailbox.len() == 20).await;
-    all.world.unbind(old.sid);
+    let (_alice, old) = with_unread_mail(&all, "bob@localhost/b", 20).await;
     let services: Arc<dyn Services> = all.nodes[0].router.services();
     let hold = services.hold(&"bob@localhost".parse().unwrap());
     let mut new = all.nodes[0].login("bob@localhost/b", Some(0));
@@ -405,11 +401,7 @@ async fn what_comes_back_to_a_session_that_still_gets_what_was_kept_stays_in_ord
 async fn what_waits_behind_one_that_has_waited_in_vain_goes_on_with_it() {
     let config = Config { refused_wait_ms: 2_000, ..Config::default() };
     let all = cluster(3, config).await;
-    let alice = all.nodes[0].login("alice@localhost/a", Some(0));
-    let old = all.nodes[1].login("bob@localhost/b", Some(0));
-    alice.chats("bob@localhost", 0).await;
-    until("it is there", || old.mailbox.len() == 1).await;
-    all.world.unbind(old.sid);
+    let (alice, _old) = with_unread_mail(&all, "bob@localhost", 1).await;
     let mut new = all.nodes[2].login("bob@localhost/b", Some(0));
     for number in 1..=40 {
         alice.chats("bob@localhost", number).await;
