@@ -94,7 +94,7 @@ pub(crate) struct Core {
     pub(super) links: Arc<Links>,
     quorum_age: Duration,
     /// Before this it may have confirmed a leader in a life before, which counts on it for so long: it votes for nobody.
-    votes_from: Option<Instant>,
+    pub(super) votes_from: Mutex<Option<Instant>>,
     applied: watch::Receiver<u64>,
     seen: Mutex<Seen>,
     /// This node gives its lead away, and neither decides nor grants anything meanwhile.
@@ -106,6 +106,8 @@ pub(crate) struct Core {
 #[derive(Default)]
 struct Seen {
     quorum_at: Option<Instant>,
+    /// What was heard of a quorum before this counts no more: voters were asked to let go of this leader.
+    counts_from: Option<Instant>,
     leads_since: Option<(u64, Instant)>,
     /// Who led last, and how often another one did after somebody.
     leader: Option<u64>,
@@ -222,7 +224,7 @@ impl Group {
         let quorum_age = Duration::from_millis(times.quorum_age_ms);
         let (seen, yielding) = (Mutex::default(), AtomicBool::new(false));
         let dir = state_dir;
-        let votes_from = (!log.is_blank()).then(|| Instant::now() + quorum_age);
+        let votes_from = Mutex::new((!log.is_blank()).then(|| Instant::now() + quorum_age));
         let core = Core {
             name,
             member,
@@ -338,6 +340,12 @@ impl Core {
         if leads && (alone || young) { seen.leads_since } else { None }
     }
 
+    /// Counts on no voter until it has confirmed this leader once more.
+    pub(super) fn forget_quorum(&self) {
+        let mut seen = self.seen.lock();
+        (seen.quorum_at, seen.counts_from) = (None, Some(Instant::now()));
+    }
+
     /// Up to which index this node knows the log to be agreed on, applied here or not; `None` where the group has
     /// stopped or has agreed on nothing.
     pub(crate) async fn committed(&self) -> Option<u64> {
@@ -346,7 +354,7 @@ impl Core {
 
     /// Whether this member may vote for another one.
     pub(crate) fn may_vote(&self) -> bool {
-        self.votes_from.is_none_or(|from| Instant::now() >= from)
+        self.votes_from.lock().is_none_or(|from| Instant::now() >= from)
     }
 
     /// Whether the group has stopped here for good: what this node knows of it stands still.
@@ -505,7 +513,8 @@ async fn watch_quorum(core: Arc<Core>) {
             let now = Instant::now();
             let mut seen = core.seen.lock();
             let age = metrics.millis_since_quorum_ack.map(Duration::from_millis);
-            if let Some(at) = age.and_then(|age| now.checked_sub(age)) {
+            let at = age.and_then(|age| now.checked_sub(age));
+            if let Some(at) = at.filter(|at| seen.counts_from.is_none_or(|from| *at >= from)) {
                 seen.quorum_at = seen.quorum_at.max(Some(at));
             }
             if metrics.current_leader.is_some() && metrics.current_leader != seen.leader {

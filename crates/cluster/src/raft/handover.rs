@@ -57,6 +57,7 @@ impl Group {
             if let Some(heir) = core.yield_to(heirs, deadline).await {
                 tracing::info!(group = core.name, to = %heir, "handed the lead over");
             }
+            core.forget_quorum();
             core.yielding.store(false, Ordering::SeqCst);
         }
         !core.is_leader()
@@ -167,8 +168,11 @@ impl Core {
         follows && self.elect_silently(term).await
     }
 
-    /// Takes the term behind `term`, and asks nobody for a vote in it.
+    /// Takes the term behind `term`, and asks nobody for a vote in it. From then on it votes for others, also where it
+    /// has just started: the leader of `term` counts on no voter any more, and an earlier leader on none since that one
+    /// was elected.
     async fn elect_silently(&self, term: u64) -> bool {
+        *self.votes_from.lock() = None;
         self.elections.silent.store(term + 1, Ordering::SeqCst);
         self.raft.trigger().elect().await.is_ok()
     }
