@@ -89,7 +89,12 @@ async fn hold(dir: &Path) {
     }
     let (took, full) = (begun.elapsed(), memory("VmRSS"));
     println!("{SESSIONS} sessions brought in within {took:.1?}, {} MB at most meanwhile", memory("VmHWM"));
-    println!("first node, full: {full} MB resident, {} MB more than empty", full - empty);
+    give_back();
+    let kept = memory("VmRSS");
+    println!(
+        "first node, full: {full} MB resident, {kept} MB once memory was given back, {} MB more than empty",
+        kept - empty
+    );
     write_seeds(&seeds, [&node]);
     let ended = tokio::task::spawn_blocking(end_of_input);
     let mut worst = Vec::new();
@@ -123,7 +128,13 @@ async fn join(dir: &Path, name: &str, roles: Roles) {
     println!(
         "{name} that joined empty: serving after {ready:.2?}, level after {level:.2?} with {sessions} sessions"
     );
-    println!("{name}: {} MB resident, {} MB at most", memory("VmRSS"), memory("VmHWM"));
+    let learned = memory("VmRSS");
+    give_back();
+    println!(
+        "{name}: {learned} MB resident, {} MB once memory was given back, {} MB at most",
+        memory("VmRSS"),
+        memory("VmHWM")
+    );
     tokio::task::spawn_blocking(end_of_input).await.expect("the input ends");
 }
 
@@ -131,6 +142,16 @@ async fn join(dir: &Path, name: &str, roles: Roles) {
 fn log() {
     let levels = tracing_subscriber::EnvFilter::from_default_env();
     let _ = tracing_subscriber::fmt().with_env_filter(levels).with_writer(std::io::stderr).try_init();
+}
+
+/// As a node does within a minute when its table has grown by as much.
+#[allow(unsafe_code, reason = "the allocator of the C library has no other door")]
+fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the call has no conditions; it takes the locks of the allocator as every allocation does.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 fn end_of_input() {

@@ -27,6 +27,9 @@ const BATCH_BYTES: usize = 1 << 20;
 pub(crate) const PAYLOAD_MAX: usize = 16 << 20;
 /// How long a batch gathers while others are on their way.
 const GATHER: Duration = Duration::from_millis(2);
+/// As many that came while a batch gathered are a crowd, for which it gathers once more: half as many entries, with
+/// their syncs and messages, for twice the pause.
+const CROWD: usize = 8;
 /// How many batches are on their way at once.
 const IN_FLIGHT: usize = 16;
 /// How many proposals and reads may wait; at the bound their callers wait until their deadlines.
@@ -172,18 +175,14 @@ async fn ask<Q, A>(
 async fn run_proposals(mut queue: mpsc::Receiver<Proposal>, sink: Arc<dyn Sink>, direct: Arc<Semaphore>) {
     let permits = Arc::new(Semaphore::new(IN_FLIGHT));
     while let Some(first) = queue.recv().await {
-        let mut bytes = first.payload.len();
-        let mut batch = vec![first];
         // A single command on an idle group goes at once; only a busy group gathers.
-        if permits.available_permits() < IN_FLIGHT || direct.available_permits() == 0 {
-            let until = Instant::now() + GATHER;
-            while batch.len() < BATCH_MAX && bytes < BATCH_BYTES {
-                let Ok(Some(next)) = timeout_at(until, queue.recv()).await else { break };
-                bytes += next.payload.len();
-                batch.push(next);
-            }
+        let busy = permits.available_permits() < IN_FLIGHT || direct.available_permits() == 0;
+        if busy {
+            gather(&queue).await;
         }
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        let mut bytes = first.payload.len();
+        let mut batch = vec![first];
         while batch.len() < BATCH_MAX && bytes < BATCH_BYTES {
             let Ok(next) = queue.try_recv() else { break };
             bytes += next.payload.len();
@@ -194,6 +193,17 @@ async fn run_proposals(mut queue: mpsc::Receiver<Proposal>, sink: Arc<dyn Sink>,
             send_batch(batch, &*sink).await;
             drop(permit);
         });
+    }
+}
+
+/// Lets proposals come together. They lie in the queue meanwhile and wake nobody: a turn of this task for each costs more
+/// than the rest of its way here.
+async fn gather(queue: &mpsc::Receiver<Proposal>) {
+    if queue.len() < BATCH_MAX {
+        sleep(GATHER).await;
+    }
+    if (CROWD..BATCH_MAX).contains(&queue.len()) {
+        sleep(GATHER).await;
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
 };
 
 use openraft::{
@@ -23,6 +24,8 @@ use crate::seam::{self, random_bits};
 
 /// First bytes of a snapshot file; the digit is the version of the format.
 const MAGIC: &[u8; 8] = b"RKSNAP1\n";
+/// Bytes of a snapshot that wait for the disk together at most.
+const SLICE: usize = 512 << 10;
 
 /// The machine with its snapshots; clones share them.
 #[derive(Clone)]
@@ -150,7 +153,8 @@ pub(super) fn keep(dir: &Path, meta: &Meta, writer: SnapshotWriter) -> io::Resul
     let part = dir.join(format!("{:032x}.tmp", random_bits()));
     let file = OpenOptions::new().create_new(true).read(true).write(true).open(&part)?;
     let head = postcard::to_stdvec(meta).map_err(io::Error::other)?;
-    let mut out = Summed { out: BufWriter::new(&file), crc: crc32fast::Hasher::new(), len: 0 };
+    let out = BufWriter::new(InSlices { file: &file, unsynced: 0 });
+    let mut out = Summed { out, crc: crc32fast::Hasher::new(), len: 0 };
     out.write_all(MAGIC)?;
     out.write_all(&(head.len() as u32).to_le_bytes())?;
     out.write_all(&head)?;
@@ -229,8 +233,32 @@ fn named(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Has what it wrote reach the disk piece by piece: the log, which is synced meanwhile, waits for one piece at most.
+struct InSlices<'a> {
+    file: &'a File,
+    unsynced: usize,
+}
+
+impl Write for InSlices<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.unsynced >= SLICE {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        // Nobody waits for a snapshot, and a kernel that does not preempt takes the core away at a tick only.
+        thread::yield_now();
+        let n = self.file.write(bytes)?;
+        self.unsynced += n;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 struct Summed<'a> {
-    out: BufWriter<&'a File>,
+    out: BufWriter<InSlices<'a>>,
     crc: crc32fast::Hasher,
     len: u64,
 }
