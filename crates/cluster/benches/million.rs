@@ -89,6 +89,8 @@ async fn hold(dir: &Path) {
     }
     let (took, full) = (begun.elapsed(), memory("VmRSS"));
     println!("{SESSIONS} sessions brought in within {took:.1?}, {} MB at most meanwhile", memory("VmHWM"));
+    // The last snapshot of it is still being written, and what has changed since is there twice.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     give_back();
     let kept = memory("VmRSS");
     println!(
