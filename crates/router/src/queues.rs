@@ -2,7 +2,7 @@
 //!
 //! An account has two of them, as stanzas of one sender to one receiver keep their order and others need not: what
 //! it says to itself, and what the server answers it, does not wait behind what others sent. So a login is not slower
-//! for the messages that wait for it.
+//! for the messages that wait for it. Only what a session leaves to its successor goes in one.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -46,15 +46,6 @@ impl Line {
     }
 }
 
-impl Work {
-    fn line(&self, account: &BareJid) -> Line {
-        match self {
-            Work::Stanza(transit) => Line::of(account, transit.stanza.head.from.as_ref()),
-            Work::Begun(line, _) => *line,
-        }
-    }
-}
-
 /// The queues of one account that somebody works on.
 #[derive(Default)]
 struct Lines {
@@ -69,6 +60,28 @@ impl Lines {
             Line::Others => &mut self.others,
         }
     }
+
+    /// The line in which stanzas of `from` wait now.
+    fn of(&self, account: &BareJid, from: Option<&Jid>) -> Line {
+        match Line::of(account, from) {
+            Line::Own if self.others.as_ref().is_some_and(|queue| queue.has_both) => Line::Others,
+            line => line,
+        }
+    }
+
+    /// The line for a piece of work. What a session leaves to its successor goes in one of them, in the order in which its
+    /// client was to have it: a copy of a message is the account's own, and stands before what came behind that message.
+    /// And whether that line is for both from then on.
+    fn of_work(&self, account: &BareJid, work: &Work) -> (Line, bool) {
+        let transit = match work {
+            Work::Begun(line, _) => return (*line, false),
+            Work::Stanza(transit) => transit,
+        };
+        match self.of(account, transit.stanza.head.from.as_ref()) {
+            Line::Own if transit.handed_over && self.own.is_none() => (Line::Others, true),
+            line => (line, false),
+        }
+    }
 }
 
 /// One queue of an account; it exists while somebody works on it.
@@ -81,6 +94,8 @@ struct Queue {
     came_back: Arc<Notify>,
     /// When the stanza at the head last went on without what it had waited for.
     gave_way: Option<Instant>,
+    /// What the account says to itself waits here too, for as long as there is the queue.
+    has_both: bool,
 }
 
 /// The queues of all accounts that have one now.
@@ -128,7 +143,9 @@ impl Queues {
         work: impl FnOnce(&mut Queue) -> R,
     ) -> Option<R> {
         let mut shard = self.shard(account).lock();
-        shard.get_mut(account)?.line(Line::of(account, from)).as_mut().map(work)
+        let lines = shard.get_mut(account)?;
+        let line = lines.of(account, from);
+        lines.line(line).as_mut().map(work)
     }
 
     /// Queues of accounts that exist now.
@@ -138,9 +155,7 @@ impl Queues {
 
     /// Whether something waits for the account before what `from` sends it.
     pub(crate) fn is_busy(&self, account: &BareJid, from: Option<&Jid>) -> bool {
-        let waits = |lines: &mut Lines| lines.line(Line::of(account, from)).is_some();
-        self.count.load(Ordering::Acquire) > 0
-            && self.shard(account).lock().get_mut(account).is_some_and(waits)
+        self.count.load(Ordering::Acquire) > 0 && self.queue(account, from, |_| ()).is_some()
     }
 
     /// Lets a stanza pass, or puts it behind what waits for the same account.
@@ -148,9 +163,12 @@ impl Queues {
         if self.count.load(Ordering::Acquire) == 0 {
             return Entered::Free(transit);
         }
-        let line = Line::of(account, transit.stanza.head.from.as_ref());
         let mut shard = self.shard(account).lock();
-        match shard.get_mut(account).and_then(|lines| lines.line(line).as_mut()) {
+        let queue = shard.get_mut(account).and_then(|lines| {
+            let line = lines.of(account, transit.stanza.head.from.as_ref());
+            lines.line(line).as_mut()
+        });
+        match queue {
             None => Entered::Free(transit),
             Some(queue) if queue.waiting.len() >= self.bound => Entered::Full(transit),
             Some(queue) => {
@@ -184,9 +202,14 @@ impl Queues {
 
     fn push_first(&self, router: &Arc<Router>, account: &BareJid, transit: Transit, returned: bool) {
         let work = Work::Stanza(Box::new(transit));
-        let line = work.line(account);
         let mut shard = self.shard(account).lock();
-        match shard.get_mut(account).and_then(|lines| lines.line(line).as_mut()) {
+        let queue = shard.get_mut(account).and_then(|lines| {
+            let (line, for_both) = lines.of_work(account, &work);
+            let queue = lines.line(line).as_mut()?;
+            queue.has_both |= for_both;
+            Some(queue)
+        });
+        match queue {
             Some(queue) if returned => queue.returned.push_front(work),
             Some(queue) => queue.waiting.push_front(work),
             None => {
@@ -246,7 +269,7 @@ impl Queues {
             let mut shard = self.shard(account).lock();
             let lines = shard.entry(account.clone()).or_default();
             for mut work in work {
-                let line = work.line(account);
+                let (line, for_both) = lines.of_work(account, &work);
                 if let Work::Stanza(transit) = &mut work {
                     transit.came_back |= returned;
                     transit.queued.get_or_insert_with(Instant::now);
@@ -255,6 +278,7 @@ impl Queues {
                     begun.push(line);
                     Queue::default()
                 });
+                queue.has_both |= for_both;
                 if returned {
                     queue.returned.push_back(work);
                     queue.came_back.notify_one();
