@@ -4,28 +4,22 @@
 //! say `both`, both see the other's presence; the first writes, the second answers; the first leaves, the second
 //! sees it. Each tells what it sees, a word per line.
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+mod daily;
+mod gate;
+mod script;
+
+use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use tests::{
     client::Door,
-    nodes::{Layout, Nodes, target_dir},
+    nodes::{Layout, Nodes},
     people::Person,
     xml::{CLIENT, Node},
 };
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
-    process::{Child, ChildStdout, Command},
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-#[derive(Clone, Copy, Debug)]
-enum Library {
-    Slixmpp,
-    XmppJs,
-}
+use crate::script::{Library, PATIENCE, Script};
 
 /// How somebody logs in: where, inside which TLS, by which mechanism.
 struct Entrance {
@@ -104,21 +98,17 @@ async fn send_by_terminal(from: &Person, door: Door, direct: bool, to: &str, tex
 async fn converse(nodes: &Nodes, first: Entrance, second: Entrance) -> Result<()> {
     let asker = Person::with_account(nodes, "asker").await?;
     let granter = Person::with_account(nodes, "granter").await?;
-    let mut late = Talker::start(nodes, &second, &granter, &asker, "second")?;
+    let mut late = talker(nodes, &second, &granter, &asker, "second")?;
     late.tells("online").await.context("the second")?;
-    let mut early = Talker::start(nodes, &first, &asker, &granter, "first")?;
+    let mut early = talker(nodes, &first, &asker, &granter, "first")?;
     early.tells("online").await.context("the first")?;
     let (of_first, of_second) = tokio::join!(early.rest(), late.rest());
     if let (Err(first), Err(second)) = (&of_first, &of_second) {
         anyhow::bail!("the first {first:#}\nthe second {second:#}");
     }
     let (of_first, of_second) = (of_first.context("the first")?, of_second.context("the second")?);
-    let name = |library| match library {
-        Library::Slixmpp => "slixmpp",
-        Library::XmppJs => "xmpp.js",
-    };
-    let asked = format!("heard: Grüße from {}", name(first.library));
-    let answered = format!("heard: Grüße back from {}", name(second.library));
+    let asked = format!("heard: Grüße from {}", first.library.name());
+    let answered = format!("heard: Grüße back from {}", second.library.name());
     for (who, told, wanted) in [
         ("first", of_first, vec!["roster both", "presence", &answered]),
         ("second", of_second, vec!["roster both", "presence", &asked, "gone"]),
@@ -130,81 +120,13 @@ async fn converse(nodes: &Nodes, first: Entrance, second: Entrance) -> Result<()
     Ok(())
 }
 
-/// A running script.
-struct Talker {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Talker {
-    fn start(nodes: &Nodes, how: &Entrance, me: &Person, peer: &Person, role: &str) -> Result<Talker> {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("interop");
-        let mut command = match how.library {
-            Library::Slixmpp => {
-                let mut python = Command::new(target_dir()?.join("tests/venv/bin/python"));
-                python.arg(folder.join("talk.py"));
-                python
-            }
-            Library::XmppJs => {
-                let mut node = Command::new("node");
-                node.arg(folder.join("talk.js"));
-                node
-            }
-        };
-        let door = nodes.door(how.node);
-        let address = if how.direct { door.direct } else { door.c2s };
-        let mut child = command
-            .args([&format!("{}/{role}", me.bare()), &me.password, &peer.bare()])
-            .args([&address.ip().to_string(), &address.port().to_string()])
-            .args([if how.direct { "direct" } else { "starttls" }, how.mechanism, role])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("failed to start {:?}; `tests/run interop` installs it", how.library))?;
-        let lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
-        Ok(Talker { child, lines })
-    }
-
-    /// Waits for this word, which is the next.
-    async fn tells(&mut self, word: &str) -> Result<()> {
-        let line = timeout(PATIENCE, self.lines.next_line()).await.context("nothing was told")??;
-        if line.as_deref() == Some(word) {
-            return Ok(());
-        }
-        let complaint = self.complaint().await;
-        anyhow::bail!("told {line:?} instead of `{word}`: {complaint}")
-    }
-
-    /// Everything it tells until it ends well.
-    async fn rest(&mut self) -> Result<Vec<String>> {
-        let mut told = Vec::new();
-        let all = async {
-            while let Some(line) = self.lines.next_line().await? {
-                told.push(line);
-            }
-            self.child.wait().await
-        };
-        let status = timeout(PATIENCE, all).await;
-        let Ok(status) = status else {
-            let complaint = self.complaint().await;
-            anyhow::bail!("does not end after {told:?}: {complaint}");
-        };
-        let status = status?;
-        if !status.success() {
-            let complaint = self.complaint().await;
-            anyhow::bail!("ended with {status} after {told:?}: {complaint}");
-        }
-        Ok(told)
-    }
-
-    async fn complaint(&mut self) -> String {
-        let mut bytes = Vec::new();
-        if let Some(stderr) = &mut self.child.stderr {
-            // Best effort: a running script gives no end of its complaints.
-            drop(timeout(Duration::from_secs(2), stderr.read_to_end(&mut bytes)).await);
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
+/// One side of a conversation.
+fn talker(nodes: &Nodes, how: &Entrance, me: &Person, peer: &Person, role: &str) -> Result<Script> {
+    let door = nodes.door(how.node);
+    let address = if how.direct { door.direct } else { door.c2s };
+    let (jid, peer) = (format!("{}/{role}", me.bare()), peer.bare());
+    let (ip, port) = (address.ip().to_string(), address.port().to_string());
+    let security = if how.direct { "direct" } else { "starttls" };
+    let words = [&jid, &me.password, &peer, &ip, &port, security, how.mechanism, role];
+    Script::start(how.library, "talk", words)
 }
