@@ -89,6 +89,19 @@ impl Script {
         bail!("told {line:?} instead of `{word}`: {complaint}")
     }
 
+    /// As [`Script::tells`], where another word may stand before it.
+    pub async fn tells_past(&mut self, before: &str, word: &str) -> Result<()> {
+        let line = self.word().await?;
+        if line.as_deref() == Some(before) {
+            return self.tells(word).await;
+        }
+        if line.as_deref() == Some(word) {
+            return Ok(());
+        }
+        let complaint = self.complaint().await;
+        bail!("told {line:?} instead of `{before}` or `{word}`: {complaint}")
+    }
+
     async fn word(&mut self) -> Result<Option<String>> {
         match timeout(PATIENCE, self.lines.next_line()).await {
             Ok(line) => Ok(line?),

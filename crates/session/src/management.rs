@@ -25,6 +25,8 @@ pub(crate) struct Management {
     pub unacknowledged: Unacknowledged<Delivery>,
     /// Since when an answer of the client is due; `None`: none is.
     asked: Option<Instant>,
+    /// Something was written that the client was not asked about.
+    is_behind: bool,
 }
 
 impl Management {
@@ -41,6 +43,7 @@ impl Management {
             handled: Arc::new(Handled::from(handled)),
             unacknowledged: Unacknowledged::from(sent),
             asked: None,
+            is_behind: false,
         }
     }
 
@@ -53,6 +56,7 @@ impl Management {
     pub(crate) fn sends(&mut self, delivery: Delivery) {
         let bytes = delivery.cost();
         self.unacknowledged.push(delivery, bytes);
+        self.is_behind = true;
     }
 
     /// The client has handled so many of ours.
@@ -63,9 +67,10 @@ impl Management {
     }
 
     /// Whether the client is to be asked what it has handled: once for all that is written together, and not again before
-    /// it has answered.
+    /// it has answered. One that answers with less than it had by then, as some count, is not asked for that once more: it
+    /// would answer the same, as fast as it is asked.
     pub(crate) fn is_to_ask(&self) -> bool {
-        self.asked.is_none() && !self.unacknowledged.is_empty()
+        self.asked.is_none() && self.is_behind && !self.unacknowledged.is_empty()
     }
 
     /// Asks, if that is due.
@@ -73,6 +78,7 @@ impl Management {
         if self.is_to_ask() {
             out.extend_from_slice(management::ASK);
             self.asked = Some(Instant::now());
+            self.is_behind = false;
         }
     }
 
@@ -89,7 +95,7 @@ impl Management {
     /// The connection is a new one: all that is not acknowledged is written again.
     pub(crate) fn resend(&mut self, out: &mut BytesMut) {
         self.unacknowledged.iter().for_each(|delivery| delivery.write(out));
-        self.asked = None;
+        (self.asked, self.is_behind) = (None, true);
     }
 }
 
@@ -117,5 +123,39 @@ impl Connection {
         self.world.counters.managed.add(1);
         let enabled = management::enabled(seconds.map(|seconds| (id.as_str(), seconds)));
         (Some(Box::new(new)), enabled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stanza::Stanza;
+
+    use super::*;
+
+    #[test]
+    fn who_acknowledges_too_little_is_asked_again_for_what_is_new_only() {
+        let mut managed = Management::new(Sid(7), None);
+        let asks = |managed: &mut Management| {
+            let mut out = BytesMut::new();
+            managed.ask(&mut out);
+            !out.is_empty()
+        };
+        let send = |managed: &mut Management| managed.sends(Delivery::new(Arc::new(Stanza::presence(None))));
+        assert!(!asks(&mut managed), "nothing was sent");
+        send(&mut managed);
+        send(&mut managed);
+        assert!(asks(&mut managed) && !asks(&mut managed), "once for both");
+        managed.acknowledged(1).unwrap();
+        assert!(!asks(&mut managed), "it has answered what it knows");
+        send(&mut managed);
+        assert!(asks(&mut managed));
+        send(&mut managed);
+        managed.acknowledged(1).unwrap();
+        assert!(asks(&mut managed), "for what was sent behind the question");
+        managed.acknowledged(4).unwrap();
+        assert!(!asks(&mut managed), "it has had all");
+        send(&mut managed);
+        managed.resend(&mut BytesMut::new());
+        assert!(asks(&mut managed), "on a new connection");
     }
 }
