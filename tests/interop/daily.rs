@@ -22,8 +22,8 @@ const STANZAS: &str = "urn:ietf:params:xml:ns:xmpp-stanzas";
 const MANY: usize = 20;
 /// Of both scripts: messages of the archive on a page.
 const PAGE: usize = 7;
-/// Of the picture that both scripts have.
-const SHA1: &str = "752b255414f407588018dac538926cea528ab8c7";
+/// Of the picture that all have.
+pub const SHA1: &str = "752b255414f407588018dac538926cea528ab8c7";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_of_slixmpp() -> Result<()> {
@@ -45,7 +45,7 @@ async fn day_of(library: Library) -> Result<()> {
 }
 
 /// At the host that keeps an archive.
-async fn someone(nodes: &Nodes, name: &str) -> Result<Person> {
+pub async fn someone(nodes: &Nodes, name: &str) -> Result<Person> {
     let person =
         Person { user: unique(name), host: "other.example".into(), password: format!("secret of {name}") };
     nodes.add_user(&person.bare(), &person.password).await?;
@@ -100,11 +100,11 @@ async fn day(nodes: &Nodes, library: Library) -> Result<()> {
     Ok(())
 }
 
-async fn say(from: &mut Client, to: &str, text: &str) -> Result<()> {
+pub async fn say(from: &mut Client, to: &str, text: &str) -> Result<()> {
     from.send(&format!("<message type='chat' to='{to}'><body>{text}</body></message>")).await
 }
 
-fn body(node: &Node) -> Option<String> {
+pub fn body(node: &Node) -> Option<String> {
     node.child("body", CLIENT).map(Node::text)
 }
 

@@ -7,6 +7,7 @@
 mod daily;
 mod gate;
 mod script;
+mod terminal;
 
 use std::process::Stdio;
 

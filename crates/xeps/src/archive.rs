@@ -93,7 +93,8 @@ impl Module for Archive {
                 Xep { number: 424, title: "Message Retraction", version: "0.4.2", status: Status::Proposed },
                 Xep { number: 59, title: "Result Set Management", version: "1.0", status: Status::Stable },
             ],
-            host_features: &[RETRACT, TOMBSTONE],
+            // Archives are of accounts; but Profanity and others ask the host alone, as ejabberd says it there too.
+            host_features: &[MAM, EXTENDED, RETRACT, TOMBSTONE],
             account_features: &[MAM, EXTENDED, RETRACT, TOMBSTONE],
             ..Card::new(NAME, "Keeps the messages of each account and lets its devices read them.")
         }

@@ -187,6 +187,8 @@ impl Module for Pep {
                     status: Status::Active,
                 },
             ],
+            // The nodes are those of accounts; but Profanity and others ask the host alone, as ejabberd says it there too.
+            host_features: shown::FEATURES,
             account_features: shown::FEATURES,
             account_identities: &[("pubsub", "pep")],
             ..Card::new(
