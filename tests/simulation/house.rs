@@ -427,13 +427,16 @@ async fn come_back(house: Arc<House>, incarnation: Incarnation) {
             sleep(AGAIN).await;
             continue;
         };
+        if house.cluster.me().1 != incarnation {
+            return;
+        }
         let (taken, back): (Vec<_>, Vec<_>) =
             views.into_iter().partition(|view| taken.contains(&cluster::Sid(view.sid().0)));
         for view in taken {
             view.set_presence(None);
             house.order(view.sid().0, Order::Displaced);
         }
-        house.settled.store(incarnation.0, Ordering::Release);
+        house.settled.fetch_max(incarnation.0, Ordering::AcqRel);
         let life = house.life();
         house.history.push(Event::Back { process: house.process, life });
         for view in &back {
@@ -491,14 +494,23 @@ async fn carry(house: Arc<House>, jid: FullJid, mut line: Line) {
     let (orders, mut ordered) = mpsc::unbounded_channel();
     let life = (house.cluster.me().0.0, house.cluster.me().1.0);
     house.history.push(Event::Bound { sid: sid.0, index: bound.index, life });
+    let mut ended = None;
     if house.add(sid.0, Entry { view: view.clone(), orders }) {
-        bring_back(&house, &view).await;
+        tokio::select! {
+            biased;
+            order = ordered.recv() => ended = order.map(Outcome::Ordered),
+            () = bring_back(&house, &view) => {}
+        }
     }
     line.state.bound.store(true, Ordering::Release);
     let mut unwritten = Vec::new();
     let mut freed = false;
-    let outcome =
-        halves(&house, &view, &mut mailbox, &mut line, &mut ordered, &mut unwritten, &mut freed).await;
+    let outcome = match ended {
+        Some(outcome) => outcome,
+        None => {
+            halves(&house, &view, &mut mailbox, &mut line, &mut ordered, &mut unwritten, &mut freed).await
+        }
+    };
     // As the real one: what waits for a session that is displaced goes to its successor.
     let is_lost = matches!(
         outcome,

@@ -32,6 +32,11 @@ const KNOWN: &[(u64, &str)] = &[
     (4091, "the same, of a node that was without its lease meanwhile"),
     (1146, "a hundred messages behind a loss waited in vain one after the other"),
     (5571, "a leader with a slow disk granted itself a lease by its own old table"),
+    (
+        5665,
+        "a node whose lease came back twice took the first answer for the last, and served nobody any more",
+    ),
+    (5555, "a session that was displaced while it was brought back was told when there was a majority again"),
 ];
 /// How many others the test runs, if nobody says how many, and for how long at most.
 const OTHERS: u64 = 10;

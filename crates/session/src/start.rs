@@ -293,6 +293,9 @@ async fn come_back(world: Arc<World>, incarnation: Incarnation, serving: watch::
         let holds: Vec<Hold> =
             views.iter().filter(takes_messages).map(|view| world.services.hold(view.account())).collect();
         match world.claims.resync(views.iter().map(|view| living(view)).collect()).await {
+            // The lease was lost and came back once more meanwhile: whoever brings back under it is told the same, and may
+            // have done so already.
+            Ok(_) if world.claims.me().1 != incarnation => return,
             Ok(taken) => {
                 let (taken, back): (Vec<_>, Vec<_>) =
                     views.into_iter().partition(|view| taken.contains(&cluster::Sid(view.sid().0)));
@@ -302,11 +305,11 @@ async fn come_back(world: Arc<World>, incarnation: Incarnation, serving: watch::
                     view.set_presence(None);
                     world.table.order(view.sid(), Order::Displaced);
                 }
-                world.settled.store(incarnation.0, Ordering::Release);
+                world.settled.fetch_max(incarnation.0, Ordering::AcqRel);
                 serving.send_replace(true);
                 announce(&world, back, SessionEvent::Returned).await;
                 drop(holds);
-                world.told.store(incarnation.0, Ordering::Release);
+                world.told.fetch_max(incarnation.0, Ordering::AcqRel);
                 serving.send_replace(true);
                 return end_locked(world).await;
             }

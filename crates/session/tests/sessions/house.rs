@@ -25,6 +25,7 @@ use stream::sasl::ScramHash;
 use stream::sasl::keys::derive;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::oneshot;
 
 /// The password of every account.
 pub const PASSWORD: &str = "secret";
@@ -43,21 +44,15 @@ pub struct Town {
     /// Orders to end a session that were agreed on.
     kicks: AtomicU64,
     node: NodeId,
-    incarnation: Incarnation,
+    incarnation: Mutex<Incarnation>,
+    /// The next list of sessions to be brought back is answered when this is ready.
+    pub late: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl Town {
     fn new() -> Arc<Town> {
         let mut routes = Routes::new();
-        let up = Command::NodeUp {
-            key: 1,
-            start: 1,
-            name: "one".into(),
-            address: String::new(),
-            roles: Roles::default(),
-            member: None,
-        };
-        let Outcome::Up { node, incarnation } = routes.apply(1, up, &mut Vec::new()) else {
+        let Outcome::Up { node, incarnation } = routes.apply(1, up(1), &mut Vec::new()) else {
             panic!("the node is not up")
         };
         Arc::new(Town {
@@ -69,7 +64,8 @@ impl Town {
             other: Mutex::default(),
             kicks: AtomicU64::new(0),
             node,
-            incarnation,
+            incarnation: Mutex::new(incarnation),
+            late: Mutex::default(),
         })
     }
 
@@ -115,8 +111,18 @@ impl Town {
         self.serving.store(serving, Ordering::SeqCst);
         self.tell(match serving {
             false => return self.fence(Duration::from_secs(15)),
-            true => Change::LeaseBack { incarnation: self.incarnation },
+            true => Change::LeaseBack { incarnation: self.me().1 },
         });
+    }
+
+    /// Gives the lease back under a new incarnation: the rows of the one before are gone.
+    pub fn serve_anew(&self) {
+        let mut now = self.incarnation.lock();
+        let up = up(now.0 + 1);
+        let Ok((Outcome::Up { incarnation, .. }, _)) = self.apply(up) else { panic!("the node is not up") };
+        *now = incarnation;
+        self.serving.store(true, Ordering::SeqCst);
+        self.tell(Change::LeaseBack { incarnation });
     }
 
     /// As an operator does it, on whichever node the session is.
@@ -132,9 +138,21 @@ impl Town {
     }
 }
 
+/// The node's start of this number.
+fn up(start: u64) -> Command {
+    Command::NodeUp {
+        key: 1,
+        start: start.into(),
+        name: "one".into(),
+        address: String::new(),
+        roles: Roles::default(),
+        member: None,
+    }
+}
+
 impl Claims for Town {
     fn me(&self) -> (NodeId, Incarnation) {
-        (self.node, self.incarnation)
+        (self.node, *self.incarnation.lock())
     }
 
     fn is_serving(&self) -> bool {
@@ -147,7 +165,7 @@ impl Claims for Town {
         sid: Sid,
         policy: ConflictPolicy,
     ) -> BoxFuture<'a, Result<Bound, BindError>> {
-        let (node, incarnation) = (self.node, self.incarnation);
+        let (node, incarnation) = self.me();
         let applied = self.apply(Command::Bind { jid: jid.clone(), node, incarnation, sid, policy });
         Box::pin(async move {
             let _told = self.telling.read().await;
@@ -169,18 +187,24 @@ impl Claims for Town {
         sid: Sid,
         new_sid: Sid,
     ) -> BoxFuture<'a, Result<bool, Unavailable>> {
-        let (node, incarnation) = (self.node, self.incarnation);
+        let (node, incarnation) = self.me();
         let applied = self.apply(Command::Attach { jid: jid.clone(), sid, node, incarnation, new_sid });
         Box::pin(ready(applied.map(|(outcome, _)| matches!(outcome, Outcome::Bound { .. }))))
     }
 
     fn resync(&self, living: Vec<Living>) -> BoxFuture<'_, Result<Vec<Sid>, Unavailable>> {
-        let (node, incarnation) = (self.node, self.incarnation);
+        let (node, incarnation) = self.me();
         let applied = self.apply(Command::Resync { node, incarnation, living });
-        Box::pin(ready(applied.map(|(outcome, _)| match outcome {
-            Outcome::Resynced { refused } => refused,
-            _ => Vec::new(),
-        })))
+        let late = self.late.lock().take();
+        Box::pin(async move {
+            if let Some(late) = late {
+                let _ = late.await;
+            }
+            applied.map(|(outcome, _)| match outcome {
+                Outcome::Resynced { refused } => refused,
+                _ => Vec::new(),
+            })
+        })
     }
 
     fn kicks(&self) -> u64 {
@@ -199,7 +223,7 @@ impl Claims for Town {
 
 impl router::Whereabouts for Town {
     fn me(&self) -> (NodeId, Incarnation) {
-        (self.node, self.incarnation)
+        (self.node, *self.incarnation.lock())
     }
 
     fn is_serving(&self) -> bool {
@@ -224,7 +248,7 @@ impl router::Whereabouts for Town {
     }
 
     fn is_current(&self, node: NodeId, incarnation: Incarnation) -> bool {
-        (node, incarnation) == (self.node, self.incarnation)
+        (node, incarnation) == (self.node, *self.incarnation.lock())
     }
 
     fn is_here(&self, node: NodeId) -> bool {

@@ -9,6 +9,7 @@ use session::Door;
 use stanza::{Condition, ErrorKind};
 use stream::StreamEvent;
 use stream::client::LoginError;
+use tokio::sync::oneshot;
 
 fn message(to: &str, id: &str) -> String {
     format!("<message to='{to}' id='{id}' type='chat'><body>hi</body></message>")
@@ -183,6 +184,27 @@ async fn nothing_is_served_without_the_lease_and_nothing_is_lost() {
     assert!(early.is_err(), "delivered without the lease");
     house.town.serve(true);
     assert_eq!(bob.hears().await.head.id.as_deref(), Some("held"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_comes_back_twice_serves_though_the_first_answer_is_the_last() {
+    let house = House::new().await;
+    let mut alice = Client::login(&house, "alice", "phone").await;
+    let (answer, late) = oneshot::channel();
+    *house.town.late.lock() = Some(late);
+    house.town.serve(false);
+    house.town.serve_anew();
+    house.until("its sessions are asked for", |house| house.town.late.lock().is_none()).await;
+    house.town.serve(false);
+    house.town.serve_anew();
+    alice.send(&message("alice@localhost/phone", "back")).await;
+    assert_eq!(alice.hears().await.head.id.as_deref(), Some("back"));
+    // Of the incarnation before.
+    answer.send(()).unwrap();
+    for n in 0..50 {
+        alice.send(&message("alice@localhost/phone", &n.to_string())).await;
+        assert_eq!(alice.hears().await.head.id.as_deref(), Some(&*n.to_string()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
