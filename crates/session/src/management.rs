@@ -61,14 +61,15 @@ impl Management {
 
     /// The client has handled so many of ours.
     pub(crate) fn acknowledged(&mut self, handled: u32) -> Result<(), TooHigh> {
-        self.unacknowledged.acknowledge(handled)?;
-        self.asked = None;
+        let more = self.unacknowledged.acknowledge(handled)? > 0;
+        // One that is still at it is asked for the rest.
+        (self.asked, self.is_behind) = (None, self.is_behind || more);
         Ok(())
     }
 
     /// Whether the client is to be asked what it has handled: once for all that is written together, and not again before
-    /// it has answered. One that answers with less than it had by then, as some count, is not asked for that once more: it
-    /// would answer the same, as fast as it is asked.
+    /// it has answered. One that answers the same as before, though it has had more, as some count, is not asked for that
+    /// once more: it would go on so, as fast as it is asked.
     pub(crate) fn is_to_ask(&self) -> bool {
         self.asked.is_none() && self.is_behind && !self.unacknowledged.is_empty()
     }
@@ -145,6 +146,8 @@ mod tests {
         send(&mut managed);
         send(&mut managed);
         assert!(asks(&mut managed) && !asks(&mut managed), "once for both");
+        managed.acknowledged(1).unwrap();
+        assert!(asks(&mut managed), "it may be at the rest");
         managed.acknowledged(1).unwrap();
         assert!(!asks(&mut managed), "it has answered what it knows");
         send(&mut managed);
