@@ -4,7 +4,7 @@ mod support;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use cluster::{Change, ClusterError, ConflictPolicy, NodeId, NodeState, Sid};
+use cluster::{Change, ClusterError, Config, ConflictPolicy, NodeId, NodeState, Sid, Times};
 use support::{BACKEND, BOTH, FRONTEND, Node, SOON, config, deps, full, log, three, write_seeds};
 use tokio::time::{Instant, timeout};
 
@@ -210,6 +210,46 @@ async fn all_nodes_restart_from_disk_with_new_incarnations() {
     }
     level(&nodes).await;
     assert!(nodes.iter().all(|node| node.cluster.routes().is_empty()));
+}
+
+/// Who is needed for an election has just started, and would vote for nobody for half a minute; nor does the leader that
+/// stops, which was elected as long ago.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stops_hands_over_though_all_others_have_just_started() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let seeds = dir.path().join("seeds");
+    let patient = || {
+        let long = Times { election_min_ms: 70_000, election_max_ms: 80_000, ..Times::default() };
+        Config { times: Times { quorum_age_ms: 35_000, ..long }, ..config(&seeds, 3) }
+    };
+    let start = async |name| Node::start(patient(), deps(name, BOTH, dir.path())).await;
+    let mut nodes = vec![start("a").await, start("b").await, start("c").await];
+    write_seeds(&seeds, &nodes);
+    for node in &nodes {
+        node.ready().await;
+    }
+    let mut names = vec!["a", "b", "c"];
+    let at = leader_of(&nodes).await;
+    let leader = nodes.remove(at);
+    names.remove(at);
+    for name in names {
+        nodes.remove(0).kill().await;
+        let again = start(name).await;
+        again.ready().await;
+        nodes.push(again);
+    }
+    let (stopped, _) = leader.cluster.me();
+    let stopping = tokio::spawn(async move { leader.cluster.stop(Duration::from_secs(20)).await });
+    for node in &mut nodes {
+        node.change("the leader that stopped is gone", |change| match change {
+            Change::NodeGone { node, .. } if node == stopped => Some(()),
+            _ => None,
+        })
+        .await;
+    }
+    stopping.await.unwrap();
+    nodes[0].bind("alice@localhost/phone").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
