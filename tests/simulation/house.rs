@@ -87,6 +87,8 @@ struct Entry {
 #[derive(Default)]
 struct Lines {
     sessions: BTreeMap<u128, Entry>,
+    /// Those of them that end.
+    finishing: BTreeSet<u128>,
     binding: BTreeMap<u128, Option<Order>>,
     missed: BTreeSet<u128>,
 }
@@ -229,7 +231,9 @@ impl House {
         if !self.is_serving() {
             return Vec::new();
         }
-        self.lines.lock().sessions.keys().copied().collect()
+        let lines = self.lines.lock();
+        // Who ends takes nothing and gets nothing any more, also while what it had accepted goes its way.
+        lines.sessions.keys().copied().filter(|sid| !lines.finishing.contains(sid)).collect()
     }
 
     /// Every session that is bound here.
@@ -339,6 +343,7 @@ impl House {
         let mut lines = self.lines.lock();
         lines.binding.remove(&sid);
         lines.missed.remove(&sid);
+        lines.finishing.remove(&sid);
         lines.sessions.remove(&sid);
     }
 
@@ -494,23 +499,14 @@ async fn carry(house: Arc<House>, jid: FullJid, mut line: Line) {
     let (orders, mut ordered) = mpsc::unbounded_channel();
     let life = (house.cluster.me().0.0, house.cluster.me().1.0);
     house.history.push(Event::Bound { sid: sid.0, index: bound.index, life });
-    let mut ended = None;
     if house.add(sid.0, Entry { view: view.clone(), orders }) {
-        tokio::select! {
-            biased;
-            order = ordered.recv() => ended = order.map(Outcome::Ordered),
-            () = bring_back(&house, &view) => {}
-        }
+        bring_back(&house, &view).await;
     }
     line.state.bound.store(true, Ordering::Release);
     let mut unwritten = Vec::new();
     let mut freed = false;
-    let outcome = match ended {
-        Some(outcome) => outcome,
-        None => {
-            halves(&house, &view, &mut mailbox, &mut line, &mut ordered, &mut unwritten, &mut freed).await
-        }
-    };
+    let outcome =
+        halves(&house, &view, &mut mailbox, &mut line, &mut ordered, &mut unwritten, &mut freed).await;
     // As the real one: what waits for a session that is displaced goes to its successor.
     let is_lost = matches!(
         outcome,
@@ -610,6 +606,7 @@ async fn halves(
         outcome = outbound => outcome,
         outcome = &mut inbound => return outcome,
     };
+    house.lines.lock().finishing.insert(view.sid().0);
     // What was read was accepted: it goes its way.
     let finished = poll_fn(|cx| {
         if !busy.load(Ordering::Relaxed) || inbound.as_mut().poll(cx).is_ready() {

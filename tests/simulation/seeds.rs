@@ -36,7 +36,7 @@ const KNOWN: &[(u64, &str)] = &[
         5665,
         "a node whose lease came back twice took the first answer for the last, and served nobody any more",
     ),
-    (5555, "a session that was displaced while it was brought back was told when there was a majority again"),
+    (5555, "a displaced session was held for one that serves while what it had accepted went its way"),
 ];
 /// How many others the test runs, if nobody says how many, and for how long at most.
 const OTHERS: u64 = 10;

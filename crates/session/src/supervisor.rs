@@ -173,24 +173,15 @@ async fn serve(connection: &Rc<Connection>, logged_in: LoggedIn, door: Door) -> 
         }
     };
     let yielding = connection.yielding.clone();
-    let mut ended = None;
     if world.table.add(facts.entry(&view, &actor, &yielding)) {
-        // It may take until there is a majority again, and who has a successor by then is told at once.
-        tokio::select! {
-            biased;
-            outcome = life.ended() => ended = Some(outcome),
-            () = Box::pin(bring_back(world, &view)) => {}
-        }
+        Box::pin(bring_back(world, &view)).await;
     }
     match connection.came_by.get() {
         CameBy::Bound => world.counters.bound.add(1),
         CameBy::Resumed => world.counters.resumed.add(1),
         CameBy::Moved => world.counters.resumed_from_peers.add(1),
     }
-    let outcome = match ended {
-        Some(outcome) => outcome,
-        None => halves(connection, &view, reader, input, &mut post, &life).await,
-    };
+    let outcome = halves(connection, &view, reader, input, &mut post, &life).await;
     let outcome = match outcome {
         Outcome::Kicked => why_kicked(world, &view).await,
         Outcome::Moved(_) => Outcome::Moved(world.elsewhere(view.account().as_str(), door)),
