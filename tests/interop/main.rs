@@ -9,8 +9,6 @@ mod gate;
 mod script;
 mod terminal;
 
-use std::process::Stdio;
-
 use anyhow::{Context, Result, ensure};
 use tests::{
     client::Door,
@@ -20,7 +18,7 @@ use tests::{
 };
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
-use crate::script::{Library, PATIENCE, Script};
+use crate::script::{Library, PATIENCE, Script, piped};
 
 /// How somebody logs in: where, inside which TLS, by which mechanism.
 struct Entrance {
@@ -80,14 +78,8 @@ async fn send_by_terminal(from: &Person, door: Door, direct: bool, to: &str, tex
         words.push("-t".into());
     }
     words.push(to.to_owned());
-    let mut child = Command::new("go-sendxmpp")
-        .args(words)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("failed to start go-sendxmpp")?;
+    let mut child =
+        piped(Command::new("go-sendxmpp").args(words)).spawn().context("failed to start go-sendxmpp")?;
     let mut stdin = child.stdin.take().context("no stdin")?;
     stdin.write_all(text.as_bytes()).await?;
     drop(stdin);

@@ -45,6 +45,11 @@ impl Library {
     }
 }
 
+/// It is talked to and heard, and does not outlive the test.
+pub fn piped(command: &mut Command) -> &mut Command {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true)
+}
+
 /// A running script.
 pub struct Script {
     child: Child,
@@ -58,13 +63,7 @@ impl Script {
         name: &str,
         words: impl IntoIterator<Item = &'a str>,
     ) -> Result<Script> {
-        let mut child = library
-            .script(name)?
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
+        let mut child = piped(library.script(name)?.args(words))
             .spawn()
             .with_context(|| format!("failed to start {library:?}; `tests/run interop` installs it"))?;
         let lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();

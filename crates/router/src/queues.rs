@@ -69,6 +69,11 @@ impl Lines {
         }
     }
 
+    /// The queue in which stanzas of `from` wait now, if there is one.
+    fn queue_of(&mut self, account: &BareJid, from: Option<&Jid>) -> Option<&mut Queue> {
+        self.line(self.of(account, from)).as_mut()
+    }
+
     /// The line for a piece of work. What a session leaves to its successor goes in one of them, in the order in which its
     /// client was to have it: a copy of a message is the account's own, and stands before what came behind that message.
     /// And whether that line is for both from then on.
@@ -143,9 +148,7 @@ impl Queues {
         work: impl FnOnce(&mut Queue) -> R,
     ) -> Option<R> {
         let mut shard = self.shard(account).lock();
-        let lines = shard.get_mut(account)?;
-        let line = lines.of(account, from);
-        lines.line(line).as_mut().map(work)
+        shard.get_mut(account)?.queue_of(account, from).map(work)
     }
 
     /// Queues of accounts that exist now.
@@ -164,11 +167,8 @@ impl Queues {
             return Entered::Free(transit);
         }
         let mut shard = self.shard(account).lock();
-        let queue = shard.get_mut(account).and_then(|lines| {
-            let line = lines.of(account, transit.stanza.head.from.as_ref());
-            lines.line(line).as_mut()
-        });
-        match queue {
+        let from = transit.stanza.head.from.as_ref();
+        match shard.get_mut(account).and_then(|lines| lines.queue_of(account, from)) {
             None => Entered::Free(transit),
             Some(queue) if queue.waiting.len() >= self.bound => Entered::Full(transit),
             Some(queue) => {
