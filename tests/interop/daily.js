@@ -24,6 +24,8 @@ const FORWARD = "urn:xmpp:forward:0";
 const METADATA = "urn:xmpp:avatar:metadata";
 const PUBSUB = "http://jabber.org/protocol/pubsub";
 const PAGING = "http://jabber.org/protocol/rsm";
+const SASL = "urn:xmpp:sasl:2";
+const MANAGEMENT = "urn:xmpp:sm:3";
 
 const [, , jid, password, host, port] = process.argv;
 
@@ -45,8 +47,6 @@ function fail(error) {
 
 // With the session: XEP-0386.
 xmpp.bind2.use(CARBONS, () => xml("enable", CARBONS));
-// A login that found its session again is no new one.
-xmpp.streamManagement.on("resumed", () => tell("resumed"));
 xmpp.on("online", async () => {
   await xmpp.iqCaller.get(xml("query", "jabber:iq:roster"));
   await xmpp.send(xml("presence"));
@@ -142,10 +142,16 @@ createInterface({ input: process.stdin }).on("line", (line) => {
 // The library comes again by itself when its socket is gone.
 xmpp.on("error", (error) => console.error("error", error));
 // What was said is looked at where a day fails.
-xmpp.on("element", (element) => console.error(performance.now().toFixed(), "<", element.toString()));
+xmpp.on("element", (element) => {
+  console.error(performance.now().toFixed(), "<", element.toString());
+  // The library tells of it only behind what came with it. Did it take it for a new session, it told `online` again.
+  if (element.is("success", SASL) && element.getChild("resumed", MANAGEMENT)) {
+    tell("resumed");
+  }
+});
 xmpp.on("send", (element) => {
   console.error(performance.now().toFixed(), ">", element.toString());
-  if (element.is("authenticate", "urn:xmpp:sasl:2")) {
+  if (element.is("authenticate", SASL)) {
     tell(`authenticates by ${element.attrs.mechanism}`);
   }
 });

@@ -65,11 +65,17 @@ async fn day(nodes: &Nodes, library: Library) -> Result<()> {
     phone.tells("online").await?;
     let mut desk = alice.come_online(nodes.door(1), "desk").await?;
     let mut laptop = bob.come_online(nodes.door(1), "laptop").await?;
+    // Before that, what is said to all of alice goes to the desk alone (RFC 6121, 8.5.2.1.1).
+    let is_of_the_phone = |n: &Node| {
+        let from = n.attr("from").and_then(|from| from.split_once('/'));
+        n.is("presence", CLIENT) && from.is_some_and(|(of, resource)| of == jid && resource != "desk")
+    };
+    laptop.wait_for("that the phone is there", is_of_the_phone).await?;
 
     say(&mut laptop, &format!("{jid}/desk"), "one").await?;
     phone.tells("carbon: one").await?;
 
-    gate.shut();
+    gate.shut().await?;
     say(&mut laptop, &jid, "two").await?;
     desk.wait_for("what is said meanwhile", |n| body(n).as_deref() == Some("two")).await?;
     gate.open(nodes.door(2));
