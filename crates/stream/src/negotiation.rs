@@ -37,6 +37,8 @@ use crate::writer::{Header, Writer};
 
 /// Longest `xml:lang` that a stream header may have, in bytes.
 const LANG_MAX: usize = 128;
+/// Room for an answer: a header with all the features fits, so no answer is moved while it grows. In bytes.
+const ANSWER: usize = 1_024;
 /// Bind requests that may fail before the stream is closed.
 const BIND_FAILURES_MAX: u8 = 5;
 
@@ -493,16 +495,15 @@ impl Negotiation {
     }
 
     fn send(&mut self, acts: &mut Acts, write: impl FnOnce(&mut Writer, &mut BytesMut)) {
-        let mut out = BytesMut::new();
-        write(&mut self.writer, &mut out);
         // What is said in one breath is one write.
-        if let Some(Act::Send(before)) = acts.last_mut() {
-            let mut joined = BytesMut::from(&before[..]);
-            joined.extend_from_slice(&out);
-            *before = joined.freeze();
-        } else {
-            acts.push(Act::Send(out.freeze()));
-        }
+        let mut out = match acts.pop_if(|act| matches!(act, Act::Send(_))) {
+            Some(Act::Send(before)) => {
+                before.try_into_mut().unwrap_or_else(|before| BytesMut::from(&before[..]))
+            }
+            _ => BytesMut::with_capacity(ANSWER),
+        };
+        write(&mut self.writer, &mut out);
+        acts.push(Act::Send(out.freeze()));
     }
 
     /// Ends the stream with an error, after our own header where none was sent (RFC 6120, 4.9.1.2).
