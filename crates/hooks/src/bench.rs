@@ -72,6 +72,8 @@ struct State {
     repeated: Vec<(usize, Arc<dyn Repeated>)>,
     /// What the next change of a priority waits for, seen by all, before whoever made it hears of it.
     late: Option<oneshot::Receiver<()>>,
+    /// A session of which the tables do not show yet that it is available.
+    unseen: Option<Sid>,
 }
 
 #[derive(Clone)]
@@ -145,6 +147,7 @@ impl Bench {
                 was_lost: false,
                 held: Vec::new(),
                 late: None,
+                unseen: None,
                 unread: None,
                 admins: HashSet::new(),
                 dismissed: HashMap::new(),
@@ -347,6 +350,11 @@ impl Bench {
         let (sender, receiver) = oneshot::channel();
         self.nodes[0].shared.state.lock().late = Some(receiver);
         sender
+    }
+
+    /// No table shows that the client is available until the next read barrier, as at a node that is behind.
+    pub fn fall_behind(&self, client: &Client) {
+        self.nodes[0].shared.state.lock().unseen = Some(client.view().sid());
     }
 
     /// Whether messages to the account would wait now, behind what is handed over to a session.
@@ -759,7 +767,7 @@ impl Services for Node {
         rows.map(|row| Resource {
             jid: row.view.jid().clone(),
             sid: row.view.sid(),
-            priority: row.priority.filter(|_| !row.invisible),
+            priority: row.priority.filter(|_| !row.invisible && state.unseen != Some(row.view.sid())),
             takes: row.priority,
             here: row.node == self.number,
         })
@@ -799,7 +807,12 @@ impl Services for Node {
     }
 
     fn read_barrier(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        async move { self.agree() }.boxed()
+        async move {
+            self.agree()?;
+            self.shared.state.lock().unseen = None;
+            Ok(())
+        }
+        .boxed()
     }
 
     fn account_exists<'a>(&'a self, account: &'a BareJid) -> BoxFuture<'a, Result<bool, StoreError>> {

@@ -265,10 +265,7 @@ impl Presence {
         }
         // A successor under the same full JID may have become available before this was sent: then
         // everyone was told a lie, and asks again.
-        let is_back = |services: &dyn Services| {
-            services.online(account).iter().any(|r| &r.jid == jid && r.priority.is_some())
-        };
-        if !is_back(services) {
+        if !is_back(services, account, jid).await {
             return;
         }
         for (at, watcher) in watchers.into_iter().enumerate() {
@@ -378,6 +375,20 @@ fn is_reached(services: &dyn Services, watchers: &[Jid], directed: &Jid) -> bool
         |one: &hooks::Resource| one.priority.is_none() && one.jid.as_str() == directed.as_str();
     position(watchers, account.as_str()).is_ok()
         && !(directed.is_full() && services.online(&account).iter().any(is_merely_bound))
+}
+
+/// Whether a session under this full JID is available, by the newest table where one is there that may be by now.
+async fn is_back(services: &dyn Services, account: &BareJid, jid: &FullJid) -> bool {
+    let successor = || services.online(account).into_iter().find(|one| &one.jid == jid);
+    match successor() {
+        None => return false,
+        Some(one) if one.priority.is_some() => return true,
+        Some(_) => {}
+    }
+    if let Err(error) = services.read_barrier().await {
+        tracing::debug!(module = NAME, %error, "looking for a successor without a read barrier");
+    }
+    successor().is_some_and(|one| one.priority.is_some())
 }
 
 /// Whether the account has an available session, at whatever node.

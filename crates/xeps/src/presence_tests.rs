@@ -288,6 +288,27 @@ fn a_late_end_of_a_displaced_session_is_repaired() {
 }
 
 #[test]
+fn a_late_end_of_a_displaced_session_is_repaired_where_the_table_is_behind() {
+    block_on(async {
+        let bench = bench();
+        let (alice, bob) = friends(&bench).await;
+        let event = || hooks::SessionEvent::Lost {
+            account: alice.view().account().clone(),
+            jid: alice.view().jid().clone(),
+        };
+        bench.fall_behind(&alice);
+        bench.services().announce(event()).await;
+        let repaired = ["unavailable alice@localhost/phone", "available alice@localhost/phone"];
+        assert_eq!(short(&bob), repaired);
+        // Without a quorum nobody can know better than the table here, and the end is told all the same.
+        bench.fall_behind(&alice);
+        bench.cut_off(true);
+        bench.services().announce(event()).await;
+        assert_eq!(short(&bob), repaired[..1]);
+    });
+}
+
+#[test]
 fn directed_presence_is_ended_when_the_session_ends() {
     block_on(async {
         let bench = bench();
