@@ -449,8 +449,8 @@ fn nothing_after_the_lease(known: &Known, events: &[Dated]) -> Vec<String> {
 
 /// Nodes that are lost within this time of one another: what one was to tell another tells again.
 const TOGETHER_MS: u64 = 60_000;
-/// A session that was displaced says farewell while its successor says that it is there, at another node: which of them
-/// a contact hears last is not settled (see `docs/simulation.md`).
+/// For so long a session that was displaced, or that its client left, may be told of as gone for both, where a node was
+/// lost (see `docs/simulation.md`).
 const DISPLACED_MS: u64 = 10_000;
 
 /// Whether a session of a full JID was lost with its node shortly before `at`.
@@ -508,8 +508,7 @@ fn told_once(known: &Known, events: &[Dated]) -> Vec<String> {
     let is_living = |jid: &str| living.iter().any(|route| route.jid == jid);
     for ((to, of), (at, available)) in heard {
         let is_there = living.iter().any(|route| route.sid == to);
-        let is_unsettled = displaced.get(of).is_some_and(|then| then + DISPLACED_MS > at);
-        if is_there && !available && is_living(of) && !is_unsettled {
+        if is_there && !available && is_living(of) {
             found.push(format!(
                 "{to:x} was told at {at} ms that `{of}` is gone, who lives, and never the truth"
             ));
