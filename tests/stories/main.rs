@@ -33,6 +33,14 @@ services = [
     { type = "turn", host = "turn.example", port = 3478, transport = "udp", secret = "north" },
 ]
 
+[modules.data_policy]
+enabled = true
+hosts = ["other.example"]
+auth_data = "hidden"
+data_retention = "720"
+access_policy = ["admins"]
+full_erasure = true
+
 [modules.disco]
 abuse_addresses = ["mailto:abuse@example.org", "xmpp:abuse@example.org"]
 

@@ -82,7 +82,7 @@ impl Setting for Uris {
 }
 
 /// RFC 3986, 3: a scheme, a colon, and something without spaces behind it.
-fn uri(text: &str) -> Option<String> {
+pub(crate) fn uri(text: &str) -> Option<String> {
     let (scheme, rest) = text.split_once(':')?;
     let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
         && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
@@ -98,11 +98,20 @@ pub trait Nodes: Send + Sync + 'static {
     fn describe<'a>(&'a self, passage: &'a Passage, ask: Ask, node: &str) -> Option<Answer<'a, Reply>>;
 }
 
+/// A module that says something of a host in a form of its own, beside its features (XEP-0128).
+pub trait Extends: Send + Sync + 'static {
+    /// The module whose switch is that of the form.
+    fn module(&self) -> &'static str;
+    /// What it says.
+    fn form(&self) -> Element;
+}
+
 /// Answers disco#info and disco#items for hosts and accounts, from the cards of all modules.
 pub struct Disco {
     config: Config,
     rosters: Arc<Rosters>,
     nodes: Vec<Arc<dyn Nodes>>,
+    forms: Vec<Arc<dyn Extends>>,
     pep: Arc<pep::Core>,
 }
 
@@ -111,9 +120,10 @@ impl Disco {
         config: Config,
         rosters: Arc<Rosters>,
         nodes: Vec<Arc<dyn Nodes>>,
+        forms: Vec<Arc<dyn Extends>>,
         pep: Arc<pep::Core>,
     ) -> Disco {
-        Disco { config, rosters, nodes, pep }
+        Disco { config, rosters, nodes, forms, pep }
     }
 
     /// What one of the modules says of a node that is its own.
@@ -226,7 +236,9 @@ impl Disco {
         let query = element("query", INFO).child(identity.with("name", about.name));
         let cards = passage.services.cards(passage.host().unwrap_or_default());
         let query = features(query, cards.iter().flat_map(|card| card.host_features));
-        self.config.contacts().into_iter().fold(query, Element::child)
+        let is_on = |form: &&Arc<dyn Extends>| cards.iter().any(|card| card.name == form.module());
+        let forms = self.forms.iter().filter(is_on).map(|form| form.form());
+        self.config.contacts().into_iter().chain(forms).fold(query, Element::child)
     }
 
     /// XEP-0030, section 8: what strangers see must not tell whether the account exists.

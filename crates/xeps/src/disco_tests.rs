@@ -120,3 +120,27 @@ fn addresses_of_operators_are_uris() {
         assert_eq!(read(wrong), None, "{wrong}");
     }
 }
+
+#[test]
+fn a_host_says_what_becomes_of_data_where_that_is_on() {
+    block_on(async {
+        let mut config = ModulesConfig::default();
+        config.set("data_policy", "enabled", &"true".parse().unwrap()).unwrap();
+        config.set("data_policy", "data_retention", &"'720'".parse().unwrap()).unwrap();
+        let bench = Bench::new(&["localhost"], move || modules(&config));
+        let alice = bench.login("alice@localhost/phone").await;
+        let form = |query: &Element| query.children().find(|child| child.is("x", "jabber:x:data")).cloned();
+        let info = ask(&alice, "localhost", INFO).await.unwrap();
+        let said = form(&info).unwrap();
+        let value = |var: &str| {
+            let field = said.children().find(|field| field.attr("var") == Some(var)).unwrap();
+            field.children().map(Element::text).collect::<String>()
+        };
+        assert_eq!(value("FORM_TYPE"), "urn:xmpp:data-policy:0");
+        assert_eq!(value("data_retention"), "720");
+        assert!(vars(&info).contains(&"urn:xmpp:noreply:0"));
+        let bench = self::bench();
+        let alice = bench.login("alice@localhost/phone").await;
+        assert_eq!(form(&ask(&alice, "localhost", INFO).await.unwrap()), None);
+    });
+}

@@ -48,6 +48,19 @@ pub fn result<'a>(form_type: &str, fields: impl IntoIterator<Item = (&'a str, Ve
     fields.into_iter().map(field).fold(form, Element::child)
 }
 
+/// As [`result`], where each field says of what kind it is (XEP-0004, 3.3).
+pub fn typed_result<'a>(
+    form_type: &str,
+    fields: impl IntoIterator<Item = (&'a str, &'a str, Vec<String>)>,
+) -> Element {
+    let form = element("x", NS).with("type", "result").child(hidden(form_type));
+    let field = |(var, kind, values): (&str, &str, Vec<String>)| {
+        let field = element("field", NS).with("var", var).with("type", kind);
+        values.iter().map(|value| element("value", NS).text_node(value)).fold(field, Element::child)
+    };
+    fields.into_iter().map(field).fold(form, Element::child)
+}
+
 fn hidden(form_type: &str) -> Element {
     let field = element("field", NS).with("var", FORM_TYPE).with("type", "hidden");
     field.child(element("value", NS).text_node(form_type))

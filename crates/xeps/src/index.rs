@@ -16,6 +16,7 @@ use crate::blocklists::Blocklists;
 use crate::carbons::Carbons;
 use crate::commands::Commands;
 use crate::csi::Csi;
+use crate::data_policy::DataPolicy;
 use crate::disco::Disco;
 use crate::external::External;
 use crate::fast::Fast;
@@ -25,6 +26,7 @@ use crate::invisible::Invisible;
 use crate::last::Last;
 use crate::management::Management;
 use crate::multicast::Multicast;
+use crate::no_reply::NoReply;
 use crate::offline::Offline;
 use crate::offline_filter::OfflineFilter;
 use crate::pep::Pep;
@@ -50,13 +52,13 @@ use crate::time::Time;
 use crate::vcard::VCard;
 use crate::version::Version;
 use crate::{
-    anonymous, archive, blocking, disco, external, fast, groups, last, multicast, offline, offline_filter,
-    pep, presence, privacy, private, push, registration, reports, rosters, storm, strangers, subscription,
-    vcard, version,
+    anonymous, archive, blocking, data_policy, disco, external, fast, groups, last, multicast, offline,
+    offline_filter, pep, presence, privacy, private, push, registration, reports, rosters, storm, strangers,
+    subscription, vcard, version,
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 38] = [
+pub const NAMES: [&str; 40] = [
     "storm",
     "anonymous",
     "blocking",
@@ -90,6 +92,8 @@ pub const NAMES: [&str; 38] = [
     "ping",
     "version",
     "time",
+    "no_reply",
+    "data_policy",
     "external",
     "commands",
     "administration",
@@ -98,8 +102,16 @@ pub const NAMES: [&str; 38] = [
 ];
 
 /// Modules that are there only if they are asked for.
-pub const OFF: [&str; 7] =
-    ["storm", "reports", "shared_groups", "offline_filter", "archive", "external", "registration"];
+pub const OFF: [&str; 8] = [
+    "storm",
+    "reports",
+    "shared_groups",
+    "offline_filter",
+    "archive",
+    "data_policy",
+    "external",
+    "registration",
+];
 
 crate::settings! {
     /// What every `[modules.NAME]` table may say.
@@ -148,6 +160,7 @@ pub struct ModulesConfig {
     pub last: last::Config,
     pub fast: fast::Config,
     pub version: version::Config,
+    pub data_policy: data_policy::Config,
     pub external: external::Config,
     pub administration: administration::Config,
     pub registration: registration::Config,
@@ -232,6 +245,7 @@ impl ModulesConfig {
             "fast" => Box::new(&mut self.fast),
             "version" => Box::new(&mut self.version),
             "administration" => Box::new(&mut self.administration),
+            "data_policy" => Box::new(&mut self.data_policy),
             "external" => Box::new(&mut self.external),
             "registration" => Box::new(&mut self.registration),
             _ => Box::new(Nothing::default()),
@@ -266,6 +280,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
     });
     // Only where no account would say what it does not do.
     let bookmarks = config.hosts_of("pep").is_none().then(|| nodes.clone());
+    let policy = Arc::new(DataPolicy::new(config.data_policy.clone()));
     let offline = Arc::new(Offline::new(config.offline.clone()));
     let pictures = nodes.pictures().is_some().then(|| nodes.clone());
     let presence = Arc::new(Presence::new(
@@ -297,6 +312,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
                 config.disco.clone(),
                 rosters.clone(),
                 vec![commands.clone(), offline.clone()],
+                vec![policy.clone()],
                 nodes.clone(),
             )),
         ),
@@ -355,6 +371,8 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         ("ping", Arc::new(Ping::new(rosters))),
         ("version", Arc::new(Version::new(config.version.clone()))),
         ("time", Arc::new(Time)),
+        ("no_reply", Arc::new(NoReply)),
+        ("data_policy", policy),
         ("external", Arc::new(External::new(config.external.clone()))),
         ("commands", commands),
         ("administration", Arc::new(Administration)),

@@ -13,6 +13,7 @@
 //! - [`pep`]: what users publish, and who hears of it; [`avatars`]: their pictures; [`pubsub`]: the engine below it.
 //! - [`registration`]: the one that speaks with clients before they log in; [`anonymous`]: those without an account.
 //! - [`commands`]: what somebody may have a host do; [`administration`]: what admins may.
+//! - [`no_reply`], [`data_policy`]: what a host says of itself.
 //! - [`external`]: STUN and TURN servers; [`multicast`]: one stanza to many.
 //! - [`blocking`]: whom users do not want to hear; `blocklists` keeps the lists, which presence asks too;
 //! - [`privacy`]: what passes by the rules of users; `privacylists` keeps them, which presence asks too;
@@ -35,6 +36,7 @@ pub mod avatars;
 pub mod carbons;
 pub mod commands;
 mod compliance;
+pub mod data_policy;
 pub mod disco;
 pub mod external;
 mod failure;
@@ -53,6 +55,7 @@ pub mod bind2;
 pub mod management;
 pub mod csi;
 pub mod multicast;
+pub mod no_reply;
 pub mod offline;
 pub mod offline_filter;
 pub mod pages;
