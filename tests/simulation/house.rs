@@ -106,6 +106,8 @@ pub struct House {
     settled: AtomicU64,
     told: AtomicU64,
     draining: AtomicBool,
+    /// It was told to end, and takes no order back.
+    stopping: AtomicBool,
     left_behind: AtomicBool,
     turn: watch::Sender<()>,
     /// Told to stop, it has done so: a process ends then, whatever others still hold open.
@@ -193,6 +195,7 @@ async fn open(start: Start) -> Result<(), cluster::ClusterError> {
         settled: AtomicU64::new(0),
         told: AtomicU64::new(0),
         draining: AtomicBool::new(false),
+        stopping: AtomicBool::new(false),
         left_behind: AtomicBool::new(false),
         turn: watch::Sender::new(()),
         stopped: Notify::new(),
@@ -261,6 +264,9 @@ impl House {
 
     /// Sends all clients elsewhere and has the table say so, or no longer.
     pub fn drain(self: &Arc<Self>, draining: bool) {
+        if self.stopping.load(Ordering::Acquire) {
+            return;
+        }
         self.draining.store(draining, Ordering::Release);
         let house = self.clone();
         tokio::spawn(async move {
@@ -277,6 +283,7 @@ impl House {
 
     /// Ends as a process does that is told to.
     pub async fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
         self.draining.store(true, Ordering::Release);
         let _ = timeout(Duration::from_secs(1), self.cluster.drain()).await;
         let until = Instant::now() + Duration::from_secs(5);

@@ -37,6 +37,7 @@ const KNOWN: &[(u64, &str)] = &[
         "a node whose lease came back twice took the first answer for the last, and served nobody any more",
     ),
     (5555, "a displaced session was held for one that serves while what it had accepted went its way"),
+    (6101, "a node that stopped took clients again, since a drain from before was taken back"),
 ];
 /// How many others the test runs, if nobody says how many, and for how long at most.
 const OTHERS: u64 = 10;
