@@ -311,35 +311,26 @@ impl Stanza {
     /// As [`Stanza::write`], to another receiver: the body's bytes are the same.
     pub fn write_to(&self, out: &mut BytesMut, to: Option<&Jid>) {
         out.reserve(self.wire_len() + to.map_or(0, |to| 12 + 6 * to.as_str().len()));
-        let tag = self.head.kind.tag().as_bytes();
-        out.extend_from_slice(b"<");
-        out.extend_from_slice(tag);
-        let attribute = |name: &[u8], value: Option<&str>, out: &mut BytesMut| {
-            let Some(value) = value else { return };
-            out.extend_from_slice(b" ");
-            out.extend_from_slice(name);
-            out.extend_from_slice(b"='");
-            dom::escape_attribute(value, out);
-            out.extend_from_slice(b"'");
-        };
-        attribute(b"to", to.map(Jid::as_str), out);
-        attribute(b"from", self.head.from.as_ref().map(Jid::as_str), out);
-        attribute(b"id", self.head.id.as_deref(), out);
-        attribute(b"type", self.head.type_.as_deref(), out);
-        attribute(b"xml:lang", self.head.lang.as_deref(), out);
-        let mut prefixes = 0;
-        for a in &self.head.extra {
-            dom::write_attribute(&a.ns, &a.name, &a.value, &mut prefixes, out);
+        self.parts(to.map(Jid::as_str)).write(None, extra_of(&self.head), out);
+    }
+
+    /// As [`Stanza::write`], inside of an element of another namespace than that of the stanza.
+    pub fn write_within(&self, ns: &str, out: &mut BytesMut) {
+        out.reserve(self.wire_len() + ns.len() + 10);
+        self.parts(self.head.to.as_ref().map(Jid::as_str)).write(Some(ns), extra_of(&self.head), out);
+    }
+
+    fn parts<'a>(&'a self, to: Option<&'a str>) -> Parts<'a> {
+        let Head { kind, from, id, type_, lang, .. } = &self.head;
+        Parts {
+            kind: *kind,
+            to,
+            from: from.as_ref().map(Jid::as_str),
+            id: id.as_deref(),
+            type_: type_.as_deref(),
+            lang: lang.as_deref(),
+            body: &self.body,
         }
-        if self.body.is_empty() {
-            out.extend_from_slice(b"/>");
-            return;
-        }
-        out.extend_from_slice(b">");
-        out.extend_from_slice(&self.body);
-        out.extend_from_slice(b"</");
-        out.extend_from_slice(tag);
-        out.extend_from_slice(b">");
     }
 
     /// Bytes on the wire, rounded up a little; escapes in the head are not counted.
@@ -460,6 +451,65 @@ pub fn children_to_bytes(e: &Element) -> Bytes {
         }
     }
     body.freeze()
+}
+
+fn extra_of(head: &Head) -> impl Iterator<Item = (&str, &str, &str)> {
+    head.extra.iter().map(|a| (&*a.ns, &*a.name, &*a.value))
+}
+
+/// What a stanza is written from. Whoever keeps one as text need not make addresses of it for that.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    pub kind: Kind,
+    pub to: Option<&'a str>,
+    pub from: Option<&'a str>,
+    pub id: Option<&'a str>,
+    pub type_: Option<&'a str>,
+    pub lang: Option<&'a str>,
+    /// As of [`Stanza::body`].
+    pub body: &'a [u8],
+}
+
+impl Parts<'_> {
+    /// Writes the stanza, with its namespace where that is not the one around it. `extra`: namespace, name and value of
+    /// its further attributes (RFC 6120, 8.4).
+    pub fn write<'e>(
+        &self,
+        ns: Option<&str>,
+        extra: impl IntoIterator<Item = (&'e str, &'e str, &'e str)>,
+        out: &mut BytesMut,
+    ) {
+        let tag = self.kind.tag().as_bytes();
+        out.extend_from_slice(b"<");
+        out.extend_from_slice(tag);
+        let attribute = |name: &[u8], value: Option<&str>, out: &mut BytesMut| {
+            let Some(value) = value else { return };
+            out.extend_from_slice(b" ");
+            out.extend_from_slice(name);
+            out.extend_from_slice(b"='");
+            dom::escape_attribute(value, out);
+            out.extend_from_slice(b"'");
+        };
+        attribute(b"xmlns", ns, out);
+        attribute(b"to", self.to, out);
+        attribute(b"from", self.from, out);
+        attribute(b"id", self.id, out);
+        attribute(b"type", self.type_, out);
+        attribute(b"xml:lang", self.lang, out);
+        let mut prefixes = 0;
+        for (ns, name, value) in extra {
+            dom::write_attribute(ns, name, value, &mut prefixes, out);
+        }
+        if self.body.is_empty() {
+            out.extend_from_slice(b"/>");
+            return;
+        }
+        out.extend_from_slice(b">");
+        out.extend_from_slice(self.body);
+        out.extend_from_slice(b"</");
+        out.extend_from_slice(tag);
+        out.extend_from_slice(b">");
+    }
 }
 
 #[cfg(test)]

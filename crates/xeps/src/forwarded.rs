@@ -3,11 +3,22 @@
 use bytes::BytesMut;
 use stanza::{Stanza, ns};
 
+use crate::kept::Kept;
+
 pub const NS: &str = "urn:xmpp:forward:0";
 
 /// Writes `<forwarded/>` with the stanza in it; `stamp`: when it was sent or received (section 3.1).
 pub fn write(stanza: &Stanza, stamp: Option<&str>, out: &mut BytesMut) {
     out.reserve(stanza.wire_len() + 160);
+    around(stamp, out, |out| stanza.write_within(ns::CLIENT, out));
+}
+
+/// As [`write()`], of a stanza at rest.
+pub fn write_kept(kept: &Kept, stamp: Option<&str>, out: &mut BytesMut) {
+    around(stamp, out, |out| kept.write_within(ns::CLIENT, out));
+}
+
+fn around(stamp: Option<&str>, out: &mut BytesMut, write: impl FnOnce(&mut BytesMut)) {
     out.extend_from_slice(b"<forwarded xmlns='");
     out.extend_from_slice(NS.as_bytes());
     out.extend_from_slice(b"'>");
@@ -17,14 +28,7 @@ pub fn write(stanza: &Stanza, stamp: Option<&str>, out: &mut BytesMut) {
         out.extend_from_slice(b"'/>");
     }
     // Section 3.1: the content keeps the namespace that it had on its stream, and its raw body leans on it.
-    let tag = stanza.head.kind.tag().len() + 1;
-    let mut written = BytesMut::with_capacity(stanza.wire_len());
-    stanza.write(&mut written);
-    out.extend_from_slice(&written[..tag]);
-    out.extend_from_slice(b" xmlns='");
-    out.extend_from_slice(ns::CLIENT.as_bytes());
-    out.extend_from_slice(b"'");
-    out.extend_from_slice(&written[tag..]);
+    write(out);
     out.extend_from_slice(b"</forwarded>");
 }
 
@@ -44,6 +48,9 @@ mod tests {
             let stanza = parse(text);
             let mut out = BytesMut::new();
             write(&stanza, Some("2026-01-01T00:00:00Z"), &mut out);
+            let mut again = BytesMut::new();
+            write_kept(&Kept::of(&stanza), Some("2026-01-01T00:00:00Z"), &mut again);
+            assert_eq!(out, again);
             let forwarded = stanza::dom::parse(&out).unwrap();
             assert!(forwarded.is("forwarded", NS));
             let delay = forwarded.get_child("delay", "urn:xmpp:delay").unwrap();

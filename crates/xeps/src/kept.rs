@@ -1,7 +1,8 @@
 //! A stanza as it is kept in the store: its head in fields, its body as it was.
 
+use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
-use stanza::stanza::ExtraAttribute;
+use stanza::stanza::{ExtraAttribute, Parts};
 use stanza::{Head, Jid, Kind, Stanza};
 
 /// A stanza at rest. Part of other records: a change of its fields is a new schema of those.
@@ -36,7 +37,7 @@ impl Kept {
 
     /// The stanza again; `None` where an address is no longer one.
     pub fn stanza(&self) -> Option<Stanza> {
-        let kind = [Kind::Message, Kind::Presence, Kind::Iq].into_iter().find(|k| *k as u8 == self.kind)?;
+        let kind = self.kind()?;
         let jid = |text: &Option<String>| match text {
             Some(text) => Jid::new(text).map(Some),
             None => Ok(None),
@@ -57,6 +58,30 @@ impl Kept {
             ..Head::new(kind)
         };
         Some(Stanza::new(head, self.body.clone().into()))
+    }
+
+    fn kind(&self) -> Option<Kind> {
+        [Kind::Message, Kind::Presence, Kind::Iq].into_iter().find(|kind| *kind as u8 == self.kind)
+    }
+
+    /// Writes the stanza with its namespace; nothing of one whose kind is unknown.
+    pub fn write_within(&self, ns: &str, out: &mut BytesMut) {
+        let Some(kind) = self.kind() else { return };
+        let parts = Parts {
+            kind,
+            to: self.to(),
+            from: self.from(),
+            id: self.id(),
+            type_: self.type_.as_deref(),
+            lang: self.lang.as_deref(),
+            body: &self.body,
+        };
+        let extra = self.extra.iter().map(|(ns, name, value)| (&**ns, &**name, &**value));
+        parts.write(Some(ns), extra, out);
+    }
+
+    pub fn is_message(&self) -> bool {
+        self.kind() == Some(Kind::Message)
     }
 
     pub fn from(&self) -> Option<&str> {

@@ -29,7 +29,7 @@ const PAGE: usize = 50;
 /// The most bytes of one page, but for a single larger message: what is told must fit the mailbox of who asks.
 const PAGE_BYTES: usize = 256 * 1024;
 /// Messages that are read from the store at a time.
-const SLICE: usize = 32;
+const SLICE: usize = 64;
 /// Rows of the index that are looked at at a time.
 const ROWS: usize = 256;
 
@@ -417,8 +417,8 @@ impl Reader<'_> {
 
     /// XEP-0313, 4.2; `None`: what is kept is no message any more.
     fn told(&self, to: &FullJid, query: Option<&str>, id: Id, message: &Archived) -> Option<Stanza> {
-        let kept = message.stanza.stanza()?;
-        let mut body = BytesMut::with_capacity(kept.wire_len() + 320);
+        let kept = Some(&message.stanza).filter(|kept| kept.is_message())?;
+        let mut body = BytesMut::with_capacity(kept.size() + 400);
         let attribute = |name: &str, value: &str, body: &mut BytesMut| {
             body.extend_from_slice(name.as_bytes());
             stanza::dom::escape_attribute(value, body);
@@ -430,7 +430,7 @@ impl Reader<'_> {
         }
         attribute(" id='", &id.to_string(), &mut body);
         body.extend_from_slice(b">");
-        forwarded::write(&kept, Some(&time::utc_micros(id.micros())), &mut body);
+        forwarded::write_kept(kept, Some(&time::utc_micros(id.micros())), &mut body);
         body.extend_from_slice(b"</result>");
         let head = Head {
             from: Some(self.account.clone().into()),
