@@ -22,7 +22,33 @@ const BYTES: usize = 500;
 const ENTRY: u64 = 64;
 /// How long it is written without a copy.
 const ALONE: Duration = Duration::from_secs(5);
+/// Bytes of the copy between two syncs.
+const SLICE: usize = 512 * 1024;
 const TABLE: Table = Table("bench");
+
+/// As a snapshot is written: never much at a time that the disk has to sync.
+struct InSlices<'a> {
+    file: &'a File,
+    unsynced: usize,
+}
+
+impl Write for InSlices<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.unsynced >= SLICE {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        thread::yield_now();
+        let mut file = self.file;
+        let written = file.write(bytes)?;
+        self.unsynced += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 fn main() -> io::Result<()> {
     let folder = tempfile::tempdir()?;
@@ -38,12 +64,13 @@ fn main() -> io::Result<()> {
     while begun.elapsed() < ALONE {
         alone.push(write(&disk, chosen(alone.len()))?);
     }
-    let mut file = File::create(folder.path().join("copy"))?;
+    let file = File::create(folder.path().join("copy"))?;
     let mut copy = disk.copy();
     let begun = Instant::now();
     let copying = thread::spawn(move || {
-        copy.write_to(&mut file).map_err(io::Error::other)?;
-        file.flush()?;
+        let mut out = io::BufWriter::new(InSlices { file: &file, unsynced: 0 });
+        copy.write_to(&mut out)?;
+        out.flush()?;
         file.sync_data()?;
         Ok::<u64, io::Error>(file.metadata()?.len())
     });

@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeMap, HashMap},
     io::{self, Read, Write},
     sync::Arc,
+    time::{Duration, Instant},
 };
+
+use parking_lot::MutexGuard;
 
 use super::{
     disk::{Disk, failed},
@@ -18,6 +21,8 @@ const MAGIC: &[u8; 8] = b"rookery\x01";
 const END: u32 = u32::MAX;
 /// How much is read while a writer waits, in bytes.
 const PIECE: usize = 256 * 1024;
+/// For how long it is read while a writer waits, and one page more: a disk may take milliseconds for each.
+const PIECE_TIME: Duration = Duration::from_millis(5);
 /// The most that is kept aside for one copy, in bytes; a copy that needs more is given up.
 const SAVED_MAX: usize = 256 * 1024 * 1024;
 /// The longest key or value that is believed, in bytes.
@@ -154,6 +159,7 @@ impl Copy {
 
     fn next_piece(&mut self) -> Result<Option<Piece>, StoreError> {
         let mut copies = self.disk.writer.lock();
+        let begun = Instant::now();
         let Some(progress) = copies.running.get_mut(&self.number) else {
             return Err(StoreError::Unavailable {
                 reason: "copy was overtaken by too many writes".to_owned(),
@@ -163,7 +169,7 @@ impl Copy {
         let (mut size, mut end) = (0, None);
         for item in self.tree.range(progress.cursor.clone()..) {
             let (key, value) = item.map_err(|e| failed("copy", e))?;
-            if size > PIECE {
+            if size > PIECE || (size > 0 && begun.elapsed() > PIECE_TIME) {
                 end = Some(key.to_vec());
                 break;
             }
@@ -181,6 +187,8 @@ impl Copy {
         }
         // Behind every key: nothing is left to copy, and nothing to save.
         progress.cursor = end.unwrap_or_else(|| vec![0xff; 8]);
+        // To a writer that waits: the next piece is asked for at once, and would have the lock before it.
+        MutexGuard::unlock_fair(copies);
         Ok(Some(piece.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()))
     }
 }
