@@ -103,7 +103,7 @@ async fn half_sent(channel: &Channel) -> Result<()> {
                 Err(_) => Ok(Half::Waiting),
                 Ok(Ok(Code::ResourceExhausted)) => Ok(Half::Refused),
                 Ok(Err(error)) if error.is::<tonic::transport::Error>() => Ok(Half::GivenUp),
-                Ok(other) => other.map(|code| Half::Else(code)),
+                Ok(other) => other.map(Half::Else),
             }
         }
     });
