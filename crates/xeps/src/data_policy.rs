@@ -67,11 +67,6 @@ fn is_number(text: &str) -> bool {
     text.parse::<u32>().is_ok_and(|number| number.to_string() == text)
 }
 
-fn list(items: &[String]) -> String {
-    let items: Vec<String> = items.iter().map(|item| format!("{item:?}")).collect();
-    format!("[{}]", items.join(", "))
-}
-
 /// What the service sees of passwords.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AuthData(String);
@@ -160,7 +155,7 @@ impl Setting for Access {
     }
 
     fn write(&self) -> String {
-        list(&self.0)
+        self.0.write()
     }
 }
 
@@ -182,7 +177,7 @@ impl Setting for Lines {
     }
 
     fn write(&self) -> String {
-        list(&self.0)
+        self.0.write()
     }
 }
 

@@ -76,8 +76,7 @@ impl Setting for Uris {
     }
 
     fn write(&self) -> String {
-        let uris: Vec<String> = self.0.iter().map(|uri| format!("{uri:?}")).collect();
-        format!("[{}]", uris.join(", "))
+        self.0.write()
     }
 }
 

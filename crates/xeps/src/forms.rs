@@ -40,12 +40,8 @@ pub fn form(form_type: &str, title: &str, instructions: &str, fields: &[Field]) 
 
 /// A form with what was found: each field by its name, with its values.
 pub fn result<'a>(form_type: &str, fields: impl IntoIterator<Item = (&'a str, Vec<String>)>) -> Element {
-    let form = element("x", NS).with("type", "result").child(hidden(form_type));
-    let field = |(var, values): (&str, Vec<String>)| {
-        let field = element("field", NS).with("var", var);
-        values.iter().map(|value| element("value", NS).text_node(value)).fold(field, Element::child)
-    };
-    fields.into_iter().map(field).fold(form, Element::child)
+    let field = |(var, values)| (element("field", NS).with("var", var), values);
+    found(form_type, fields.into_iter().map(field))
 }
 
 /// As [`result`], where each field says of what kind it is (XEP-0004, 3.3).
@@ -53,12 +49,16 @@ pub fn typed_result<'a>(
     form_type: &str,
     fields: impl IntoIterator<Item = (&'a str, &'a str, Vec<String>)>,
 ) -> Element {
+    let field = |(var, kind, values)| (element("field", NS).with("var", var).with("type", kind), values);
+    found(form_type, fields.into_iter().map(field))
+}
+
+fn found(form_type: &str, fields: impl Iterator<Item = (Element, Vec<String>)>) -> Element {
     let form = element("x", NS).with("type", "result").child(hidden(form_type));
-    let field = |(var, kind, values): (&str, &str, Vec<String>)| {
-        let field = element("field", NS).with("var", var).with("type", kind);
+    let field = |(field, values): (Element, Vec<String>)| {
         values.iter().map(|value| element("value", NS).text_node(value)).fold(field, Element::child)
     };
-    fields.into_iter().map(field).fold(form, Element::child)
+    fields.map(field).fold(form, Element::child)
 }
 
 fn hidden(form_type: &str) -> Element {
