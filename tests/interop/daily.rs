@@ -46,8 +46,11 @@ async fn day_of(library: Library) -> Result<()> {
 
 /// At the host that keeps an archive.
 pub async fn someone(nodes: &Nodes, name: &str) -> Result<Person> {
-    let person =
-        Person { user: unique(name), host: "other.example".into(), password: format!("secret of {name}") };
+    someone_at(nodes, name, "other.example").await
+}
+
+pub async fn someone_at(nodes: &Nodes, name: &str, host: &str) -> Result<Person> {
+    let person = Person { user: unique(name), host: host.into(), password: format!("secret of {name}") };
     nodes.add_user(&person.bare(), &person.password).await?;
     Ok(person)
 }

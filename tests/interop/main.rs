@@ -6,7 +6,9 @@
 
 mod daily;
 mod gate;
+mod screen;
 mod script;
+mod socks;
 mod terminal;
 
 use anyhow::{Context, Result, ensure};

@@ -114,7 +114,7 @@ async fn chat(nodes: &Nodes) -> Result<()> {
     let (alice, bob) = (someone(nodes, "alice").await?, someone(nodes, "bob").await?);
     befriend(nodes.door(1), &alice, &bob).await?;
     let mut laptop = bob.come_online(nodes.door(1), "laptop").await?;
-    publish_a_picture(&mut laptop).await?;
+    publish_a_picture(&mut laptop, SHA1, PICTURE).await?;
     say_something_earlier(nodes, &alice, &mut laptop).await?;
 
     let mut terminal = Terminal::start("profanity").await?;
@@ -146,14 +146,16 @@ async fn chat(nodes: &Nodes) -> Result<()> {
     Ok(())
 }
 
-async fn publish_a_picture(laptop: &mut Client) -> Result<()> {
+/// A PNG in base64, with the hash of what it stands for.
+pub async fn publish_a_picture(laptop: &mut Client, sha1: &str, picture: &str) -> Result<()> {
+    let size = BASE64_STANDARD.decode(picture)?.len();
     let nodes = [
-        ("data", format!("<data xmlns='urn:xmpp:avatar:data'>{PICTURE}</data>")),
+        ("data", format!("<data xmlns='urn:xmpp:avatar:data'>{picture}</data>")),
         (
             "metadata",
             format!(
                 "<metadata xmlns='urn:xmpp:avatar:metadata'>\
-                 <info id='{SHA1}' type='image/png' bytes='70' width='1' height='1'/></metadata>"
+                 <info id='{sha1}' type='image/png' bytes='{size}'/></metadata>"
             ),
         ),
     ];
@@ -161,7 +163,7 @@ async fn publish_a_picture(laptop: &mut Client) -> Result<()> {
         laptop
             .send(&format!(
                 "<iq type='set' id='{node}'><pubsub xmlns='http://jabber.org/protocol/pubsub'>\
-                 <publish node='urn:xmpp:avatar:{node}'><item id='{SHA1}'>{payload}</item></publish></pubsub></iq>"
+                 <publish node='urn:xmpp:avatar:{node}'><item id='{sha1}'>{payload}</item></publish></pubsub></iq>"
             ))
             .await?;
         let answer = laptop.wait_for("an answer", |n| n.attr("id") == Some(node)).await?;
@@ -171,7 +173,7 @@ async fn publish_a_picture(laptop: &mut Client) -> Result<()> {
 }
 
 /// To another client, which has it: so it is nowhere but in the archive.
-async fn say_something_earlier(nodes: &Nodes, to: &Person, laptop: &mut Client) -> Result<()> {
+pub async fn say_something_earlier(nodes: &Nodes, to: &Person, laptop: &mut Client) -> Result<()> {
     let mut desk = to.come_online(nodes.door(2), "desk").await?;
     say(laptop, &to.bare(), "said earlier").await?;
     desk.wait_for("what is said", |n| body(n).as_deref() == Some("said earlier")).await?;
