@@ -95,12 +95,27 @@ impl Table {
         Some(Table(leaked))
     }
 
+    /// Whether it has many small records that are written once, nearly always behind those that are there, so that an
+    /// engine does well to keep many of them as one.
+    ///
+    /// They are named here and not by who writes them, since a backend keeps records of modules that it does not run.
+    pub fn is_log(&self) -> bool {
+        is_log(self.0)
+    }
+
     /// Whether every engine can keep a table of this name: 1 to [`TABLE_NAME_MAX`] bytes of `a-z`, `0-9`,
     /// `_`, `-` and `.`.
     pub fn is_name(name: &str) -> bool {
         let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-' | b'.');
         (1..=TABLE_NAME_MAX).contains(&name.len()) && name.bytes().all(fits)
     }
+}
+
+pub(crate) const LOGS: [&str; 2] = ["archive", "archive_with"];
+
+/// As [`Table::is_log`], by name.
+pub(crate) fn is_log(table: &str) -> bool {
+    LOGS.contains(&table)
 }
 
 static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
@@ -179,6 +194,11 @@ impl Batch {
     pub fn put<T: Stored>(mut self, key: impl Into<Key>, value: &T) -> Batch {
         self.ops.push(Op::Put { table: T::TABLE, key: key.into(), value: record::encode(value) });
         self
+    }
+
+    /// Adds a put of a value that [`record::encode_as`] has made bytes of.
+    pub fn put_encoded<T: Stored>(&mut self, key: impl Into<Key>, value: Vec<u8>) {
+        self.ops.push(Op::Put { table: T::TABLE, key: key.into(), value });
     }
 
     /// Adds a delete in `T`'s table.

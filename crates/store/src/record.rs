@@ -55,7 +55,13 @@ pub enum Unreadable {
 
 /// The bytes of a value: schema version, then postcard.
 pub fn encode<T: Stored>(value: &T) -> Vec<u8> {
-    let bytes = vec![T::SCHEMA];
+    encode_as::<T>(value, 0)
+}
+
+/// As [`encode`], of something that is written as a `T` is, in about so many bytes.
+pub fn encode_as<T: Stored>(value: &impl Serialize, size: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(1 + size);
+    bytes.push(T::SCHEMA);
     // Postcard fails on sequences of unknown length and on writers that fail; a Vec does not fail, and a
     // type that serializes such a sequence fails in its first test.
     postcard::to_extend(value, bytes).expect("a stored type serializes into memory")

@@ -24,7 +24,7 @@ use minidom::Element;
 use stanza::address::same_account;
 use stanza::{Condition, IqType, Kind, MessageType, Stanza, StanzaError};
 
-use self::entries::{Archived, Entry};
+use self::entries::Entry;
 pub use self::preferences::Policy;
 use self::preferences::Preferences;
 use self::query::Reader;
@@ -35,7 +35,6 @@ use crate::carbons::{is_carbon, receivers};
 use crate::failure::{Failure, bad_request, store_failed};
 use crate::forgeries::STANZA_ID;
 use crate::hints::{Hints, mentions};
-use crate::kept::Kept;
 use crate::rosters::Rosters;
 
 pub const NAME: &str = "archive";
@@ -111,10 +110,17 @@ impl Module for Archive {
 
 /// A message that is about to be archived.
 struct Due {
-    account: BareJid,
-    with: Jid,
     incoming: bool,
     session: Option<Arc<SessionView>>,
+}
+
+impl Due {
+    /// Whose archive it is for, and with whom it is.
+    fn of<'a>(&self, passage: &'a Passage) -> Option<(&'a BareJid, &'a Jid)> {
+        let head = &passage.stanza.head;
+        let with = if self.incoming { &head.from } else { &head.to };
+        passage.account.as_ref().zip(with.as_ref())
+    }
 }
 
 impl Leaving for Archive {
@@ -125,12 +131,7 @@ impl Leaving for Archive {
         if !is_worth_it(&passage.stanza) || same_account(to, account) || sender.is_anonymous() {
             return Answer::PASS;
         }
-        let due = Due {
-            account: account.clone(),
-            with: to.clone(),
-            incoming: false,
-            session: Some(sender.clone()),
-        };
+        let due = Due { incoming: false, session: Some(sender.clone()) };
         self.record(passage, due)
     }
 }
@@ -145,7 +146,6 @@ impl Arriving for Archive {
                 false => Answer::PASS,
             };
         }
-        let Some(from) = &passage.stanza.head.from else { return Answer::PASS };
         let is_kept = !(passage.offline && passage.fleeting);
         if !is_kept || !is_worth_it(&passage.stanza) || is_carbon(&passage.stanza, account) {
             return Answer::PASS;
@@ -154,11 +154,15 @@ impl Arriving for Archive {
         if session.as_ref().is_some_and(|session| session.is_anonymous()) {
             return Answer::PASS;
         }
-        // Section 6.1: what is sent back was not received.
-        if receivers(&passage.stanza, &passage.services.online(account)).is_none() {
+        // Section 6.1: what is sent back was not received. A chat never is, wherever its receiver is.
+        let to_session = passage.stanza.head.to.as_ref().is_some_and(Jid::is_full);
+        if to_session
+            && passage.stanza.message_type() != MessageType::Chat
+            && receivers(&passage.stanza, &passage.services.online(account)).is_none()
+        {
             return Answer::PASS;
         }
-        let due = Due { account: account.clone(), with: from.clone(), incoming: true, session };
+        let due = Due { incoming: true, session };
         self.record(passage, due)
     }
 }
@@ -176,9 +180,10 @@ impl Delivering for Archive {
 impl Archive {
     /// Archives a message if its account wants that. Where it is known what it wants, nothing is awaited.
     fn record<'a>(&'a self, passage: &'a mut Passage, due: Due) -> Answer<'a> {
+        let Some((account, with)) = due.of(passage) else { return Answer::PASS };
         let known = due.session.as_ref().and_then(|session| preferences::known(session.notes()));
-        let wants = known.and_then(|known| match known.wants(&due.with) {
-            None => self.is_in_cached_roster(&due),
+        let wants = known.and_then(|known| match known.wants(with) {
+            None => self.is_in_cached_roster(account, with),
             wants => wants,
         });
         match wants {
@@ -190,7 +195,7 @@ impl Archive {
             wants => Answer::later(async move {
                 let wants = match wants {
                     Some(wants) => wants,
-                    None => self.wants(&*passage.services, &due).await,
+                    None => self.wants(passage, &due).await,
                 };
                 if wants {
                     self.archive(passage, due);
@@ -201,19 +206,20 @@ impl Archive {
         }
     }
 
-    fn is_in_cached_roster(&self, due: &Due) -> Option<bool> {
-        let roster = self.rosters.cached(&due.account)?;
-        Some(roster.items.contains_key(due.with.to_bare().as_str()))
+    fn is_in_cached_roster(&self, account: &BareJid, with: &Jid) -> Option<bool> {
+        let roster = self.rosters.cached(account)?;
+        Some(roster.items.contains_key(with.to_bare().as_str()))
     }
 
-    async fn wants(&self, services: &dyn Services, due: &Due) -> bool {
-        let session = due.session.as_deref();
+    async fn wants(&self, passage: &Passage, due: &Due) -> bool {
+        let Some((account, with)) = due.of(passage) else { return false };
+        let (session, services) = (due.session.as_deref(), &*passage.services);
         let preferences: Arc<Preferences> =
-            preferences::of(services, &due.account, session, self.config.default).await;
-        if let Some(wants) = preferences.wants(&due.with) {
+            preferences::of(services, account, session, self.config.default).await;
+        if let Some(wants) = preferences.wants(with) {
             return wants;
         }
-        let listed = preferences::is_in_roster(&self.rosters, services, &due.account, &due.with).await;
+        let listed = preferences::is_in_roster(&self.rosters, services, account, with).await;
         listed.unwrap_or_else(|error| {
             drop(store_failed(NAME, &error));
             // As if nobody had said that only contacts are wanted: better kept than lost.
@@ -223,20 +229,15 @@ impl Archive {
 
     /// Has the message written, and says in it under which id.
     fn archive(&self, passage: &mut Passage, due: Due) {
+        let Some((account, with)) = due.of(passage) else { return };
         let id = self.writer.id(&*passage.services);
-        let message = Archived { stanza: Kept::of(&passage.stanza), incoming: due.incoming };
-        let entry = Entry {
-            account: due.account.clone(),
-            id,
-            message,
-            underway: passage.underway.clone(),
-            retracts: retraction::is_one(&passage.stanza),
-        };
+        let (message, underway) = (&passage.stanza, passage.underway.clone());
+        let entry = Entry::new(account.clone(), id, message, due.incoming, with, underway);
         if !self.writer.append(&passage.services, entry) {
             return;
         }
         match due.incoming {
-            true => passage.stanza = with_id(&passage.stanza, &due.account, &id.to_string()),
+            true => passage.stanza = with_id(message, account, &id.to_string()),
             // Section 3.4: the receiver is not told; the other devices of the sender are.
             false => passage.archived = Some(id.to_string().into()),
         }

@@ -9,6 +9,7 @@ use hooks::bench::{Bench, Client, parse};
 use store::engines::memory::Memory;
 use store::{Batch, Committed, Engine, Partition, Range, Record, StoreError, Table};
 
+use super::entries::Archived;
 use super::entries::{Id, With};
 use super::sweep::Extent;
 use super::*;

@@ -1,6 +1,7 @@
 //! A stanza as it is kept in the store: its head in fields, its body as it was.
 
 use bytes::BytesMut;
+use serde::ser::{SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};
 use stanza::stanza::{ExtraAttribute, Parts};
 use stanza::{Head, Jid, Kind, Stanza};
@@ -15,7 +16,68 @@ pub struct Kept {
     type_: Option<String>,
     lang: Option<String>,
     extra: Vec<(String, String, String)>,
+    #[serde(with = "whole")]
     body: Vec<u8>,
+}
+
+/// Writes a stanza as a [`Kept`] of it is written, without making one.
+pub struct Keeping<'a>(pub &'a Stanza);
+
+impl Serialize for Keeping<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let head = &self.0.head;
+        let extra: Vec<(&str, &str, &str)> =
+            head.extra.iter().map(|a| (&*a.ns, &*a.name, &*a.value)).collect();
+        let mut kept = serializer.serialize_struct("Kept", 8)?;
+        kept.serialize_field("kind", &(head.kind as u8))?;
+        kept.serialize_field("to", &head.to.as_ref().map(Jid::as_str))?;
+        kept.serialize_field("from", &head.from.as_ref().map(Jid::as_str))?;
+        kept.serialize_field("id", &head.id)?;
+        kept.serialize_field("type_", &head.type_)?;
+        kept.serialize_field("lang", &head.lang)?;
+        kept.serialize_field("extra", &extra)?;
+        kept.serialize_field("body", &Whole(self.0.body()))?;
+        kept.end()
+    }
+}
+
+struct Whole<'a>(&'a [u8]);
+
+impl Serialize for Whole<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+/// Bytes in one piece, which are the same in a record as one after the other.
+mod whole {
+    use serde::de::{Deserializer, Error, Visitor};
+    use serde::ser::Serializer;
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+
+            fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+                Ok(bytes)
+            }
+        }
+        deserializer.deserialize_byte_buf(Bytes)
+    }
 }
 
 impl Kept {

@@ -437,6 +437,12 @@ pub const KEYS: &[Key] = &[
         Is("67108864"),
         "Memory for cached pages of the store, in bytes.",
     ),
+    key(
+        "store.layer_bytes",
+        Whole(65_536, MANY),
+        Is("16777216"),
+        "Changes that are gathered in memory and in a journal before the store sorts them in, in bytes; as much again may be on its way there.",
+    ),
     key("store.readers", Whole(1, 256), Is("2"), "Threads that read the store."),
     key(
         "store.queue",

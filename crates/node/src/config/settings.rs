@@ -71,6 +71,7 @@ pub enum Engine {
 #[derive(Debug, Deserialize)]
 pub struct DiskSettings {
     pub cache_bytes: u64,
+    pub layer_bytes: usize,
     pub readers: usize,
     pub queue: usize,
     pub reserve_bytes: u64,

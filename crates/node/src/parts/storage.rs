@@ -27,6 +27,7 @@ pub fn on_disk(settings: &Settings) -> disk::Config {
     disk::Config {
         path: settings.node.data_dir.join("store"),
         cache_bytes: settings.store.cache_bytes,
+        layer_bytes: settings.store.layer_bytes,
         readers: settings.store.readers,
         queue: settings.store.queue,
         reserve_bytes: settings.store.reserve_bytes,

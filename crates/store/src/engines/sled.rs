@@ -3,13 +3,20 @@
 //! [`Disk`](disk::Disk) is the blocking half, which the replicated store uses as well; [`Sled`] adds the
 //! threads and is an [`Engine`] for a server that stands alone.
 
+mod blocks;
 pub mod copy;
 pub mod disk;
+mod journal;
 mod kept;
 #[cfg(test)]
 mod kept_tests;
+mod layer;
 mod layout;
 pub mod readers;
+mod records;
+mod settling;
+#[cfg(test)]
+mod settling_tests;
 #[cfg(test)]
 mod tests;
 pub mod writing;

@@ -3,9 +3,11 @@
 use hooks::Underway;
 use jid::{BareJid, Jid};
 use serde::{Deserialize, Serialize};
+use stanza::Stanza;
 use store::{Batch, Key, Stored, Table, record};
 
-use crate::kept::Kept;
+use super::retraction;
+use crate::kept::{Keeping, Kept};
 use crate::rosters::partition;
 
 /// The id of an archived message: microseconds since 1970, then chance, so that ids sort by time and nobody guesses
@@ -36,8 +38,8 @@ impl Id {
     }
 
     /// Some of its chance.
-    pub fn chance(self) -> u8 {
-        self.0[15]
+    pub fn chance(self) -> u16 {
+        u16::from_be_bytes([self.0[14], self.0[15]])
     }
 
     /// The id that clients wrote, if it can be one.
@@ -66,7 +68,13 @@ impl Id {
 
 impl std::fmt::Display for Id {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+        // Each archived message tells it once or twice: digits one by one, as the formatter of numbers is slow.
+        let digit = |half: u8| if half < 10 { b'0' + half } else { b'a' + half - 10 };
+        let mut text = [0; 32];
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
+            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+        }
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 
@@ -92,6 +100,27 @@ impl Archived {
             true => other == with.as_str(),
             false => bare(other) == with.as_str(),
         }
+    }
+}
+
+/// Writes a message as the [`Archived`] that it becomes is written.
+#[derive(Serialize)]
+struct Archiving<'a> {
+    stanza: Keeping<'a>,
+    incoming: bool,
+}
+
+/// A message of an archive that is counted and not read.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Unread;
+
+impl Stored for Unread {
+    const TABLE: Table = Archived::TABLE;
+    /// Beyond all that is written.
+    const SCHEMA: u8 = u8::MAX;
+
+    fn migrate(_: u8, _: &[u8]) -> Option<Unread> {
+        Some(Unread)
     }
 }
 
@@ -153,25 +182,43 @@ pub fn id_of_with_key(key: &[u8]) -> Option<Id> {
 pub struct Entry {
     pub account: BareJid,
     pub id: Id,
-    pub message: Archived,
+    /// The bytes of its [`Archived`].
+    record: Vec<u8>,
+    with_key: Key,
+    with: With,
     /// The sender's client hears that the message is handled once it is written (XEP-0198, 4).
     #[expect(dead_code, reason = "its end is what counts")]
-    pub underway: Option<Underway>,
+    underway: Option<Underway>,
     /// It takes back another one, which is looked for once this one is written.
-    pub retracts: bool,
+    pub retracts: Option<Archived>,
 }
 
 impl Entry {
+    pub fn new(
+        account: BareJid,
+        id: Id,
+        message: &Stanza,
+        incoming: bool,
+        with: &Jid,
+        underway: Option<Underway>,
+    ) -> Entry {
+        let size = message.body().len() + 3 * with.as_str().len() + 64;
+        let record = record::encode_as::<Archived>(&Archiving { stanza: Keeping(message), incoming }, size);
+        let named = message.head.id.as_deref().unwrap_or_default();
+        let with_key = with_key(with.as_str(), id);
+        let with = With { full: mark(with.as_str()), named: Some(mark(named)) };
+        let retracts = retraction::is_one(message).then(|| Archived { stanza: Kept::of(message), incoming });
+        Entry { account, id, record, with_key, with, underway, retracts }
+    }
+
     pub fn size(&self) -> usize {
-        self.message.stanza.size() + 128
+        self.record.len() + 128
     }
 
     /// Adds what it writes.
-    pub fn put(&self, batch: Batch) -> Batch {
-        let with = self.message.with();
-        let named = self.message.stanza.id().unwrap_or_default();
-        let batch = batch.put(self.id.key(), &self.message);
-        batch.put(with_key(with, self.id), &With { full: mark(with), named: Some(mark(named)) })
+    pub fn put(&self, batch: &mut Batch) {
+        batch.put_encoded::<Archived>(self.id.key(), self.record.clone());
+        batch.put_encoded::<With>(self.with_key.clone(), record::encode_as::<With>(&self.with, 24));
     }
 
     pub fn batch(&self) -> Batch {
@@ -211,6 +258,27 @@ mod tests {
         let old = store::record::decode::<With>(&[1, 7]);
         assert_eq!(old, Ok(With { full: 7, named: None }));
         assert_eq!(store::record::encode(&With { full: 7, named: Some(9) }), [2, 7, 1, 9]);
+    }
+
+    #[test]
+    fn a_message_is_written_as_it_is_read() {
+        for text in [
+            "<message to='b@h' from='a@h/r' id='1' type='chat' xml:lang='de'><body>ä &lt; b</body></message>",
+            "<message from='a@h/r' shade='red' xmlns:x='urn:x' x:a='1'><x xmlns='urn:x' a='1'><y/></x>text</message>",
+        ] {
+            let message = parse(text);
+            let with = message.head.from.clone().unwrap();
+            let me = BareJid::new("b@h").unwrap();
+            let entry = Entry::new(me, Id::first_of(1), &message, true, &with, None);
+            let archived = Archived { stanza: Kept::of(&message), incoming: true };
+            assert_eq!(entry.record, record::encode(&archived));
+            assert_eq!(record::decode::<Archived>(&entry.record), Ok(archived));
+        }
+        // As earlier versions wrote it.
+        let old = [1, 0, 1, 1, b'a', 0, 0, 0, 0, 0, 3, b'<', b'b', b'>', 1];
+        let archived = record::decode::<Archived>(&old).unwrap();
+        assert_eq!((archived.stanza.to(), archived.incoming), (Some("a"), true));
+        assert_eq!(record::encode(&archived), old);
     }
 
     #[test]

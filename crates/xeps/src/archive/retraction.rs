@@ -87,13 +87,14 @@ impl Retractions {
     /// Has the retractions among what was just written carried out.
     pub fn note<'a>(&self, written: impl Iterator<Item = &'a Entry>) {
         for entry in written {
+            let Some(message) = &entry.retracts else { continue };
             let mut waiting = self.waiting.lock();
             if waiting.count >= WAITING_MAX {
                 tracing::warn!(module = NAME, max = WAITING_MAX, "too many retractions wait");
                 return;
             }
             waiting.count += 1;
-            let retraction = Retraction { id: entry.id, message: entry.message.clone() };
+            let retraction = Retraction { id: entry.id, message: message.clone() };
             match waiting.accounts.get_mut(&entry.account) {
                 Some(of_account) => of_account.push(retraction),
                 None => {

@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 use store::{Batch, Committed, Expect, Range, StoreError, Stored, Table, Versioned};
 
 use super::NAME;
-use super::entries::{Archived, Id, with_key};
+use super::entries::{Archived, Id, Unread, with_key};
 use super::writer::micros;
 use crate::rosters::partition;
 
 /// Messages that are counted or removed in one step.
-const SLICE: usize = 100;
+const SLICE: usize = 500;
 /// Steps of one sweep; what is left then goes with the next one.
 const SLICES: usize = 50;
 /// What is younger than this may not be all that there is of its time: other nodes are about to write some.
@@ -90,7 +90,7 @@ async fn step(services: &dyn Services, account: &BareJid, limits: Limits) -> Res
     let uncounted = Range { to: Bound::Excluded(settled.key()), ..Range::after(extent.counted.clone()) };
     let new = match uncounted.is_empty() {
         true => Vec::new(),
-        false => store.scan::<Archived>(&partition, uncounted.limit(SLICE)).await?,
+        false => store.scan::<Unread>(&partition, uncounted.limit(SLICE)).await?,
     };
     let mut more = new.len() == SLICE;
     if let Some((last, _)) = new.last() {

@@ -17,7 +17,7 @@ use super::retraction::Retractions;
 use super::sweep;
 
 /// The most messages that are written at a time.
-const BATCH: usize = 256;
+const BATCH: usize = 1024;
 /// The most bytes that are written at a time, but for a single larger message: in a cluster it is one entry of a log.
 const BATCH_BYTES: usize = 256 * 1024;
 /// The most bytes that wait to be written at one node; further messages are delivered and not archived.
@@ -25,7 +25,7 @@ const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of chance that are asked for at a time: asking costs as much for one id as for many.
 const CHANCE: usize = 512;
 /// Of so many messages one has its archive looked at for what is to go.
-const SWEEP_EVERY: u8 = 64;
+const SWEEP_EVERY: u16 = 256;
 
 /// What waits to be written.
 #[derive(Default)]
@@ -227,7 +227,7 @@ impl Writer {
         while !taken.entries.is_empty() {
             match services.store().commit(batches(&taken.entries)).await {
                 Ok(_) => {
-                    self.retractions.note(taken.entries.iter().filter(|entry| entry.retracts));
+                    self.retractions.note(taken.entries.iter());
                     let is_swept = |entry: &Entry| entry.id.chance().is_multiple_of(SWEEP_EVERY);
                     self.swept
                         .lock()
@@ -256,8 +256,7 @@ fn batches(entries: &[Entry]) -> Vec<Batch> {
             batches.push(entry.batch());
             batches.len() - 1
         });
-        let batch = std::mem::replace(&mut batches[at], entry.batch());
-        batches[at] = entry.put(batch);
+        entry.put(&mut batches[at]);
     }
     batches
 }

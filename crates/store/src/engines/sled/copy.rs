@@ -1,70 +1,47 @@
 //! A consistent copy of all records, made piece by piece while writes go on.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeSet,
     io::{self, Read, Write},
     sync::Arc,
-    time::{Duration, Instant},
 };
-
-use parking_lot::MutexGuard;
 
 use super::{
+    blocks::{self, Block},
     disk::{Disk, failed},
+    layer::Layer,
     layout,
+    settling::as_one,
 };
-use crate::engine::StoreError;
+use crate::engine::{Key, StoreError};
 
 /// What a copy starts with; the last byte is the version of its layout.
 const MAGIC: &[u8; 8] = b"rookery\x01";
 /// A length that no key has: the end of the records.
 const END: u32 = u32::MAX;
-/// How much is read while a writer waits, in bytes.
+/// How much is written to a fresh tree at a time, in bytes.
 const PIECE: usize = 256 * 1024;
-/// For how long it is read while a writer waits, and one page more: a disk may take milliseconds for each.
-const PIECE_TIME: Duration = Duration::from_millis(5);
-/// The most that is kept aside for one copy, in bytes; a copy that needs more is given up.
-const SAVED_MAX: usize = 256 * 1024 * 1024;
+/// Records between two looks at whether the copy may go on.
+const LOOK: usize = 256;
+/// The most changes that wait above sled while a copy runs, in bytes; beyond it copies are given up.
+const WAITING_MAX: usize = 256 * 1024 * 1024;
 /// The longest key or value that is believed, in bytes.
 const ITEM_MAX: usize = 16 * 1024 * 1024;
 
-/// What running copies still need of what was overwritten since they began.
+/// The copies that run: sled stays as it is meanwhile, and changes wait above it.
 #[derive(Default)]
 pub(super) struct Copies {
     next: u64,
-    running: HashMap<u64, Progress>,
-}
-
-struct Progress {
-    /// All keys before this one are copied.
-    cursor: Vec<u8>,
-    /// What keys behind the cursor held when the copy began, for those that changed since.
-    saved: BTreeMap<Vec<u8>, Option<sled::IVec>>,
-    saved_bytes: usize,
+    running: BTreeSet<u64>,
 }
 
 impl Copies {
-    /// Keeps what these keys hold now for the copies that have not come to them.
-    pub(super) fn save<'k>(
-        &mut self,
-        tree: &sled::Tree,
-        keys: impl Iterator<Item = &'k Vec<u8>>,
-    ) -> Result<(), StoreError> {
-        if self.running.is_empty() {
-            return Ok(());
+    /// Whether sled may be changed, with so many bytes of changes that wait for it.
+    pub(super) fn may_go_on(&mut self, waiting: usize) -> bool {
+        if waiting > WAITING_MAX {
+            self.running.clear();
         }
-        for key in keys {
-            for progress in self.running.values_mut() {
-                if *key < progress.cursor || progress.saved.contains_key(key) {
-                    continue;
-                }
-                let old = tree.get(key).map_err(|e| failed("read", e))?;
-                progress.saved_bytes += 64 + key.len() + old.as_ref().map_or(0, |v| v.len());
-                progress.saved.insert(key.clone(), old);
-            }
-        }
-        self.running.retain(|_, progress| progress.saved_bytes <= SAVED_MAX);
-        Ok(())
+        self.running.is_empty()
     }
 }
 
@@ -74,19 +51,21 @@ pub struct Copy {
     number: u64,
     /// The tree of that moment: an installed state puts another in its place.
     tree: sled::Tree,
+    /// What was above it, the newest first.
+    layers: Vec<Arc<Layer>>,
 }
-
-type Piece = Vec<(Vec<u8>, sled::IVec)>;
 
 impl Disk {
     /// Freezes the records as they are now; reading them out is up to [`Copy::write_to`].
     pub fn copy(self: &Arc<Disk>) -> Copy {
-        let mut copies = self.writer.lock();
+        let mut writer = self.writer.lock();
+        let copies = &mut writer.copies;
         copies.next += 1;
         let number = copies.next;
-        let progress = Progress { cursor: Vec::new(), saved: BTreeMap::new(), saved_bytes: 0 };
-        copies.running.insert(number, progress);
-        Copy { disk: self.clone(), number, tree: self.tree.read().clone() }
+        copies.running.insert(number);
+        let records = self.records.read();
+        let layers = std::iter::once(Arc::new(records.active.clone())).chain(records.frozen.iter().cloned());
+        Copy { disk: self.clone(), number, tree: records.tree.clone(), layers: layers.collect() }
     }
 
     /// Replaces all records by those of a copy, and sets a mark in the same step.
@@ -94,16 +73,16 @@ impl Disk {
     /// A copy that is cut short or damaged changes nothing, and so does a crash on the way.
     pub fn install(&self, copy: &mut dyn Read, mark: (&[u8], &[u8])) -> io::Result<()> {
         self.usable().map_err(io::Error::other)?;
-        let mut copies = self.writer.lock();
+        let mut writer = self.writer.lock();
         let (number, tree) = self.fresh_tree().map_err(io::Error::other)?;
         let filled = self.guarded("an installation", || {
             fill(&tree, copy)?;
             tree.insert(layout::mark_key(mark.0), mark.1).map_err(|e| failed("write a mark", e))?;
-            self.switch_tree(number, tree.clone())
+            self.switch_tree(&mut writer, number, tree.clone())
         });
         if filled.is_ok() {
             // What they copied from is gone.
-            copies.running.clear();
+            writer.copies.running.clear();
         }
         filled.map_err(io::Error::other)
     }
@@ -117,8 +96,8 @@ fn fill(tree: &sled::Tree, copy: &mut dyn Read) -> Result<(), StoreError> {
     if magic != *MAGIC {
         return Err(StoreError::Engine { reason: "copy has an unknown format".to_owned() });
     }
-    let mut batch = sled::Batch::default();
-    let mut size = 0;
+    let mut fresh =
+        Fresh { tree, batch: sled::Batch::default(), size: 0, start: Key::new(), block: Block::default() };
     loop {
         let length = read_u32(&mut input).map_err(unreadable)?;
         if length == END {
@@ -127,29 +106,111 @@ fn fill(tree: &sled::Tree, copy: &mut dyn Read) -> Result<(), StoreError> {
         let key = read_bytes(&mut input, length).map_err(unreadable)?;
         let length = read_u32(&mut input).map_err(unreadable)?;
         let value = read_bytes(&mut input, length).map_err(unreadable)?;
-        size += key.len() + value.len();
-        batch.insert(key, value);
-        if size > PIECE {
-            tree.apply_batch(std::mem::take(&mut batch)).map_err(|e| failed("write a copy", e))?;
-            size = 0;
-        }
+        fresh.push(key, value)?;
     }
     let sum = input.sum.clone().finalize();
     if read_u32(&mut input).map_err(unreadable)? != sum {
         return Err(StoreError::Engine { reason: "checksum of a copy does not match".to_owned() });
     }
-    tree.apply_batch(batch).map_err(|e| failed("write a copy", e))
+    fresh.end()
+}
+
+/// A tree that is filled with records in the order of their keys.
+struct Fresh<'a> {
+    tree: &'a sled::Tree,
+    batch: sled::Batch,
+    size: usize,
+    /// What the keys of the block begin with: its partition and its table.
+    start: Key,
+    block: Block,
+}
+
+impl Fresh<'_> {
+    fn push(&mut self, key: Key, value: Vec<u8>) -> Result<(), StoreError> {
+        self.size += key.len() + value.len();
+        let prefix = layout::partition_end(&key).unwrap_or(0);
+        let (partition, rest) = key.split_at(prefix);
+        if !layout::is_in_log(partition, rest) {
+            self.close_block();
+            self.batch.insert(key, value);
+        } else {
+            let start = &key[..prefix + layout::table_end(rest).unwrap_or(0)];
+            if start != self.start {
+                self.close_block();
+                self.start = start.to_vec();
+            }
+            if let Some((rest, bytes)) = self.block.push(rest, &value) {
+                self.batch.insert([partition, &rest].concat(), bytes);
+            }
+        }
+        if self.size > PIECE { self.write() } else { Ok(()) }
+    }
+
+    fn close_block(&mut self) {
+        if let Some((rest, bytes)) = self.block.take() {
+            let prefix = layout::partition_end(&self.start).unwrap_or(0);
+            self.batch.insert([&self.start[..prefix], &rest].concat(), bytes);
+        }
+    }
+
+    fn write(&mut self) -> Result<(), StoreError> {
+        self.size = 0;
+        self.tree.apply_batch(std::mem::take(&mut self.batch)).map_err(|e| failed("write a copy", e))
+    }
+
+    fn end(mut self) -> Result<(), StoreError> {
+        self.close_block();
+        self.write()
+    }
 }
 
 impl Copy {
-    /// Writes the copy out, holding up writers for one small piece at a time.
+    /// Writes the copy out, one record after the other, as versions without blocks read it.
     pub fn write_to(&mut self, out: &mut dyn Write) -> io::Result<()> {
         let mut out = Summed { inner: out, sum: crc32fast::Hasher::new() };
         out.write_all(MAGIC)?;
-        while let Some(piece) = self.next_piece().map_err(io::Error::other)? {
-            for (key, value) in piece {
-                write_bytes(&mut out, &key)?;
-                write_bytes(&mut out, &value)?;
+        let above = as_one(self.layers.iter().map(Arc::as_ref));
+        self.layers.clear();
+        let mut count = 0;
+        let mut put = |key: &[u8], value: &[u8]| {
+            if count % LOOK == 0 {
+                self.look()?;
+            }
+            count += 1;
+            write_bytes(&mut out, key)?;
+            write_bytes(&mut out, value)
+        };
+        let order = above.order();
+        let mut above_it = order
+            .iter()
+            .flat_map(|prefix| {
+                above.parts[prefix].changes.iter().map(move |(rest, change)| (prefix, rest, change))
+            })
+            .peekable();
+        for item in self.tree.iter() {
+            let (key, bytes) = item.map_err(|e| io::Error::other(failed("copy", e)))?;
+            let (prefix, rest) = key.split_at(layout::partition_end(&key).unwrap_or(0));
+            // A block that is damaged goes along as it is.
+            let items = layout::is_in_log(prefix, rest).then(|| blocks::read(rest, &bytes).ok()).flatten();
+            let items = items.unwrap_or_else(|| vec![(rest.to_vec(), bytes.to_vec())]);
+            let is_wiped = above.parts.get(prefix).is_some_and(|part| part.wiped);
+            for (rest, sealed) in items {
+                let here = (prefix, &rest[..]);
+                while let Some((prefix, rest, change)) = above_it.next_if(|(p, r, _)| (&p[..], &r[..]) < here)
+                {
+                    if let Some(sealed) = change {
+                        put(&[&prefix[..], rest].concat(), sealed)?;
+                    }
+                }
+                let is_changed = above_it.peek().is_some_and(|(p, r, _)| (&p[..], &r[..]) == here);
+                if !is_wiped && !is_changed {
+                    put(&[prefix, &rest].concat(), &sealed)?;
+                }
+            }
+        }
+        for (prefix, rest, change) in above_it {
+            if let Some(sealed) = change {
+                put(&[&prefix[..], rest].concat(), sealed)?;
             }
         }
         out.write_all(&END.to_le_bytes())?;
@@ -157,45 +218,20 @@ impl Copy {
         out.write_all(&sum.to_le_bytes())
     }
 
-    fn next_piece(&mut self) -> Result<Option<Piece>, StoreError> {
-        let mut copies = self.disk.writer.lock();
-        let begun = Instant::now();
-        let Some(progress) = copies.running.get_mut(&self.number) else {
-            return Err(StoreError::Unavailable {
-                reason: "copy was overtaken by too many writes".to_owned(),
-            });
-        };
-        let mut piece = BTreeMap::new();
-        let (mut size, mut end) = (0, None);
-        for item in self.tree.range(progress.cursor.clone()..) {
-            let (key, value) = item.map_err(|e| failed("copy", e))?;
-            if size > PIECE || (size > 0 && begun.elapsed() > PIECE_TIME) {
-                end = Some(key.to_vec());
-                break;
-            }
-            size += key.len() + value.len();
-            piece.insert(key.to_vec(), Some(value));
+    /// Whether it may go on.
+    fn look(&self) -> io::Result<()> {
+        self.disk.usable().map_err(io::Error::other)?;
+        if self.disk.writer.lock().copies.running.contains(&self.number) {
+            return Ok(());
         }
-        // Keys that changed since the copy began, also those that are no longer there.
-        let later = end.as_ref().map_or_else(BTreeMap::new, |end| progress.saved.split_off(end));
-        let changed = std::mem::replace(&mut progress.saved, later);
-        progress.saved_bytes -=
-            changed.iter().map(|(k, v)| 64 + k.len() + v.as_ref().map_or(0, |v| v.len())).sum::<usize>();
-        piece.extend(changed);
-        if end.is_none() && piece.is_empty() {
-            return Ok(None);
-        }
-        // Behind every key: nothing is left to copy, and nothing to save.
-        progress.cursor = end.unwrap_or_else(|| vec![0xff; 8]);
-        // To a writer that waits: the next piece is asked for at once, and would have the lock before it.
-        MutexGuard::unlock_fair(copies);
-        Ok(Some(piece.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()))
+        let reason = "copy was overtaken by too many writes".to_owned();
+        Err(io::Error::other(StoreError::Unavailable { reason }))
     }
 }
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        self.disk.writer.lock().running.remove(&self.number);
+        self.disk.writer.lock().copies.running.remove(&self.number);
     }
 }
 

@@ -8,13 +8,21 @@ use std::{
     os::unix::ffi::OsStrExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{copy::Copies, kept::Kept, layout};
+use super::{
+    copy::Copies,
+    journal::{self, Journal, Written},
+    kept::Kept,
+    layer::Bounds,
+    layout,
+    records::Records,
+    settling::{Gaps, Writer},
+};
 use crate::engine::{Batch, Key, Op, Partition, Range, Record, StoreError, Table};
 
 /// Where a sled store is and how much it may take.
@@ -31,6 +39,9 @@ pub struct Config {
     /// Free space, in bytes, below which nothing more is accepted: sled does not survive a disk that is
     /// really full without being opened anew.
     pub reserve_bytes: u64,
+    /// Changes that are gathered in memory and in one file before they go to sled, in bytes; as much again may be on its
+    /// way there.
+    pub layer_bytes: usize,
 }
 
 impl Config {
@@ -41,6 +52,7 @@ impl Config {
             readers: 2,
             queue: 1024,
             reserve_bytes: 64 * 1024 * 1024,
+            layer_bytes: 16 * 1024 * 1024,
         }
     }
 }
@@ -81,16 +93,16 @@ const RECORDS: &str = "records-";
 /// A sled database; its calls block and belong on threads of their own.
 pub struct Disk {
     pub(super) db: sled::Db,
-    /// The tree of the records. Written where many keys change at once, so that a scan sees all or nothing.
-    pub(super) tree: RwLock<sled::Tree>,
-    /// Held by whoever changes records; keeps what running copies still need.
-    pub(super) writer: Mutex<Copies>,
-    /// Changed under the lock of `tree` only.
+    /// Written where many keys change at once, so that a scan sees all or nothing.
+    pub(super) records: RwLock<Records>,
+    pub(super) writer: Mutex<Writer>,
+    /// Changed under the lock of `records` only.
     pub(super) kept: Kept,
     path: PathBuf,
     data: File,
     blobs: Mutex<Blobs>,
     reserve_bytes: u64,
+    pub(super) layer_bytes: usize,
     broken: OnceLock<String>,
 }
 
@@ -114,19 +126,30 @@ impl Disk {
             .use_compression(false);
         let db = open_unlocked(&settings)?;
         let tree = current_tree(&db)?;
+        let generation = generation(&db)?;
+        let left = journal::read_all(&config.path, generation)?;
+        let journal = Journal::begin(&config.path, generation, &left)?;
+        let mut records = Records::new(tree);
+        left.layers.into_iter().for_each(|layer| records.frozen.push_front(Arc::new(layer)));
         let data = File::open(config.path.join("db")).map_err(|e| failed_io("open its data file", &e))?;
         let disk = Disk {
             db,
-            tree: RwLock::new(tree),
-            writer: Mutex::default(),
+            records: RwLock::new(records),
+            writer: Mutex::new(Writer {
+                journal,
+                gaps: Gaps::default(),
+                copies: Copies::default(),
+                settling: None,
+            }),
             kept: Kept::new(usize::try_from(config.cache_bytes / KEPT_SHARE).unwrap_or(usize::MAX)),
             path: config.path.clone(),
             data,
             blobs: Mutex::default(),
             reserve_bytes: config.reserve_bytes,
+            layer_bytes: config.layer_bytes,
             broken: OnceLock::new(),
         };
-        disk.sync()?;
+        disk.sync_sled()?;
         // The folder's own entries (db, conf) must be there after a power cut, too.
         sync_folder(&disk.path).map_err(|e| failed_io("sync its folder", &e))?;
         Ok(disk)
@@ -137,6 +160,21 @@ impl Disk {
     /// An error means that nobody knows what is on the disk: the store accepts nothing more until it is
     /// opened anew.
     pub fn sync(&self) -> Result<(), StoreError> {
+        self.usable()?;
+        let written = self.writer.lock().journal.written();
+        self.sync_journal(&written)
+    }
+
+    pub(super) fn sync_journal(&self, written: &Written) -> Result<(), StoreError> {
+        let synced = written.sync().map_err(|e| failed_io("sync its journal", &e));
+        if let Err(e) = &synced {
+            self.break_down(format!("sync failed: {e}"));
+        }
+        synced
+    }
+
+    /// As [`Disk::sync`], of what is in sled.
+    pub(super) fn sync_sled(&self) -> Result<(), StoreError> {
         self.usable()?;
         let flushed = self.guarded("flush", || {
             self.db.flush().map_err(|e| failed("flush", e))?;
@@ -192,12 +230,12 @@ impl Disk {
 
     pub fn get(&self, partition: &Partition, table: Table, key: &[u8]) -> Result<Option<Record>, StoreError> {
         self.usable()?;
-        let physical = layout::record_key(partition, table, key);
-        let found = self.tree.read().get(&physical);
+        let (prefix, rest) = (layout::partition_prefix(partition), layout::record_rest(table, key));
+        let found = self.records.read().get(&prefix, &rest, table.is_log());
         found
-            .map_err(|e| damaged(partition, table, key, "read", e))?
+            .map_err(|fault| fault.told(partition, table, key, "read"))?
             .map(|bytes| {
-                layout::open(&physical, &bytes).map_err(|r| layout::corrupt(partition, table, key, r))
+                layout::open(&prefix, &rest, bytes).map_err(|r| layout::corrupt(partition, table, key, r))
             })
             .transpose()
     }
@@ -212,39 +250,35 @@ impl Disk {
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        let prefix = layout::table_prefix(partition, table);
+        let (prefix, start) = (layout::partition_prefix(partition), layout::table_start(table));
+        let bounds = layout::bounds(&start, range);
         let limit = range.limit.min(Range::LIMIT_MAX);
-        let mut records = Vec::new();
-        let mut visit = |item: sled::Result<(sled::IVec, sled::IVec)>| {
-            let (physical, bytes) = item.map_err(|e| damaged(partition, table, &[], "scan", e))?;
-            let key = physical[prefix.len()..].to_vec();
-            let record = layout::open(&physical, &bytes)
-                .map_err(|reason| layout::corrupt(partition, table, &key, reason))?;
-            records.push((key, record));
-            Ok::<(), StoreError>(())
+        let told = |fault: Fault| fault.told(partition, table, &[], "scan");
+        let records = self.records.read();
+        let found = records.range(&prefix, &bounds, range.reverse, table.is_log()).map_err(told)?;
+        let open = |found: Result<(Key, Vec<u8>), Fault>| {
+            let (mut rest, bytes) = found.map_err(told)?;
+            let record = layout::open(&prefix, &rest, bytes)
+                .map_err(|reason| layout::corrupt(partition, table, &rest[start.len()..], reason))?;
+            rest.drain(..start.len());
+            Ok((rest, record))
         };
-        let tree = self.tree.read();
-        let found = tree.range(layout::bounds(&prefix, range));
-        if range.reverse {
-            found.rev().take(limit).try_for_each(&mut visit)?;
-        } else {
-            found.take(limit).try_for_each(&mut visit)?;
-        }
-        Ok(records)
+        found.take(limit).map(open).collect()
     }
 
     /// Reads what [`super::writing::Writing::mark`] kept under a name.
     pub fn mark(&self, name: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let found = self.tree.read().get(layout::mark_key(name)).map_err(|e| failed("read a mark", e))?;
-        Ok(found.map(|bytes| bytes.to_vec()))
+        let found = self.records.read().get(layout::MARKS, name, false);
+        found.map_err(|fault| failed("read a mark", fault.into_sled()))
     }
 
     /// Reads all marks whose names start with `prefix`, in the order of their names.
     pub fn marks(&self, prefix: &[u8]) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
-        let found = self.tree.read().scan_prefix(layout::mark_key(prefix));
-        found
-            .map(|item| item.map(|(k, v)| (k[1..].to_vec(), v.to_vec())).map_err(|e| failed("read marks", e)))
-            .collect()
+        let bounds: Bounds = layout::bounds(prefix, &Range::all());
+        let failed = |fault: Fault| failed("read marks", fault.into_sled());
+        let records = self.records.read();
+        let found = records.range(layout::MARKS, &bounds, false, false).map_err(failed)?;
+        found.map(|found| found.map_err(failed)).collect()
     }
 
     /// The folder of the store.
@@ -254,7 +288,7 @@ impl Disk {
 
     /// Bytes that the store takes on the disk.
     pub fn size_on_disk(&self) -> u64 {
-        self.db.size_on_disk().unwrap_or(0)
+        self.db.size_on_disk().unwrap_or(0) + journal::size(&self.path)
     }
 
     /// Why the store stopped, if it did.
@@ -298,16 +332,31 @@ impl Disk {
     }
 
     /// Puts a tree in the place of the one in use; after a crash it is wholly the one or the other.
-    pub(super) fn switch_tree(&self, number: u64, tree: sled::Tree) -> Result<(), StoreError> {
+    pub(super) fn switch_tree(
+        &self,
+        writer: &mut Writer,
+        number: u64,
+        tree: sled::Tree,
+    ) -> Result<(), StoreError> {
         // All records of the new tree must be on the disk before anything points at it.
-        self.sync()?;
-        let mut place = self.tree.write();
+        self.sync_sled()?;
+        let mut place = self.records.write();
         self.db.insert(GENERATION, &number.to_be_bytes()).map_err(|e| failed("switch trees", e))?;
-        self.sync()?;
-        let old = std::mem::replace(&mut *place, tree);
+        self.sync_sled()?;
+        // From here on the journals of the tree before count no more.
+        let before = std::mem::replace(&mut *place, Records::new(tree));
         self.kept.clear();
+        writer.gaps.clear();
+        writer.settling = None;
+        let begun = writer.journal.begin_anew(number);
         drop(place);
-        self.db.drop_tree(old.name()).map_err(|e| failed("drop the replaced tree", e))?;
+        if let Err(e) = begun {
+            let error = failed_io("begin a journal", &e);
+            self.break_down(error.to_string());
+            return Err(error);
+        }
+        before.frozen.iter().for_each(|layer| journal::remove(&layer.files));
+        self.db.drop_tree(before.tree.name()).map_err(|e| failed("drop the replaced tree", e))?;
         Ok(())
     }
 }
@@ -377,7 +426,7 @@ fn is_whole_snapshot(bytes: &[u8]) -> bool {
     !body.is_empty() && crc32fast::hash(body).to_le_bytes() == tail[8..]
 }
 
-fn sync_folder(path: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
@@ -394,11 +443,41 @@ fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok((facts.f_bavail as u64).saturating_mul(facts.f_frsize as u64))
 }
 
-/// Turns an error of sled in a read into ours: a damaged page takes the records on it along, no others.
-fn damaged(partition: &Partition, table: Table, key: &[u8], what: &str, error: sled::Error) -> StoreError {
-    match error {
-        sled::Error::Corruption { .. } => layout::corrupt(partition, table, key, "its page is damaged"),
-        other => failed(what, other),
+/// What can be wrong with what sled has.
+#[derive(Debug)]
+pub(super) enum Fault {
+    Sled(sled::Error),
+    /// A block of records under this key, without its partition.
+    Block(Key, &'static str),
+}
+
+impl From<sled::Error> for Fault {
+    fn from(error: sled::Error) -> Fault {
+        Fault::Sled(error)
+    }
+}
+
+impl Fault {
+    /// As an error of a read: a damaged page or block takes the records in it along, no others.
+    fn told(self, partition: &Partition, table: Table, key: &[u8], what: &str) -> StoreError {
+        match self {
+            Fault::Sled(sled::Error::Corruption { .. }) => {
+                layout::corrupt(partition, table, key, "its page is damaged")
+            }
+            Fault::Sled(other) => failed(what, other),
+            Fault::Block(rest, reason) => {
+                let key = rest.get(layout::table_end(&rest).unwrap_or(0)..).unwrap_or_default();
+                layout::corrupt(partition, table, key, reason)
+            }
+        }
+    }
+
+    /// As an error of sled, where no block is read.
+    pub(super) fn into_sled(self) -> sled::Error {
+        match self {
+            Fault::Sled(error) => error,
+            Fault::Block(_, reason) => sled::Error::ReportableBug(reason.to_owned()),
+        }
     }
 }
 

@@ -6,16 +6,18 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
 use parking_lot::Mutex;
 
 use super::{
-    disk::{Disk, failed},
+    disk::{Disk, Fault, failed},
+    layer::{Layer, Part},
     layout,
 };
-use crate::engine::{Key, Partition, Range, Record, StoreError, Table, Version, prefix_end};
+use crate::engine::{Key, LOGS, Partition, Range, Record, StoreError, Table, Version, prefix_end};
 
 /// A table of more bytes than this is not kept.
 const TABLE_BYTES: usize = 8 * 1024;
@@ -64,13 +66,18 @@ impl Kept {
     }
 
     /// Notes what was just written, as one: who looks sees all of it or nothing. The caller keeps readers out of
-    /// the tree meanwhile.
-    pub(super) fn write<'a>(&self, changes: impl Iterator<Item = (&'a [u8], Option<(Version, &'a [u8])>)>) {
+    /// the records meanwhile.
+    pub(super) fn write(&self, changes: &Layer) {
         let mut all = self.all.lock();
-        for (key, change) in changes {
-            all.write(key, change);
+        for (prefix, part) in &changes.parts {
+            all.write(prefix, part);
         }
         self.evict(&mut all);
+    }
+
+    /// The version of a record of a partition that is kept.
+    pub(super) fn version(&self, prefix: &[u8], rest: &[u8]) -> Option<Option<Version>> {
+        self.look(prefix, rest, |whole| whole.records.get(rest).map(|record| record.version))
     }
 
     fn insert(&self, prefix: Vec<u8>, mut whole: Whole) {
@@ -116,17 +123,25 @@ impl Kept {
 }
 
 impl All {
-    fn write(&mut self, key: &[u8], change: Option<(Version, &[u8])>) {
-        let Some(at) = layout::partition_end(key) else { return };
-        let (prefix, rest) = key.split_at(at);
+    fn write(&mut self, prefix: &[u8], part: &Part) {
         let Some(whole) = self.partitions.get_mut(prefix) else { return };
-        if whole.leaves_out(rest) {
-            return;
-        }
         let before = whole.bytes;
-        let record = change.map(|(version, value)| Record { version, value: value.to_vec() });
-        whole.put(rest, record);
-        let (after, too_large) = (whole.bytes, whole.table_bytes(rest) > TABLE_BYTES);
+        if part.wiped {
+            whole.clear();
+        }
+        let mut too_large = false;
+        for (rest, change) in &part.changes {
+            if whole.leaves_out(rest) {
+                continue;
+            }
+            let record = change.as_ref().map(|sealed| {
+                let (version, value) = layout::sealed(sealed);
+                Record { version, value: value.to_vec() }
+            });
+            whole.put(rest, record);
+            too_large |= whole.table_bytes(rest) > TABLE_BYTES;
+        }
+        let after = whole.bytes;
         self.bytes = self.bytes - before + after;
         if too_large || after > PARTITION_BYTES {
             // The next reader keeps the rest of it.
@@ -143,6 +158,17 @@ impl All {
 }
 
 impl Whole {
+    /// Empties it; log tables are read from the disk in any case, most of them are large.
+    fn clear(&mut self) {
+        let gone: usize = self.records.iter().map(|(key, record)| cost(key, record)).sum();
+        self.bytes -= gone + self.left_out.iter().map(Vec::len).sum::<usize>();
+        self.records.clear();
+        self.left_out.clear();
+        for table in LOGS {
+            self.leave_out(&layout::table_start(Table(table)));
+        }
+    }
+
     fn leaves_out(&self, key: &[u8]) -> bool {
         self.left_out.iter().any(|table| key.starts_with(table))
     }
@@ -166,6 +192,9 @@ impl Whole {
     }
 
     fn leave_out(&mut self, table: &[u8]) {
+        if self.leaves_out(table) {
+            return;
+        }
         let there: Vec<Key> = self.records.range(table.to_vec()..).map(|(key, _)| key.clone()).collect();
         for key in there.into_iter().take_while(|key| key.starts_with(table)) {
             self.put(&key, None);
@@ -184,8 +213,7 @@ impl Disk {
     pub(super) fn kept_get(&self, partition: &Partition, table: Table, key: &[u8]) -> Option<Option<Record>> {
         self.usable().ok()?;
         let prefix = layout::partition_prefix(partition);
-        let physical = layout::record_key(partition, table, key);
-        let rest = &physical[prefix.len()..];
+        let rest = &layout::record_rest(table, key)[..];
         self.kept.look(&prefix, rest, |whole| whole.records.get(rest).cloned())
     }
 
@@ -201,8 +229,7 @@ impl Disk {
             return Some(Vec::new());
         }
         let prefix = layout::partition_prefix(partition);
-        let physical = layout::table_prefix(partition, table);
-        let table = &physical[prefix.len()..];
+        let table = &layout::table_start(table)[..];
         let limit = range.limit.min(Range::LIMIT_MAX);
         self.kept.look(&prefix, table, |whole| {
             let found = whole.records.range(layout::bounds(table, range));
@@ -230,17 +257,18 @@ impl Disk {
             return Ok(());
         }
         let mut whole = Whole::default();
+        whole.clear();
         // Held until the partition is in its place: no writer comes between.
-        let tree = self.tree.read();
-        let mut from = prefix.clone();
-        let end = prefix_end(&prefix).unwrap_or_default();
+        let records = self.records.read();
+        let mut from = Key::new();
         'tables: loop {
             let mut table = Key::new();
             let mut table_bytes = 0;
-            for item in tree.range(from.clone()..end.clone()) {
-                let (physical, bytes) = item.map_err(|e| failed("keep a partition", e))?;
-                let rest = &physical[prefix.len()..];
-                let Some(table_end) = layout::table_end(rest) else { return Ok(()) };
+            let bounds = (Bound::Included(from.clone()), Bound::Unbounded);
+            let failed = |fault: Fault| failed("keep a partition", fault.into_sled());
+            for item in records.range(&prefix, &bounds, false, false).map_err(failed)? {
+                let (rest, bytes) = item.map_err(failed)?;
+                let Some(table_end) = layout::table_end(&rest) else { return Ok(()) };
                 if rest[..table_end] != table[..] {
                     table = rest[..table_end].to_vec();
                     table_bytes = 0;
@@ -248,15 +276,17 @@ impl Disk {
                 let bytes_more = rest.len() + bytes.len() + RECORD_COST;
                 table_bytes += bytes_more;
                 // One that is damaged is for the disk to tell of.
-                let record = layout::open(&physical, &bytes);
-                let fits = table_bytes <= TABLE_BYTES && whole.bytes + bytes_more <= PARTITION_BYTES;
-                if let (Ok(record), true) = (record, fits) {
-                    whole.put(rest, Some(record));
+                let record = layout::open(&prefix, &rest, bytes);
+                let is_small = !whole.leaves_out(&rest)
+                    && table_bytes <= TABLE_BYTES
+                    && whole.bytes + bytes_more <= PARTITION_BYTES;
+                if let (Ok(record), true) = (record, is_small) {
+                    whole.put(&rest, Some(record));
                     continue;
                 }
                 whole.leave_out(&table);
                 // Over the rest of the table, however long it is.
-                let Some(next) = prefix_end(&[&prefix[..], &table[..]].concat()) else { return Ok(()) };
+                let Some(next) = prefix_end(&table) else { return Ok(()) };
                 from = next;
                 continue 'tables;
             }

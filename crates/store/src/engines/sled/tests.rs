@@ -139,9 +139,10 @@ async fn a_flipped_bit_in_a_record_is_corrupt_for_that_record_only() {
     for key in ["a", "b", "c"] {
         commit(&sled, put(&p, key, "value")).await;
     }
-    let physical = layout::record_key(&p, T, b"b");
+    let physical = [layout::partition_prefix(&p), layout::record_rest(T, b"b")].concat();
+    sled.disk().settle_all().unwrap();
     {
-        let tree = sled.disk().tree.read();
+        let tree = &sled.disk().records.read().tree;
         let mut bytes = tree.get(&physical).unwrap().unwrap().to_vec();
         *bytes.last_mut().unwrap() ^= 1;
         tree.insert(&physical, bytes).unwrap();
@@ -168,6 +169,7 @@ async fn a_flipped_bit_in_the_file_never_becomes_another_value() {
     for n in 0..200 {
         commit(&sled, put(&p, &format!("{n:03}"), original(n))).await;
     }
+    sled.disk().settle_all().unwrap();
     sled.close();
     let whole = fs::read(folder.path().join("db")).unwrap();
     for place in 1..=12 {
@@ -295,6 +297,9 @@ async fn a_copy_is_of_one_moment_though_writes_go_on() {
     check(&other).await;
 }
 
+/// Log tables and others.
+const TABLES: [Table; 2] = [T, Table("archive")];
+
 const CHILD: &str = "ROOKERY_STORE_KILLED_CHILD";
 
 /// Writes and says so until it is killed; does nothing unless it was started by the test below.
@@ -303,15 +308,18 @@ fn child_that_is_killed() {
     let Ok(path) = env::var(CHILD) else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let sled = open(Path::new(&path));
+        // Small enough that it is killed at every stage of a change's way to sled.
+        let sled = Sled::open(&Config { layer_bytes: 8 * 1024, ..Config::new(path) }).unwrap();
         let first: u64 = env::var("ROOKERY_STORE_FIRST").unwrap().parse().unwrap();
-        let writers = (0..8).map(|writer| {
+        let writers = (0..8).map(|writer: usize| {
             let sled = &sled;
             async move {
                 for n in first.. {
                     let key = format!("{writer}/{n:08}");
                     let p = account(&format!("{writer}@h"));
-                    let batch = put(&p, &key, key.repeat(1 + (n % 40) as usize));
+                    let value = key.repeat(1 + (n % 40) as usize).into_bytes();
+                    let op = Op::Put { table: TABLES[writer % 2], key: key.into(), value };
+                    let batch = Batch { partition: p, expect: vec![], ops: vec![op] };
                     assert_eq!(sled.commit(vec![batch], soon()).await, Ok(vec![Committed::Done]));
                     let mut out = std::io::stdout().lock();
                     writeln!(out, "ack {writer} {n}").unwrap();
@@ -362,7 +370,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
             let p = account(&format!("{writer}@h"));
             for n in round * 100_000..=*last {
                 let key = format!("{writer}/{n:08}");
-                let found = disk.get(&p, T, key.as_bytes()).unwrap();
+                let found = disk.get(&p, TABLES[(writer % 2) as usize], key.as_bytes()).unwrap();
                 let expected = key.repeat(1 + (n % 40) as usize).into_bytes();
                 assert_eq!(found.map(|r| r.value), Some(expected), "{key} in round {round}");
             }

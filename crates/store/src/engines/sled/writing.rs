@@ -1,38 +1,39 @@
 //! Batches on their way to the disk: checked against what is there, then written all at once.
 
-use std::collections::BTreeMap;
-
 use parking_lot::MutexGuard;
 
 use super::{
-    copy::Copies,
-    disk::{Disk, failed},
+    blocks,
+    disk::{Disk, Fault, failed},
+    kept::Kept,
+    layer::{Layer, Part},
     layout,
+    records::Records,
+    settling::{Gaps, Writer},
 };
-use crate::engine::{Batch, Committed, Op, StoreError, Version, prefix_end};
-
-/// What becomes of a physical key: a new version and its bytes, or nothing.
-type Changes = BTreeMap<Vec<u8>, Option<(Version, Vec<u8>)>>;
+use crate::engine::{Batch, Committed, Op, StoreError, Table, Version};
 
 /// Changes that become visible together; dropped without [`Writing::finish`] they never were.
 ///
 /// There is one at a time.
 pub struct Writing<'a> {
     disk: &'a Disk,
-    copies: MutexGuard<'a, Copies>,
-    changes: Changes,
+    writer: MutexGuard<'a, Writer>,
+    changes: Layer,
 }
 
 impl Disk {
     /// Begins a change; waits for the one that is under way.
     pub fn write(&self) -> Result<Writing<'_>, StoreError> {
         self.usable()?;
-        Ok(Writing { disk: self, copies: self.writer.lock(), changes: Changes::new() })
+        Ok(Writing { disk: self, writer: self.writer.lock(), changes: Layer::default() })
     }
 }
 
 /// The mark with who keeps the store.
 const KEEPER: &[u8] = b"keeper";
+/// What stands behind it since there is a journal: a version that does not read it must not open the store.
+const LATER: &[u8] = b" of a later version";
 
 impl Disk {
     /// Takes the store for one kind of keeper for good, if it is new.
@@ -44,9 +45,10 @@ impl Disk {
     /// [`StoreError::Engine`] names the kind of keeper that has it.
     pub fn claim(&self, keeper: &str) -> Result<(), StoreError> {
         match self.mark(KEEPER)? {
-            Some(found) if found == keeper.as_bytes() => Ok(()),
+            Some(found) if found == [keeper.as_bytes(), LATER].concat() => Ok(()),
+            Some(found) if found == keeper.as_bytes() => self.keep_for(keeper, &[]),
             Some(found) => {
-                let found = String::from_utf8_lossy(&found).into_owned();
+                let found = String::from_utf8_lossy(found.strip_suffix(LATER).unwrap_or(&found)).into_owned();
                 let reason =
                     format!("store in `{}` belongs to {found}, not to {keeper}", self.path().display());
                 Err(StoreError::Engine { reason })
@@ -58,7 +60,9 @@ impl Disk {
     /// Gives the store of one kind of keeper to another one, with all of its records, and with marks of the new one
     /// in the same write; whether it was the former's.
     pub fn hand_over(&self, from: &str, to: &str, marks: &[(&[u8], &[u8])]) -> Result<bool, StoreError> {
-        if self.mark(KEEPER)?.is_none_or(|found| found != from.as_bytes()) {
+        let found = self.mark(KEEPER)?;
+        let found = found.as_ref().map(|found| found.strip_suffix(LATER).unwrap_or(found));
+        if found != Some(from.as_bytes()) {
             return Ok(false);
         }
         self.keep_for(to, marks)?;
@@ -67,12 +71,13 @@ impl Disk {
 
     fn keep_for(&self, keeper: &str, marks: &[(&[u8], &[u8])]) -> Result<(), StoreError> {
         let mut writing = self.write()?;
-        writing.mark(KEEPER, Some(keeper.as_bytes()));
+        writing.mark(KEEPER, Some(&[keeper.as_bytes(), LATER].concat()));
         for (name, bytes) in marks {
             writing.mark(name, Some(bytes));
         }
         writing.finish()?;
-        self.sync()
+        // Where every version looks for it.
+        self.settle_all()
     }
 }
 
@@ -81,11 +86,20 @@ impl Writing<'_> {
     ///
     /// An error concerns this batch alone: nothing of it was added.
     pub fn batch(&mut self, batch: &Batch) -> Result<Committed, StoreError> {
-        let mut own = Changes::new();
+        let prefix = layout::partition_prefix(&batch.partition);
+        let records = self.disk.records.read();
+        let mut before = Before {
+            parts: records.layers().filter_map(|layer| layer.parts.get(&prefix)).collect(),
+            records: &records,
+            kept: &self.disk.kept,
+            gaps: &mut self.writer.gaps,
+            prefix: &prefix,
+        };
+        before.parts.splice(0..0, self.changes.parts.get(&prefix));
+        let mut own = Part::default();
         for (table, key, expect) in &batch.expect {
-            let physical = layout::record_key(&batch.partition, *table, key);
-            let current = self
-                .version(&own, &physical)?
+            let current = before
+                .version(&own, *table, &layout::record_rest(*table, key))?
                 .map_err(|reason| layout::corrupt(&batch.partition, *table, key, reason))?;
             if !expect.holds(current) {
                 return Ok(Committed::Conflict { table: *table, key: key.clone() });
@@ -94,88 +108,99 @@ impl Writing<'_> {
         for op in &batch.ops {
             match op {
                 Op::Put { table, key, value } => {
-                    let physical = layout::record_key(&batch.partition, *table, key);
-                    let current = self
-                        .version(&own, &physical)?
+                    let rest = layout::record_rest(*table, key);
+                    let current = before
+                        .version(&own, *table, &rest)?
                         .map_err(|reason| layout::corrupt(&batch.partition, *table, key, reason))?;
                     let version = current.unwrap_or(0).saturating_add(1);
-                    let sealed = layout::seal(&physical, version, value);
-                    own.insert(physical, Some((version, sealed)));
+                    let sealed = layout::seal(&prefix, &rest, version, value);
+                    own.changes.insert(rest, Some(sealed));
                 }
                 Op::Delete { table, key } => {
-                    own.insert(layout::record_key(&batch.partition, *table, key), None);
+                    own.changes.insert(layout::record_rest(*table, key), None);
                 }
-                Op::DeletePartition => {
-                    self.delete_prefix(&mut own, &layout::partition_prefix(&batch.partition))?;
-                }
+                Op::DeletePartition => own = Part { wiped: true, ..Part::default() },
             }
         }
-        self.changes.append(&mut own);
+        drop(records);
+        self.changes.add(&prefix, own);
         Ok(Committed::Done)
     }
 
     /// Keeps something of the caller's own in the same atomic write; `None` forgets it.
     pub fn mark(&mut self, name: &[u8], value: Option<&[u8]>) {
-        self.changes.insert(layout::mark_key(name), value.map(|bytes| (0, bytes.to_vec())));
+        let mut part = Part::default();
+        part.changes.insert(name.to_vec(), value.map(<[u8]>::to_vec));
+        self.changes.add(layout::MARKS, part);
     }
 
     /// Writes all of it as one. It is visible afterwards, and durable after the next [`Disk::sync`].
+    ///
+    /// # Errors
+    /// [`StoreError::Full`], with nothing written; any other stops the store.
     pub fn finish(mut self) -> Result<(), StoreError> {
         if self.changes.is_empty() {
             return Ok(());
         }
-        let disk = self.disk;
-        disk.guarded("a write", || {
-            let tree = disk.tree.write();
-            self.copies.save(&tree, self.changes.keys())?;
-            let changes = std::mem::take(&mut self.changes);
-            let mut batch = sled::Batch::default();
-            for (key, change) in &changes {
-                match change {
-                    Some((_, bytes)) => batch.insert(&key[..], &bytes[..]),
-                    None => batch.remove(&key[..]),
-                }
+        let (disk, changes) = (self.disk, std::mem::take(&mut self.changes));
+        let written = changes.bytes;
+        match self.writer.journal.append(&changes) {
+            Ok(written) => written?,
+            Err(reason) => {
+                disk.break_down(reason);
+                return disk.usable();
             }
-            tree.apply_batch(batch).map_err(|e| {
-                let error = failed("write", e);
-                // sled refuses all that follows a failed write, so say why rather than guess.
-                disk.break_down(error.to_string());
-                error
-            })?;
-            disk.kept.write(changes.iter().map(|(key, change)| {
-                let change = change.as_ref();
-                (&key[..], change.map(|(version, bytes)| (*version, layout::sealed_value(bytes))))
-            }));
-            Ok(())
-        })
+        }
+        {
+            let mut records = disk.records.write();
+            disk.kept.write(&changes);
+            records.active.absorb(changes);
+        }
+        disk.guarded("a write", || disk.age(&mut self.writer, written))
     }
+}
 
-    /// The version of a key after all that was added; the inner error says that its record is damaged.
+/// What a partition holds before a batch.
+struct Before<'a> {
+    /// What is above sled of it, the newest first.
+    parts: Vec<&'a Part>,
+    records: &'a Records,
+    kept: &'a Kept,
+    gaps: &'a mut Gaps,
+    prefix: &'a [u8],
+}
+
+impl Before<'_> {
+    /// The version of a key, with what the batch has changed so far; the inner error says that its record is damaged.
     fn version(
-        &self,
-        own: &Changes,
-        physical: &[u8],
+        &mut self,
+        own: &Part,
+        table: Table,
+        rest: &[u8],
     ) -> Result<Result<Option<Version>, &'static str>, StoreError> {
-        if let Some(change) = own.get(physical).or_else(|| self.changes.get(physical)) {
-            return Ok(Ok(change.as_ref().map(|(version, _)| *version)));
+        let prefix = self.prefix;
+        let open = |bytes: Option<&[u8]>| bytes.map(|b| layout::version(prefix, rest, b)).transpose();
+        if let Some(change) = own.get(rest).or_else(|| self.parts.iter().find_map(|part| part.get(rest))) {
+            return Ok(open(change));
         }
-        let found = self.disk.tree.read().get(physical).map_err(|e| failed("read", e))?;
-        Ok(found.map(|bytes| layout::version(physical, &bytes)).transpose())
-    }
-
-    fn delete_prefix(&self, own: &mut Changes, prefix: &[u8]) -> Result<(), StoreError> {
-        // No prefix of a partition is all 0xff: it starts with a letter.
-        let end = prefix_end(prefix).unwrap_or_default();
-        let inside = prefix.to_vec()..end;
-        for change in own.range_mut(inside.clone()) {
-            *change.1 = None;
+        if table.is_log() {
+            if self.gaps.covers(prefix, rest) {
+                return Ok(Ok(None));
+            }
+            return match blocks::find(&self.records.tree, prefix, rest) {
+                Ok((None, gap)) => {
+                    self.gaps.note(prefix, gap);
+                    Ok(Ok(None))
+                }
+                Ok((found, _)) => Ok(open(found.as_deref())),
+                Err(Fault::Block(_, reason)) => Ok(Err(reason)),
+                Err(Fault::Sled(e)) => Err(failed("read", e)),
+            };
         }
-        for (key, _) in self.changes.range(inside) {
-            own.insert(key.clone(), None);
+        if let Some(known) = self.kept.version(prefix, rest) {
+            return Ok(Ok(known));
         }
-        for item in self.disk.tree.read().scan_prefix(prefix).keys() {
-            own.insert(item.map_err(|e| failed("scan a partition", e))?.to_vec(), None);
-        }
-        Ok(())
+        let found = self.records.tree.get([prefix, rest].concat()).map_err(|e| failed("read", e))?;
+        Ok(open(found.as_deref()))
     }
 }

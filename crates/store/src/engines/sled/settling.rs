@@ -1,0 +1,240 @@
+//! Changes on their way from the layers above sled into it, a piece with each write.
+
+use std::{collections::HashMap, ops::Bound, sync::Arc};
+
+use super::{
+    blocks,
+    copy::Copies,
+    disk::{Disk, failed},
+    journal::{self, Journal},
+    layer::{Layer, Part},
+    layout,
+};
+use crate::engine::{Key, StoreError};
+
+/// Layers that wait; beyond it a write takes as long as it takes to put one into sled.
+const FROZEN_MAX: usize = 4;
+/// What goes to sled with each write, beside twice what was written, in bytes.
+const PIECE: usize = 64 * 1024;
+/// Records that are removed at a time where a partition ends.
+const REMOVED: usize = 512;
+/// Ranges without a record that are remembered.
+const GAPS_MAX: usize = 65_536;
+
+/// Held by whoever changes records.
+pub(super) struct Writer {
+    pub(super) journal: Journal,
+    pub(super) gaps: Gaps,
+    pub(super) copies: Copies,
+    pub(super) settling: Option<Settling>,
+}
+
+/// How far the oldest layer is.
+pub(super) struct Settling {
+    /// The partitions that are left, the next one last.
+    order: Vec<Vec<u8>>,
+    /// What was in sled of the next one is removed, where that is asked for.
+    wiped: bool,
+    /// Where the next one goes on.
+    from: Key,
+}
+
+/// Ranges of log tables of which it is known that sled has no record in them.
+#[derive(Default)]
+pub(super) struct Gaps {
+    /// By partition: the first key and the one behind the last.
+    known: HashMap<Vec<u8>, std::collections::BTreeMap<Key, Key>>,
+    count: usize,
+}
+
+impl Gaps {
+    pub(super) fn covers(&self, prefix: &[u8], rest: &[u8]) -> bool {
+        let Some(known) = self.known.get(prefix) else { return false };
+        let before = (Bound::Unbounded, Bound::Included(rest));
+        known.range::<[u8], _>(before).next_back().is_some_and(|(_, to)| rest < to.as_slice())
+    }
+
+    pub(super) fn note(&mut self, prefix: &[u8], (from, to): (Key, Key)) {
+        if self.count >= GAPS_MAX {
+            self.clear();
+        }
+        self.count += 1;
+        self.known.entry(prefix.to_vec()).or_default().insert(from, to);
+    }
+
+    fn forget(&mut self, prefix: &[u8]) {
+        let forgotten = self.known.remove(prefix).map_or(0, |known| known.len());
+        self.count = self.count.saturating_sub(forgotten);
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Gaps::default();
+    }
+}
+
+impl Disk {
+    /// What comes behind a write of so many bytes.
+    pub(super) fn age(&self, writer: &mut Writer, written: usize) -> Result<(), StoreError> {
+        if self.records.read().active.bytes >= self.layer_bytes {
+            self.freeze(writer)?;
+        }
+        let waiting: usize = self.records.read().frozen.iter().map(|layer| layer.bytes).sum();
+        if !writer.copies.may_go_on(waiting) {
+            return Ok(());
+        }
+        self.settle(writer, PIECE + written.saturating_mul(2))?;
+        while self.records.read().frozen.len() > FROZEN_MAX {
+            self.settle(writer, usize::MAX)?;
+        }
+        Ok(())
+    }
+
+    /// Puts all that was written so far into sled.
+    pub(super) fn settle_all(&self) -> Result<(), StoreError> {
+        self.usable()?;
+        let mut writer = self.writer.lock();
+        self.guarded("a write", || {
+            self.freeze(&mut writer)?;
+            while !self.records.read().frozen.is_empty() {
+                self.settle(&mut writer, usize::MAX)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Puts about so many bytes into sled, of what takes no more changes.
+    #[cfg(test)]
+    pub(super) fn settle_some(&self, budget: usize) -> Result<(), StoreError> {
+        self.settle(&mut self.writer.lock(), budget)
+    }
+
+    /// Lets the layer that takes changes take no more, and begins another one with another journal.
+    fn freeze(&self, writer: &mut Writer) -> Result<(), StoreError> {
+        if self.records.read().active.is_empty() {
+            return Ok(());
+        }
+        // Sled must not have what the journal may have lost after a crash.
+        self.sync_journal(&writer.journal.written())?;
+        let file = match writer.journal.turn() {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::warn!(path = %self.path().display(), %error, "failed to begin a journal, the one before goes on");
+                return Ok(());
+            }
+        };
+        let mut records = self.records.write();
+        let mut layer = std::mem::take(&mut records.active);
+        layer.files.push(file);
+        records.frozen.push_front(Arc::new(layer));
+        Ok(())
+    }
+
+    /// Puts about so many bytes of the oldest layer into sled, and lets go of it with the last of them.
+    fn settle(&self, writer: &mut Writer, budget: usize) -> Result<(), StoreError> {
+        let Some(layer) = self.records.read().frozen.back().cloned() else { return Ok(()) };
+        let mut settling = writer.settling.take().unwrap_or_else(|| {
+            let mut order = layer.order();
+            order.reverse();
+            Settling { order, wiped: false, from: Key::new() }
+        });
+        let mut batch = sled::Batch::default();
+        let mut left = budget;
+        while left > 0
+            && let Some(prefix) = settling.order.last().cloned()
+        {
+            writer.gaps.forget(&prefix);
+            let Some(part) = layer.parts.get(&prefix) else {
+                settling.order.pop();
+                continue;
+            };
+            if part.wiped && !settling.wiped {
+                // The blocks of what comes then are looked for in sled as it is afterwards.
+                settling.wiped = self.wipe(&prefix, &mut batch)?;
+                break;
+            }
+            match self.pour(&prefix, part, &settling.from, &mut left, &mut batch)? {
+                Some(from) => settling.from = from,
+                None => {
+                    settling.order.pop();
+                    settling.wiped = false;
+                    settling.from.clear();
+                }
+            }
+        }
+        let is_done = settling.order.is_empty();
+        self.records.write().tree.apply_batch(batch).map_err(|e| self.broken("write", e))?;
+        if !is_done {
+            writer.settling = Some(settling);
+            return Ok(());
+        }
+        self.sync_sled()?;
+        self.records.write().frozen.pop_back();
+        journal::remove(&layer.files);
+        Ok(())
+    }
+
+    /// Removes some of what sled has of a partition; whether that is all.
+    fn wipe(&self, prefix: &[u8], batch: &mut sled::Batch) -> Result<bool, StoreError> {
+        let mut count = 0;
+        for key in self.records.read().tree.scan_prefix(prefix).keys().take(REMOVED) {
+            batch.remove(key.map_err(|e| self.broken("scan a partition", e))?);
+            count += 1;
+        }
+        Ok(count < REMOVED)
+    }
+
+    /// Adds changes of a partition to what sled is to be given; where to go on, unless that is all.
+    fn pour(
+        &self,
+        prefix: &[u8],
+        part: &Part,
+        from: &Key,
+        left: &mut usize,
+        batch: &mut sled::Batch,
+    ) -> Result<Option<Key>, StoreError> {
+        let tree = self.records.read().tree.clone();
+        let mut changes = part.changes.range(from.clone()..).peekable();
+        while let Some((rest, change)) = changes.peek() {
+            if *left == 0 {
+                return Ok(Some((*rest).clone()));
+            }
+            if !layout::is_in_log(prefix, rest) {
+                let key = [prefix, rest].concat();
+                *left = left.saturating_sub(key.len() + change.as_ref().map_or(0, Vec::len));
+                match change {
+                    Some(sealed) => batch.insert(key, &sealed[..]),
+                    None => batch.remove(key),
+                }
+                changes.next();
+                continue;
+            }
+            let table = rest[..layout::table_end(rest).unwrap_or(0)].to_vec();
+            let mut taken = 0;
+            let of_table = std::iter::from_fn(|| {
+                let (rest, change) = changes.next_if(|(rest, _)| rest.starts_with(&table))?;
+                taken += rest.len() + change.as_ref().map_or(0, Vec::len);
+                Some((rest, change.as_ref()))
+            });
+            let more = blocks::merge(&tree, prefix, of_table, *left, batch);
+            *left = left.saturating_sub(taken);
+            if let Some(from) = more.map_err(|fault| self.broken("settle", fault.into_sled()))? {
+                return Ok(Some(from));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Sled refuses all that follows a failed write, so say why rather than guess.
+    fn broken(&self, what: &str, error: sled::Error) -> StoreError {
+        let error = failed(what, error);
+        self.break_down(error.to_string());
+        error
+    }
+}
+
+/// All changes of layers, the newest first, as one.
+pub(super) fn as_one<'a>(layers: impl DoubleEndedIterator<Item = &'a Layer>) -> Layer {
+    let mut all = Layer::default();
+    layers.rev().for_each(|layer| all.absorb(layer.clone()));
+    all
+}

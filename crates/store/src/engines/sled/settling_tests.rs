@@ -1,0 +1,348 @@
+//! What waits above sled, what is on its way there and what is there must always be one truth.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    ops::{Bound, RangeBounds},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    engine::{Batch, Committed, Expect, Key, Op, Partition, Range, Table},
+    engines::sled::{Config, Disk, KEEPER, journal, layout},
+};
+
+const LOG: Table = Table("archive");
+const OTHER: Table = Table("test");
+
+type Model = BTreeMap<(Partition, Table, Key), (u64, Vec<u8>)>;
+
+/// Numbers that look like chance and are the same in each run.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % end
+    }
+
+    fn key(&mut self) -> Key {
+        format!("{:04}", self.below(3_000)).into()
+    }
+}
+
+fn account(number: usize) -> Partition {
+    Partition::Account(format!("{number}@h").into())
+}
+
+fn open(path: &Path) -> Arc<Disk> {
+    Arc::new(Disk::open(&Config { cache_bytes: 4 << 20, layer_bytes: 20_000, ..Config::new(path) }).unwrap())
+}
+
+fn apply(disk: &Disk, batch: &Batch) -> Committed {
+    let mut writing = disk.write().unwrap();
+    let outcome = writing.batch(batch).unwrap();
+    writing.finish().unwrap();
+    outcome
+}
+
+fn batch(chance: &mut Chance, last: &mut usize) -> Batch {
+    let mut batch = Batch::new(account(chance.below(3)));
+    for _ in 0..1 + chance.below(12) {
+        let table = [LOG, OTHER][chance.below(4) / 3];
+        let size = [20, 300, 300, 9_000][chance.below(40).saturating_sub(36)];
+        batch.ops.push(match chance.below(20) {
+            0..3 => Op::Delete { table, key: chance.key() },
+            3..8 => Op::Put { table, key: chance.key(), value: vec![chance.below(256) as u8; size] },
+            _ => {
+                *last += 1;
+                let key = format!("9{last:06}").into();
+                Op::Put { table, key, value: vec![chance.below(256) as u8; size] }
+            }
+        });
+    }
+    if chance.below(400) == 0 {
+        batch.ops.insert(chance.below(batch.ops.len()), Op::DeletePartition);
+    }
+    batch
+}
+
+fn apply_to_model(model: &mut Model, batch: &Batch) {
+    for op in &batch.ops {
+        match op {
+            Op::Put { table, key, value } => {
+                let record = model.entry((batch.partition.clone(), *table, key.clone())).or_default();
+                *record = (record.0 + 1, value.clone());
+            }
+            Op::Delete { table, key } => {
+                model.remove(&(batch.partition.clone(), *table, key.clone()));
+            }
+            Op::DeletePartition => model.retain(|(partition, ..), _| *partition != batch.partition),
+        }
+    }
+}
+
+fn check(disk: &Disk, model: &Model, chance: &mut Chance) {
+    for partition in (0..3).map(account) {
+        for table in [LOG, OTHER] {
+            let bound = |chance: &mut Chance| match chance.below(3) {
+                0 => Bound::Unbounded,
+                1 => Bound::Included(chance.key()),
+                _ => Bound::Excluded(format!("9{:06}", chance.below(9_000)).into()),
+            };
+            let (from, to) = (bound(chance), bound(chance));
+            for reverse in [false, true] {
+                let range =
+                    Range { from: from.clone(), to: to.clone(), reverse, limit: 1 + chance.below(90) };
+                let inside = |key: &Key| (from.clone(), to.clone()).contains(key) && !range.is_empty();
+                let mut expected: Vec<_> = model
+                    .iter()
+                    .filter(|((p, t, key), _)| *p == partition && *t == table && inside(key))
+                    .map(|((.., key), (version, value))| (key.clone(), *version, value.clone()))
+                    .collect();
+                if reverse {
+                    expected.reverse();
+                }
+                expected.truncate(range.limit);
+                let found = disk.scan(&partition, table, &range).unwrap();
+                let found: Vec<_> = found.into_iter().map(|(key, r)| (key, r.version, r.value)).collect();
+                assert_eq!(found, expected, "{partition} {table:?} {range:?}");
+                for (key, version, value) in found {
+                    let record = disk.get(&partition, table, &key).unwrap().unwrap();
+                    assert_eq!((record.version, record.value), (version, value));
+                }
+            }
+            let nobody = chance.key();
+            let there = model.contains_key(&(partition.clone(), table, nobody.clone()));
+            assert_eq!(disk.get(&partition, table, &nobody).unwrap().is_some(), there);
+            let refused = Batch::new(partition.clone()).expect_key(
+                table,
+                nobody,
+                if there { Expect::Absent } else { Expect::Present },
+            );
+            assert!(matches!(apply(disk, &refused), Committed::Conflict { .. }));
+        }
+    }
+}
+
+impl Batch {
+    fn expect_key(mut self, table: Table, key: Key, expect: Expect) -> Batch {
+        self.expect.push((table, key, expect));
+        self
+    }
+}
+
+#[test]
+fn random_changes_read_the_same_wherever_they_are_on_their_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut chance, mut model, mut last) = (Chance(7), Model::new(), 0);
+    let mut disk = open(folder.path());
+    for round in 0..1_500 {
+        let batch = batch(&mut chance, &mut last);
+        assert_eq!(apply(&disk, &batch), Committed::Done);
+        apply_to_model(&mut model, &batch);
+        disk.keep(&account(chance.below(3)));
+        if chance.below(5) == 0 {
+            disk.settle_some(chance.below(5_000)).unwrap();
+        }
+        if round % 10 == 0 {
+            check(&disk, &model, &mut chance);
+        }
+        match chance.below(200) {
+            0 => disk.settle_all().unwrap(),
+            1 => {
+                // Not even closed: what was synced is there.
+                disk.sync().unwrap();
+                let copied = tempfile::tempdir().unwrap();
+                copy_folder(folder.path(), copied.path());
+                check(&open(copied.path()), &model, &mut chance);
+            }
+            2 => {
+                drop(disk);
+                disk = open(folder.path());
+                check(&disk, &model, &mut chance);
+            }
+            3 => {
+                let mut bytes = Vec::new();
+                disk.copy().write_to(&mut bytes).unwrap();
+                let elsewhere = tempfile::tempdir().unwrap();
+                let other = open(elsewhere.path());
+                apply(
+                    &other,
+                    &Batch {
+                        ops: vec![Op::Put { table: LOG, key: "0".into(), value: vec![] }],
+                        ..Batch::new(account(0))
+                    },
+                );
+                other.install(&mut &bytes[..], (b"place", b"1")).unwrap();
+                check(&other, &model, &mut chance);
+                drop(other);
+                check(&open(elsewhere.path()), &model, &mut chance);
+            }
+            _ => {}
+        }
+    }
+    disk.settle_all().unwrap();
+    check(&disk, &model, &mut chance);
+    assert!(model.len() > 1_000, "{}", model.len());
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir_all(&target).unwrap();
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+fn put(table: Table, key: usize, value: &str) -> Batch {
+    let op = Op::Put { table, key: format!("{key:06}").into(), value: value.into() };
+    Batch { ops: vec![op], ..Batch::new(account(0)) }
+}
+
+#[test]
+fn many_records_of_a_log_share_one_of_sled() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    for n in 0..1_000 {
+        apply(&disk, &put(LOG, n, &"x".repeat(200)));
+    }
+    disk.settle_all().unwrap();
+    let count = disk.records.read().tree.scan_prefix(layout::partition_prefix(&account(0))).count();
+    assert!((60..200).contains(&count), "{count}");
+    // What is taken out in the midst leaves the others.
+    for n in (0..1_000).filter(|n| n % 3 > 0) {
+        let op = Op::Delete { table: LOG, key: format!("{n:06}").into() };
+        apply(&disk, &Batch { ops: vec![op], ..Batch::new(account(0)) });
+    }
+    disk.settle_all().unwrap();
+    assert_eq!(disk.scan(&account(0), LOG, &Range::all()).unwrap().len(), 334);
+    apply(&disk, &Batch::new(account(0)).delete_partition());
+    disk.settle_all().unwrap();
+    assert_eq!(disk.records.read().tree.scan_prefix(layout::partition_prefix(&account(0))).count(), 0);
+}
+
+#[test]
+fn changes_wait_while_a_copy_runs_and_go_on_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let in_sled = || disk.records.read().tree.scan_prefix(layout::partition_prefix(&account(0))).count();
+    let copy = disk.copy();
+    for n in 0..500 {
+        apply(&disk, &put(OTHER, n, &"x".repeat(200)));
+    }
+    assert_eq!(in_sled(), 0);
+    drop(copy);
+    (500..505).for_each(|n| drop(apply(&disk, &put(OTHER, n, "x"))));
+    assert!(in_sled() > 300);
+}
+
+fn journals(path: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(path.join(journal::FOLDER)).unwrap();
+    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_journal_that_was_cut_anywhere_gives_what_was_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let mut ends = Vec::new();
+    let file = journals(folder.path()).pop().unwrap();
+    for n in 0..5 {
+        apply(&disk, &put(LOG, n, "value"));
+        ends.push(fs::metadata(&file).unwrap().len() as usize);
+    }
+    drop(disk);
+    let whole = fs::read(&file).unwrap();
+    for length in 0..=whole.len() {
+        fs::write(&file, &whole[..length]).unwrap();
+        let disk = open(folder.path());
+        let there = disk.scan(&account(0), LOG, &Range::all()).unwrap().len();
+        assert_eq!(there, ends.iter().filter(|end| **end <= length).count(), "{length} bytes");
+        // And what comes then follows it.
+        apply(&disk, &put(LOG, 9, "later"));
+        drop(disk);
+        assert_eq!(open(folder.path()).scan(&account(0), LOG, &Range::all()).unwrap().len(), there + 1);
+        journals(folder.path()).iter().for_each(|file| fs::remove_file(file).unwrap());
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_a_journal_is_told_or_is_the_end_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    for n in 0..6 {
+        apply(&disk, &put(LOG, n, "value"));
+        disk.sync().unwrap();
+    }
+    drop(disk);
+    let file = journals(folder.path()).pop().unwrap();
+    let whole = fs::read(&file).unwrap();
+    let mut told = 0;
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        fs::write(&file, &bytes).unwrap();
+        match Disk::open(&Config::new(folder.path())) {
+            Err(error) => {
+                told += 1;
+                assert!(error.to_string().contains("journal"), "{error}");
+            }
+            Ok(disk) => {
+                let found = disk.scan(&account(0), LOG, &Range::all()).unwrap();
+                assert!(found.iter().all(|(_, record)| record.value == b"value"), "byte {at}");
+                // The head says whose journal it is, and the last entry looks as if it had been cut.
+                assert!(found.len() == 5 || at < 16, "byte {at}: {} records", found.len());
+            }
+        }
+        journals(folder.path())
+            .iter()
+            .filter(|other| **other != file)
+            .for_each(|other| fs::remove_file(other).unwrap());
+    }
+    assert!(told > whole.len() / 2);
+}
+
+#[test]
+fn what_a_power_cut_left_of_writes_that_nobody_was_told_of_is_no_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let file = journals(folder.path()).pop().unwrap();
+    let length = || fs::metadata(&file).unwrap().len() as usize;
+    apply(&disk, &put(LOG, 0, "value"));
+    disk.sync().unwrap();
+    apply(&disk, &put(LOG, 1, "value"));
+    let begun = length();
+    apply(&disk, &put(LOG, 2, "value"));
+    let ended = length();
+    apply(&disk, &put(LOG, 3, "value"));
+    drop(disk);
+    // Its pages came to the disk in another order.
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[begun..ended].fill(0);
+    fs::write(&file, &bytes).unwrap();
+    assert_eq!(open(folder.path()).scan(&account(0), LOG, &Range::all()).unwrap().len(), 2);
+    assert_eq!(open(folder.path()).scan(&account(0), LOG, &Range::all()).unwrap().len(), 2);
+}
+
+#[test]
+fn an_earlier_version_does_not_open_what_it_cannot_read_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    // As it was left there.
+    let key = layout::mark_key(b"keeper");
+    disk.records.read().tree.insert(&key, KEEPER.as_bytes()).unwrap();
+    disk.claim(KEEPER).unwrap();
+    let there = disk.records.read().tree.get(&key).unwrap().unwrap();
+    assert_ne!(there, KEEPER.as_bytes());
+    disk.claim(KEEPER).unwrap();
+    let refused = disk.claim("a cluster").unwrap_err().to_string();
+    assert!(refused.ends_with("belongs to a server that stands alone, not to a cluster"), "{refused}");
+}
