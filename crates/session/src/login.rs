@@ -456,7 +456,7 @@ impl Login<'_> {
             stanza_bytes: world.config.limits.stanza_bytes,
             idle_s: Some(world.config.limits.peer_timeout_s).filter(|seconds| *seconds > 0),
         };
-        let features = world.registry.offered(&offer);
+        let features = world.registry.offered(&offer, &*world.services);
         let is_managed = features.iter().any(|feature| feature.is("sm", management::NS));
         // A guest never authenticates as the same one again.
         let is_guest = self.mechanism == MechanismName::Anonymous.as_str();

@@ -352,7 +352,7 @@ impl Leaving for Trouble {
 }
 
 impl Offering for Trouble {
-    fn offering(&self, _: &Offer) -> Vec<minidom::Element> {
+    fn offering(&self, _: &Offer, _: &dyn Services) -> Vec<minidom::Element> {
         vec![stream::management::feature()]
     }
 }
