@@ -50,6 +50,51 @@ async fn the_admin_service_is_named_before_or_after_the_command() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_files_of_a_web_site_are_printed_and_written() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = folder.path().join("rookery.toml");
+    let path = config.display().to_string();
+    std::fs::write(
+        &config,
+        "hosts = [\"a.example\", \"b.example\"]\n[web]\nwebsocket = \"wss://{host}/ws\"\n",
+    )?;
+    let (ok, out, err) = said(&rookery(&["config", "host-meta", &path, "--host", "b.example"], "").await?);
+    ensure!(ok && out.contains("<Link rel='urn:xmpp:alt-connections:websocket' href='wss://b.example/ws'/>"));
+    ensure!(err.is_empty(), "{err}");
+    let words = [
+        "config",
+        "host-meta",
+        &path,
+        "--host",
+        "a.example",
+        "--json",
+        "--set",
+        "web.addresses=[\"192.0.2.1\"]",
+    ];
+    let (ok, out, err) = said(&rookery(&words, "").await?);
+    ensure!(ok && out.contains("\"ttl\": 3600") && out.contains("\"port\": 5223"), "{out}{err}");
+    let (ok, out, err) = said(&rookery(&["config", "host-meta", &path], "").await?);
+    ensure!(!ok && out.is_empty() && err.contains("--host one of a.example, b.example"), "{out}{err}");
+    let into = folder.path().join("www");
+    let words = ["config", "host-meta", &path, "--into", &into.display().to_string()];
+    let (ok, out, err) = said(&rookery(&words, "").await?);
+    ensure!(ok && out.lines().count() == 4, "{out}{err}");
+    for host in ["a.example", "b.example"] {
+        let url = format!("wss://{host}/ws");
+        for file in ["host-meta", "host-meta.json"] {
+            ensure!(std::fs::read_to_string(into.join(host).join(file))?.contains(&url), "{host} {file}");
+        }
+    }
+    let (ok, out, err) =
+        said(&rookery(&["config", "host-meta", &path, "--set", "web.bosh=http://a/b"], "").await?);
+    ensure!(
+        !ok && out.is_empty() && err.contains("`web.bosh`: expected a URL as in \"https://"),
+        "{out}{err}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_is_read_from_stdin() -> Result<()> {
     let nodes = Nodes::start(Layout::One).await?;
     let url = format!("http://{}", nodes.nodes[0].admin);
