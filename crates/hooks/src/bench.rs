@@ -1012,12 +1012,13 @@ fn keys(password: &str) -> Result<Credentials, AccountError> {
         stored_key: password.as_bytes().to_vec(),
         server_key: Vec::new(),
     };
-    Ok(Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, state: AccountState::Open })
+    Ok(Credentials::new(keys.clone(), keys.clone(), keys))
 }
 
 /// The password of an account that a module of the bench made or changed.
 pub fn password_of(credentials: &Credentials) -> String {
-    String::from_utf8_lossy(&credentials.sha1.stored_key).into_owned()
+    let keys = credentials.sha1.as_ref().expect("keys of the bench");
+    String::from_utf8_lossy(&keys.stored_key).into_owned()
 }
 
 /// Reads one stanza; the content namespace may be left out.

@@ -118,6 +118,11 @@ pub enum User {
     Add {
         /// Its address, as in alice@localhost; the host must be one of the server's
         jid: String,
+        /// Keys of the password in place of it, from a file or, as `-`, from stdin: one line for each mechanism, as in
+        /// SCRAM-SHA-1$4096:salt$StoredKey:ServerKey (RFC 5803; the last three in base64). So accounts come from a
+        /// server that knows no passwords either; what keys are missing is made as their owners log in
+        #[arg(long, value_name = "FILE", conflicts_with = "password")]
+        scram: Option<PathBuf>,
         #[command(flatten)]
         password: Password,
     },
@@ -526,6 +531,8 @@ mod tests {
             "rookery serve --config a.toml --set a=1 --set b.c=x",
             "rookery user add alice@localhost --password secret",
             "rookery user add alice@localhost",
+            "rookery user add alice@localhost --scram keys.txt",
+            "rookery user add --scram - alice@localhost",
             "rookery user remove alice@localhost",
             "rookery user passwd alice@localhost --password x",
             "rookery user passwd alice@localhost --end-sessions",
@@ -578,6 +585,7 @@ mod tests {
             "rookery",
             "rookery serve extra",
             "rookery user add",
+            "rookery user add a@localhost --scram keys.txt --password x",
             "rookery cluster status --format xml",
             "rookery cluster token --ttl 5",
             "rookery cluster token --ttl h",

@@ -14,6 +14,7 @@ mod parts;
 mod password;
 mod readiness;
 mod recovering;
+mod scram;
 mod table;
 
 use std::process::ExitCode;

@@ -65,6 +65,7 @@ pub(crate) struct World {
 const SASL2: u16 = 388;
 const BIND2: u16 = 386;
 const MANAGEMENT: u16 = 198;
+const UPGRADES: u16 = 480;
 
 /// How often a fenced connection looks at the lease itself, should a change have come too early to be seen.
 const LOOK: Duration = Duration::from_millis(200);
@@ -174,6 +175,7 @@ fn inline(registry: &Registry, host: &str) -> Option<Inline> {
         }),
         resume: has(MANAGEMENT),
         tokens: registry.vouching(host).is_some(),
+        upgrades: has(UPGRADES),
     })
 }
 

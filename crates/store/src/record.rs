@@ -39,6 +39,12 @@ pub trait Stored: Serialize + DeserializeOwned + Send + 'static {
         let _ = (schema, bytes);
         None
     }
+
+    /// The record of this value in an older layout that says all of it ([`in_schema`]), so that nodes of the version before
+    /// can read it; `None`: in today's.
+    fn older(&self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// Why bytes are not a value of the wanted type.
@@ -55,10 +61,14 @@ pub enum Unreadable {
 
 /// The bytes of a value: schema version, then postcard.
 pub fn encode<T: Stored>(value: &T) -> Vec<u8> {
-    let bytes = vec![T::SCHEMA];
+    value.older().unwrap_or_else(|| in_schema(T::SCHEMA, value))
+}
+
+/// The bytes of a value in the layout of that number.
+pub fn in_schema(schema: u8, value: &impl Serialize) -> Vec<u8> {
     // Postcard fails on sequences of unknown length and on writers that fail; a Vec does not fail, and a
     // type that serializes such a sequence fails in its first test.
-    postcard::to_extend(value, bytes).expect("a stored type serializes into memory")
+    postcard::to_extend(value, vec![schema]).expect("a stored type serializes into memory")
 }
 
 /// The value of bytes that this or an older version of the server wrote.

@@ -475,12 +475,7 @@ fn credentials() -> store::Credentials {
             server_key: keys.server_key,
         }
     };
-    store::Credentials {
-        sha1: keys(ScramHash::Sha1),
-        sha256: keys(ScramHash::Sha256),
-        sha512: keys(ScramHash::Sha512),
-        state: Default::default(),
-    }
+    store::Credentials::new(keys(ScramHash::Sha1), keys(ScramHash::Sha256), keys(ScramHash::Sha512))
 }
 
 /// Parses an address of a test.
