@@ -465,7 +465,8 @@ impl House {
     }
 }
 
-fn credentials() -> store::Credentials {
+/// Those of everybody who has an account: of [`PASSWORD`].
+pub fn credentials() -> store::Credentials {
     let keys = |hash| {
         let keys = derive(PASSWORD, hash, b"0123456789abcdef", 4096).unwrap();
         store::ScramKeys {
