@@ -143,7 +143,11 @@ impl Door {
     pub async fn person(&self, name: &str) -> Result<Person> {
         let person = Person { user: unique(name), host: HOST.into(), password: unique("the secret of") };
         let mut admin = AdminClient::connect(format!("http://{}", self.server.admin)).await?;
-        let request = CreateAccountRequest { jid: person.bare(), password: person.password.clone() };
+        let request = CreateAccountRequest {
+            jid: person.bare(),
+            password: person.password.clone(),
+            ..Default::default()
+        };
         admin.create_account(request).await?;
         self.remember(&person);
         Ok(person)

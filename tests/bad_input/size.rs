@@ -344,7 +344,11 @@ async fn row_059_unknown_names_leave_nothing_behind() -> Result<()> {
             let name = format!("{}{}", unique("nobody"), "x".repeat(200));
             let kick = KickSessionRequest { jid: format!("{name}@localhost/{name}") };
             ensure!(admin.kick_session(kick).await.is_err(), "somebody was there");
-            let elsewhere = CreateAccountRequest { jid: format!("a@{name}.example"), password: "x".into() };
+            let elsewhere = CreateAccountRequest {
+                jid: format!("a@{name}.example"),
+                password: "x".into(),
+                ..Default::default()
+            };
             ensure!(admin.create_account(elsewhere).await.is_err(), "a host came into being");
             raw.say(format!("<iq type='get' id='q{n}' to='{name}@localhost'><q xmlns='urn:{name}'/></iq>"))
                 .await?;

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustls::{ClientConfig, pki_types::ServerName};
 use store::{
-    AccountState, Accounts, Credentials, Store,
+    Accounts, Credentials, Store,
     engines::sled::{Config, Sled},
 };
 use tokio::{
@@ -130,7 +130,7 @@ async fn fill(path: &Path, logins: usize) -> Result<()> {
     // The one mechanism that is spoken here is SCRAM-SHA-1.
     let keys = scram::keys(PASSWORD, ITERATIONS)?;
     let (sha1, sha256, sha512) = (keys.clone(), keys.clone(), keys);
-    let credentials = Credentials { sha1, sha256, sha512, state: AccountState::Open };
+    let credentials = Credentials::new(sha1, sha256, sha512);
     let chatting = (0..PAIRS).flat_map(|n| [format!("a{n}@localhost"), format!("b{n}@localhost")]);
     let names: Vec<String> = chatting.chain((0..logins).map(|n| format!("s{n}@localhost"))).collect();
     for names in names.chunks(MADE_AT_ONCE) {

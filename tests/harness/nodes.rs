@@ -264,6 +264,13 @@ impl Nodes {
         self.cli(&["user", "add", jid, "--password", password]).await.map(drop)
     }
 
+    /// Makes an account with keys as RFC 5803 writes them.
+    pub async fn bring_user(&self, jid: &str, keys: &str) -> Result<()> {
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), format!("# from another server\n{keys}\n"))?;
+        self.cli(&["user", "add", jid, "--scram", &file.path().display().to_string()]).await.map(drop)
+    }
+
     /// The cluster as one node sees it.
     pub async fn status(&self, at: usize) -> Result<GetClusterResponse> {
         let mut client = AdminClient::new(self.admin(at).await?);

@@ -14,6 +14,8 @@ pub struct Play {
     pub name: String,
     /// Accounts that exist when it begins, as written: `alice` or `carol@other.example`.
     pub accounts: Vec<String>,
+    /// Accounts that exist as they came from another server, with the keys of SCRAM-SHA-1 alone.
+    pub brought: Vec<String>,
     /// Hosts of those without an account, as written: `carol@other.example`.
     pub strangers: Vec<String>,
     /// Accounts that exist and may administer the server, by name; they are at `localhost`.
@@ -107,6 +109,7 @@ impl Play {
         let mut play = Play {
             name: name.to_owned(),
             accounts: vec![],
+            brought: vec![],
             strangers: vec![],
             admins: vec![],
             friends: vec![],
@@ -124,6 +127,10 @@ impl Play {
             );
             if let Some(words) = line.strip_prefix("accounts:") {
                 play.accounts.extend(words.split_whitespace().map(str::to_owned));
+                continue;
+            }
+            if let Some(words) = line.strip_prefix("brought:") {
+                play.brought.extend(words.split_whitespace().map(str::to_owned));
                 continue;
             }
             if let Some(words) = line.strip_prefix("strangers:") {

@@ -31,6 +31,33 @@ impl Hash {
             other => bail!("`{other}` is no mechanism of this client"),
         })
     }
+
+    /// The salted password (RFC 5802, 3).
+    pub fn salted(self, password: &str, salt: &[u8], rounds: u32) -> Result<Vec<u8>> {
+        let rounds = rounds.try_into().context("no rounds")?;
+        let mut salted = vec![0; self.digest.output_len()];
+        pbkdf2::derive(self.pbkdf2, rounds, salt, password.as_bytes(), &mut salted);
+        Ok(salted)
+    }
+
+    /// The keys of a password as RFC 5803 writes them, for the mechanism of this name.
+    pub fn line(mechanism: &str, password: &str) -> Result<String> {
+        // As Prosody has it: text, and more rounds than here.
+        let (hash, salt, rounds) = (Hash::of(mechanism)?, b"f83b1c1e-9d4a-4a57-a3c8-3f2b40f6d2a1", 10_000);
+        let salted = hash.salted(password, salt, rounds)?;
+        let client = hash.mac(&salted, b"Client Key");
+        let [salt, stored, server] = [
+            salt.as_slice(),
+            digest::digest(hash.digest, &client).as_ref(),
+            &hash.mac(&salted, b"Server Key"),
+        ]
+        .map(|bytes| BASE64_STANDARD.encode(bytes));
+        Ok(format!("{mechanism}${rounds}:{salt}${stored}:{server}"))
+    }
+
+    fn mac(self, key: &[u8], message: &[u8]) -> Vec<u8> {
+        hmac::sign(&hmac::Key::new(self.hmac, key), message).as_ref().to_vec()
+    }
 }
 
 /// One exchange, between its first message and the server's signature.
@@ -93,8 +120,7 @@ impl Exchange {
         if let Some(offered) = &self.offered {
             ensure!(field("h=")? == offered, "another offer was made than was heard: `{server_first}`");
         }
-        let mut salted = vec![0; self.hash.digest.output_len()];
-        pbkdf2::derive(self.hash.pbkdf2, rounds, &salt, password.as_bytes(), &mut salted);
+        let salted = self.hash.salted(password, &salt, rounds)?;
         let without_proof = format!("c={},r={nonce}", self.binding);
         let message = format!("{},{server_first},{without_proof}", self.first_bare);
         let client_key = self.mac(&salted, b"Client Key");
@@ -118,7 +144,7 @@ impl Exchange {
     }
 
     fn mac(&self, key: &[u8], message: &[u8]) -> Vec<u8> {
-        hmac::sign(&hmac::Key::new(self.hash.hmac, key), message).as_ref().to_vec()
+        self.hash.mac(key, message)
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     pattern::{Names, fill, matches},
     people::{Person, befriend, go_online, mark, ping},
     play::{Credentials, Deed, Play},
+    scram::Hash,
     xml::{Node, parse_block},
 };
 
@@ -48,7 +49,7 @@ pub async fn perform(play: &Play, nodes: &Nodes) -> Result<()> {
     let mut cast = BTreeMap::new();
     let acting = play.lines.iter().filter(|l| l.who.contains('/'));
     let strangers = acting.map(|l| l.who.split('/').next().unwrap_or_default().to_owned());
-    let named = play.accounts.iter().chain(&play.strangers).cloned();
+    let named = play.accounts.iter().chain(&play.brought).chain(&play.strangers).cloned();
     for account in named.chain(strangers) {
         let (name, host) = account.split_once('@').unwrap_or((&account, HOST));
         let entry = (host.to_owned(), format!("{name}-{mark}"));
@@ -84,6 +85,11 @@ impl Stage<'_> {
             let name = account.split('@').next().unwrap_or(account);
             let person = self.person(name)?;
             self.nodes.add_user(&person.bare(), &person.password).await?;
+        }
+        for account in &play.brought {
+            let name = account.split('@').next().unwrap_or(account);
+            let person = self.person(name)?;
+            self.nodes.bring_user(&person.bare(), &Hash::line("SCRAM-SHA-1", &person.password)?).await?;
         }
         for group in &play.friends {
             for (n, a) in group.iter().enumerate() {
@@ -291,6 +297,11 @@ impl Stage<'_> {
             let word = words.next().map_or_else(|| password(name), str::to_owned);
             text = format!("{before}{}{after}", BASE64_STANDARD.encode(format!("\0{user}\0{word}")));
         }
+        while let Some((before, rest)) = text.split_once("{salted ") {
+            let (inside, after) = rest.split_once('}').unwrap_or((rest, ""));
+            let salted = salted(inside).unwrap_or_else(|error| format!("{error:#}"));
+            text = format!("{before}{salted}{after}");
+        }
         for (name, (host, user)) in &self.cast {
             text = replace_word(&text, &format!("{name}@{host}"), &format!("{user}@{host}"));
             text = text.replace(&format!("{{name {name}}}"), user);
@@ -308,6 +319,15 @@ impl Stage<'_> {
         });
         node
     }
+}
+
+/// What a client answers in an upgrade (XEP-0480): name, mechanism, salt and rounds.
+fn salted(words: &str) -> Result<String> {
+    let words: Vec<&str> = words.split_whitespace().collect();
+    let [name, mechanism, salt, rounds] = words[..] else { bail!("`{{salted NAME MECHANISM SALT ROUNDS}}`") };
+    let salted =
+        Hash::of(mechanism)?.salted(&password(name), &BASE64_STANDARD.decode(salt)?, rounds.parse()?)?;
+    Ok(BASE64_STANDARD.encode(salted))
 }
 
 /// The right password of an account.

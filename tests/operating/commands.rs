@@ -3,10 +3,12 @@
 use std::process::{Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use proto::admin::{CreateAccountRequest, admin_client::AdminClient};
 use tests::{
-    client::unique,
+    client::{Client, unique},
     nodes::{Layout, Nodes, binary, free_address},
     people::Person,
+    scram::Hash,
 };
 use tokio::{io::AsyncWriteExt, process::Command};
 
@@ -46,6 +48,110 @@ async fn the_admin_service_is_named_before_or_after_the_command() -> Result<()> 
     }
     let (ok, out, err) = said(&rookery(&["--admin", &url, "config", "print-default"], "").await?);
     ensure!(!ok && out.is_empty() && err.contains("`--admin` is for the commands"), "{out}{err}");
+    Ok(())
+}
+
+/// Accounts from other servers: with keys in place of a password, from a file or stdin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_is_brought_with_its_keys() -> Result<()> {
+    let nodes = Nodes::start(Layout::One).await?;
+    let url = format!("http://{}", nodes.nodes[0].admin);
+    let keys = |mechanism| Hash::line(mechanism, "pencil");
+    let text = format!("# from elsewhere\n\n{}\n  {}  \n", keys("SCRAM-SHA-1")?, keys("SCRAM-SHA-512")?);
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("keys.txt").display().to_string();
+    std::fs::write(&file, &text)?;
+    for from in [file.as_str(), "-"] {
+        let user = unique("alice");
+        let jid = format!("{user}@localhost");
+        let words = ["--admin", &url, "user", "add", &jid, "--scram", from];
+        let (ok, out, err) = said(&rookery(&words, &text).await?);
+        ensure!(ok && out == format!("added {jid}\n"), "{out}{err}");
+        for (mechanism, is_good) in [("SCRAM-SHA-256", false), ("SCRAM-SHA-1", true), ("SCRAM-SHA-512", true)]
+        {
+            let (mut client, _) = Client::open(nodes.door(0), "localhost", false).await?;
+            let tried = client.try_authenticate(&user, "pencil", mechanism).await?;
+            ensure!(tried.is_ok() == is_good, "{mechanism}: {tried:?}");
+        }
+        let (ok, _, err) = said(&rookery(&words, &text).await?);
+        ensure!(!ok && err.contains("the account exists already"), "{err}");
+    }
+    let secret = "c2VjcmV0";
+    for (text, what) in [
+        (
+            format!("\n# keys\nSCRAM-SHA-1$4096:{secret}${secret}:{secret}\n"),
+            "line 3: expected 20 bytes as the StoredKey",
+        ),
+        (
+            format!("{}\n{}\n", keys("SCRAM-SHA-1")?, keys("SCRAM-SHA-1")?),
+            "line 2: a second line for SCRAM-SHA-1",
+        ),
+        ("pencil\n".to_owned(), "line 1: expected SCRAM-SHA-1$iterations:salt$StoredKey:ServerKey"),
+        (String::new(), "no keys: expected a line"),
+        ("#".repeat(70_000), "more than 65536 bytes"),
+    ] {
+        let words = ["--admin", &url, "user", "add", "bob@localhost", "--scram", "-"];
+        let (ok, out, err) = said(&rookery(&words, &text).await?);
+        ensure!(!ok && out.is_empty() && err.contains(what), "{out}{err}");
+        ensure!(err.contains("failed to read keys from `-`") && !err.contains(secret), "{err}");
+    }
+    // By another client of the service.
+    let mut admin = AdminClient::new(nodes.admin(0).await?);
+    for (password, scram_keys, what) in [
+        ("pencil", vec![keys("SCRAM-SHA-1")?], "a password and keys"),
+        ("", vec![keys("SCRAM-SHA-1")?, "SCRAM-SHA-1$1".to_owned()], "`scram_keys` 2: expected"),
+        ("", Vec::new(), "this password cannot be used"),
+    ] {
+        let (jid, password) = ("bob@localhost".to_owned(), password.to_owned());
+        let refused = admin.create_account(CreateAccountRequest { jid, password, scram_keys }).await;
+        let status = refused.err().context("an account came into being")?;
+        ensure!(status.code() == tonic::Code::InvalidArgument && status.message().contains(what), "{status}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_files_of_a_web_site_are_printed_and_written() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = folder.path().join("rookery.toml");
+    let path = config.display().to_string();
+    std::fs::write(
+        &config,
+        "hosts = [\"a.example\", \"b.example\"]\n[web]\nwebsocket = \"wss://{host}/ws\"\n",
+    )?;
+    let (ok, out, err) = said(&rookery(&["config", "host-meta", &path, "--host", "b.example"], "").await?);
+    ensure!(ok && out.contains("<Link rel='urn:xmpp:alt-connections:websocket' href='wss://b.example/ws'/>"));
+    ensure!(err.is_empty(), "{err}");
+    let words = [
+        "config",
+        "host-meta",
+        &path,
+        "--host",
+        "a.example",
+        "--json",
+        "--set",
+        "web.addresses=[\"192.0.2.1\"]",
+    ];
+    let (ok, out, err) = said(&rookery(&words, "").await?);
+    ensure!(ok && out.contains("\"ttl\": 3600") && out.contains("\"port\": 5223"), "{out}{err}");
+    let (ok, out, err) = said(&rookery(&["config", "host-meta", &path], "").await?);
+    ensure!(!ok && out.is_empty() && err.contains("--host one of a.example, b.example"), "{out}{err}");
+    let into = folder.path().join("www");
+    let words = ["config", "host-meta", &path, "--into", &into.display().to_string()];
+    let (ok, out, err) = said(&rookery(&words, "").await?);
+    ensure!(ok && out.lines().count() == 4, "{out}{err}");
+    for host in ["a.example", "b.example"] {
+        let url = format!("wss://{host}/ws");
+        for file in ["host-meta", "host-meta.json"] {
+            ensure!(std::fs::read_to_string(into.join(host).join(file))?.contains(&url), "{host} {file}");
+        }
+    }
+    let (ok, out, err) =
+        said(&rookery(&["config", "host-meta", &path, "--set", "web.bosh=http://a/b"], "").await?);
+    ensure!(
+        !ok && out.is_empty() && err.contains("`web.bosh`: expected a URL as in \"https://"),
+        "{out}{err}"
+    );
     Ok(())
 }
 

@@ -227,8 +227,7 @@ fn people(store: &Store, accounts: &[String]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime without sockets can be made");
     let keys = ScramKeys { salt: vec![], iterations: 1, stored_key: vec![], server_key: vec![] };
-    let credentials =
-        Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, state: Default::default() };
+    let credentials = Credentials::new(keys.clone(), keys.clone(), keys);
     runtime.block_on(async {
         for account in accounts {
             let made = Accounts::new(store.clone()).create(account, &credentials).await;

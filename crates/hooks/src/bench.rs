@@ -133,6 +133,25 @@ impl Bench {
         hosts: &[&str],
         modules: impl Fn() -> Vec<Arc<dyn Module>>,
     ) -> Bench {
+        Bench::built(store, nodes, hosts, &Switches::everywhere(), modules)
+    }
+
+    /// One node on whose hosts not all modules are on.
+    pub fn switched(
+        hosts: &[&str],
+        switches: &Switches,
+        modules: impl Fn() -> Vec<Arc<dyn Module>>,
+    ) -> Bench {
+        Bench::built(Store::memory(), 1, hosts, switches, modules)
+    }
+
+    fn built(
+        store: Store,
+        nodes: usize,
+        hosts: &[&str],
+        switches: &Switches,
+        modules: impl Fn() -> Vec<Arc<dyn Module>>,
+    ) -> Bench {
         let shared = Arc::new(Shared {
             store,
             hosts: hosts.iter().map(|host| host.to_string()).collect(),
@@ -157,7 +176,7 @@ impl Bench {
             }),
         });
         let node = |number| {
-            let registry = Registry::build(modules(), &Switches::everywhere())
+            let registry = Registry::build(modules(), switches)
                 .unwrap_or_else(|clash| panic!("modules of the bench clash: {clash}"));
             let shared = shared.clone();
             Arc::new_cyclic(|me| Node { number, registry, shared, peers: OnceLock::new(), me: me.clone() })
@@ -367,7 +386,8 @@ impl Bench {
         let account = bare(account);
         let host = account.domain().as_str().to_owned();
         let (stanza_bytes, idle_s) = (10_000, Some(60));
-        self.registry().offered(&Offer { host, account: Some(account), secure: true, stanza_bytes, idle_s })
+        let offer = Offer { host, account: Some(account), secure: true, stanza_bytes, idle_s };
+        self.registry().offered(&offer, &*self.services())
     }
 
     fn row_view(&self, jid: &FullJid) -> Option<(usize, Arc<SessionView>)> {
@@ -992,12 +1012,13 @@ fn keys(password: &str) -> Result<Credentials, AccountError> {
         stored_key: password.as_bytes().to_vec(),
         server_key: Vec::new(),
     };
-    Ok(Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, state: AccountState::Open })
+    Ok(Credentials::new(keys.clone(), keys.clone(), keys))
 }
 
 /// The password of an account that a module of the bench made or changed.
 pub fn password_of(credentials: &Credentials) -> String {
-    String::from_utf8_lossy(&credentials.sha1.stored_key).into_owned()
+    let keys = credentials.sha1.as_ref().expect("keys of the bench");
+    String::from_utf8_lossy(&keys.stored_key).into_owned()
 }
 
 /// Reads one stanza; the content namespace may be left out.

@@ -101,9 +101,9 @@ pub trait Greeting: Send + Sync + 'static {
     ) -> Answer<'a, Reply>;
 }
 
-/// Adds to the stream features.
+/// Adds to the stream features. Must not wait for anything.
 pub trait Offering: Send + Sync + 'static {
-    fn offering(&self, offer: &Offer) -> Vec<Element>;
+    fn offering(&self, offer: &Offer, services: &dyn Services) -> Vec<Element>;
 }
 
 /// Takes elements on the stream that are no stanzas, in a namespace that it claimed.

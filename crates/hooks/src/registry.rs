@@ -345,11 +345,11 @@ impl Registry {
     }
 
     /// Stream features of the modules, in the order of the list.
-    pub fn offered(&self, offer: &Offer) -> Vec<Element> {
+    pub fn offered(&self, offer: &Offer, services: &dyn Services) -> Vec<Element> {
         let on = self.hooks.offering.iter().filter(|plugged| plugged.is_on(Some(&offer.host)));
         on.flat_map(|plugged| {
             let _blame = Blame { module: plugged.module, hook: "offering" };
-            plugged.handler.offering(offer)
+            plugged.handler.offering(offer, services)
         })
         .collect()
     }

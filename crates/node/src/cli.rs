@@ -87,7 +87,7 @@ pub enum Command {
         #[command(subcommand)]
         what: Session,
     },
-    /// Config files: check, print-default, dns
+    /// Config files: check, print-default, dns, host-meta
     Config {
         #[command(subcommand)]
         what: Config,
@@ -118,6 +118,11 @@ pub enum User {
     Add {
         /// Its address, as in alice@localhost; the host must be one of the server's
         jid: String,
+        /// Keys of the password in place of it, from a file or, as `-`, from stdin: one line for each mechanism, as in
+        /// SCRAM-SHA-1$4096:salt$StoredKey:ServerKey (RFC 5803; the last three in base64). So accounts come from a
+        /// server that knows no passwords either; what keys are missing is made as their owners log in
+        #[arg(long, value_name = "FILE", conflicts_with = "password")]
+        scram: Option<PathBuf>,
         #[command(flatten)]
         password: Password,
     },
@@ -460,6 +465,26 @@ pub enum Config {
         #[arg(long = "set", value_name = "KEY=VALUE")]
         set: Vec<String>,
     },
+    /// Print what leads clients that cannot ask DNS, as those in browsers, to a host (XEP-0156, XEP-0487)
+    ///
+    /// It belongs at /.well-known/host-meta and, with --json, at /.well-known/host-meta.json of the host's web site, by
+    /// HTTPS and for every origin (`Access-Control-Allow-Origin: *`). What it says is set in `[web]` of the config.
+    HostMeta {
+        /// The config file (TOML) of a frontend
+        file: PathBuf,
+        /// The host; needed where the config has several
+        #[arg(long)]
+        host: Option<String>,
+        /// The form of JSON in place of that of XML
+        #[arg(long, conflicts_with = "into")]
+        json: bool,
+        /// Write both files of every host, into a folder for each of them below this one
+        #[arg(long, value_name = "FOLDER")]
+        into: Option<PathBuf>,
+        /// Set one key over the file
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        set: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -506,6 +531,8 @@ mod tests {
             "rookery serve --config a.toml --set a=1 --set b.c=x",
             "rookery user add alice@localhost --password secret",
             "rookery user add alice@localhost",
+            "rookery user add alice@localhost --scram keys.txt",
+            "rookery user add --scram - alice@localhost",
             "rookery user remove alice@localhost",
             "rookery user passwd alice@localhost --password x",
             "rookery user passwd alice@localhost --end-sessions",
@@ -542,6 +569,9 @@ mod tests {
             "rookery config check a.toml",
             "rookery config print-default",
             "rookery config dns a.toml --set c2s.listen=[]",
+            "rookery config host-meta a.toml",
+            "rookery config host-meta a.toml --host example.org --json --set web.addresses=[]",
+            "rookery config host-meta a.toml --into /var/www",
             "rookery demo",
             "rookery demo --split --base-port 20000 --once",
         ] {
@@ -555,6 +585,7 @@ mod tests {
             "rookery",
             "rookery serve extra",
             "rookery user add",
+            "rookery user add a@localhost --scram keys.txt --password x",
             "rookery cluster status --format xml",
             "rookery cluster token --ttl 5",
             "rookery cluster token --ttl h",
@@ -567,6 +598,7 @@ mod tests {
             "rookery cluster join X --admin http://127.0.0.1:1",
             "rookery demo --base-port 99999",
             "rookery node",
+            "rookery config host-meta a.toml --json --into x",
             "rookery node drain --rate 0",
             "rookery node drain --rate 5/h",
             "rookery node drain --rate fast",

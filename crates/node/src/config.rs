@@ -2,6 +2,7 @@
 
 pub mod combinations;
 pub mod dns;
+pub mod host_meta;
 pub mod keys;
 pub mod modules;
 pub mod nearest;

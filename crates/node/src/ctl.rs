@@ -7,7 +7,8 @@ mod watch;
 use std::{
     collections::BTreeMap,
     future::Future,
-    io::{self, BufRead, IsTerminal, Write},
+    io::{self, BufRead, IsTerminal, Read, Write},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -18,6 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::{
     cli::{Cluster, Format, Node, Password, Role, Session, User},
     parts::Failure,
+    scram,
     table::Table,
 };
 
@@ -25,6 +27,8 @@ pub use groups::group;
 
 /// How long a call may take; removing an account with a large archive is the longest.
 const CALL: Duration = Duration::from_secs(30);
+/// The most that a file with the keys of one account may hold, in bytes.
+const KEYS_MAX: u64 = 65_536;
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(3);
 
@@ -39,6 +43,8 @@ pub enum CtlError {
     Refused { attempt: String, reason: String },
     #[error("failed to read the password: {0}")]
     Password(String),
+    #[error("failed to read keys from `{file}`: {what}")]
+    Keys { file: String, what: String },
 }
 
 /// Runs one command on a runtime of its own.
@@ -91,10 +97,13 @@ fn refused(attempt: impl Into<String>) -> impl FnOnce(tonic::Status) -> CtlError
 /// `rookery user ...`
 pub async fn user(admin: &str, what: User) -> Result<(), CtlError> {
     match what {
-        User::Add { jid, password } => {
-            let password = ask(password, &jid)?;
+        User::Add { jid, password, scram } => {
+            let (password, scram_keys) = match scram {
+                Some(file) => (String::new(), scram_keys(&file)?),
+                None => (ask(password, &jid)?, Vec::new()),
+            };
             let mut client = connect(admin).await?;
-            let request = admin::CreateAccountRequest { jid: jid.clone(), password };
+            let request = admin::CreateAccountRequest { jid: jid.clone(), password, scram_keys };
             let done = client.create_account(request).await.map_err(refused(format!("add `{jid}`")))?;
             println!("added {}", done.into_inner().jid);
         }
@@ -509,4 +518,33 @@ fn ask(given: Password, jid: &str) -> Result<String, CtlError> {
         return Err(CtlError::Password("it is empty".into()));
     }
     Ok(password)
+}
+
+/// The lines with keys of a file, or of stdin; those that are empty, or begin with `#`, are passed over.
+fn scram_keys(file: &Path) -> Result<Vec<String>, CtlError> {
+    let wrong = |what: String| CtlError::Keys { file: file.display().to_string(), what };
+    let read = match file.as_os_str() == "-" {
+        true => read_bounded(io::stdin().lock()),
+        false => std::fs::File::open(file).and_then(read_bounded),
+    };
+    let text = read.map_err(|error| wrong(error.to_string()))?;
+    let is_said = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    let said: Vec<(usize, &str)> = (1..).zip(text.lines()).filter(|(_, line)| is_said(line)).collect();
+    // Here as well as at the node, to name the line of the file.
+    scram::keys(said.iter().map(|(_, line)| *line)).map_err(|(number, what)| {
+        match number.checked_sub(1).and_then(|at| said.get(at)) {
+            Some((line, _)) => wrong(format!("line {line}: {what}")),
+            None => wrong(what),
+        }
+    })?;
+    Ok(said.into_iter().map(|(_, line)| line.trim().to_owned()).collect())
+}
+
+fn read_bounded(from: impl Read) -> io::Result<String> {
+    let mut text = String::new();
+    from.take(KEYS_MAX + 1).read_to_string(&mut text)?;
+    match text.len() as u64 > KEYS_MAX {
+        true => Err(io::Error::other(format!("more than {KEYS_MAX} bytes"))),
+        false => Ok(text),
+    }
 }

@@ -158,7 +158,8 @@ impl Play<'_> {
         let mut ctl = ctl::connect(&self.nodes[0].admin_url()).await?;
         for name in ["alice", "bob"] {
             let jid = format!("{name}@localhost");
-            let request = admin::CreateAccountRequest { jid, password: PASSWORD.to_owned() };
+            let request =
+                admin::CreateAccountRequest { jid, password: PASSWORD.to_owned(), ..Default::default() };
             let made = ctl.create_account(request).await;
             made.map_err(|e| format!("failed to create {name}@localhost: {}", e.message()))?;
         }

@@ -14,6 +14,7 @@ mod parts;
 mod password;
 mod readiness;
 mod recovering;
+mod scram;
 mod table;
 
 use std::process::ExitCode;
@@ -49,6 +50,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Session { what } => ctl::run(ctl::session(&admin, what)),
         Command::Config { what: cli::Config::Check { file, set } } => config::check(&file, &set),
         Command::Config { what: cli::Config::Dns { file, set } } => config::dns::run(&file, &set),
+        Command::Config { what: cli::Config::HostMeta { file, host, json, into, set } } => {
+            let wish = config::host_meta::Wish { host: host.as_deref(), json, into: into.as_deref() };
+            config::host_meta::run(&file, &set, &wish)
+        }
         Command::Config { what: cli::Config::PrintDefault } => config::print::run(),
         Command::Demo(demo) => demo::run(&demo),
     }

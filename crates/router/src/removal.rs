@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cluster::Row;
 use futures::FutureExt;
-use hooks::{AccountError, AccountState, How, Removal, Services, SessionEvent, StoreError};
+use hooks::{AccountError, AccountState, Credentials, How, Removal, Services, SessionEvent, StoreError};
 use jid::{BareJid, FullJid};
 use stanza::Stanza;
 
@@ -103,6 +103,17 @@ impl Router {
         (self.random)(&mut random);
         let resource = format!("{:032x}", u128::from_ne_bytes(random));
         account.with_resource_str(&resource).map_err(|error| cluster::Unavailable(error.to_string()))
+    }
+
+    /// Makes an account with keys that are there already, of a password that nobody may know here.
+    ///
+    /// # Errors
+    /// [`AccountError::AlreadyExists`] and [`AccountError::Leaving`] leave the account that is there as it is.
+    pub async fn bring_account(&self, account: &BareJid, keys: &Credentials) -> Result<(), AccountError> {
+        self.accounts.create(account.as_str(), keys).await?;
+        one(&self.counters.accounts_created);
+        tracing::info!(%account, "account created");
+        Ok(())
     }
 
     /// Lets nobody log in to an account and ends its sessions everywhere; how many. All that is kept for it stays.

@@ -160,10 +160,7 @@ impl Services for Router {
         Box::pin(async move {
             let keys = self.keysmith.keys(&self.runtime, password).await;
             let keys = keys.inspect_err(|error| self.count_busy(error))?;
-            self.accounts.create(account.as_str(), &keys).await?;
-            one(&self.counters.accounts_created);
-            tracing::info!(%account, "account created");
-            Ok(())
+            self.bring_account(account, &keys).await
         })
     }
 

@@ -1,6 +1,7 @@
 //! Brings a client from its first byte to a bound session: TLS, negotiation, credentials, binding.
 
 mod inlined;
+mod keys;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,11 +15,9 @@ use router::{Mailbox, Refusal, Thread};
 use rustls::server::ClientHello;
 use stanza::{Condition, ErrorKind, Stanza, StanzaError, StreamCondition, StreamError};
 use stream::management::{self, Resume, TooHigh};
-use stream::sasl::mechanism::Password;
-use stream::sasl::{Checked, Found, MechanismName, SaslCondition, ScramHash, ScramKeys};
-use stream::sasl::{anonymous, keys};
+use stream::sasl::{MechanismName, SaslCondition};
 use stream::{Act, Acts, Entry, Negotiation, Reader, TlsFacts, TlsVersion};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::claim::Claim;
 use crate::connection::{CameBy, Connection, Manageable};
@@ -57,8 +56,6 @@ enum Entered {
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 /// How often the table is renewed for a session that it does not show where it is.
 const TABLE_LOOKS: u32 = 2;
-/// The hash of the keys that a plain password is checked against.
-const PLAIN_HASH: ScramHash = ScramHash::Sha256;
 
 struct Login<'a> {
     connection: &'a Rc<Connection>,
@@ -73,8 +70,10 @@ struct Login<'a> {
     failures: u32,
     /// How many sessions had been ordered to end before the account was looked at.
     looked: Option<(BareJid, u64)>,
-    /// The version and a key of the account that was looked at, by which its tokens hold (XEP-0484).
-    keys: Option<(u64, Vec<u8>)>,
+    /// The mark of the account that was looked at, by which its tokens hold (XEP-0484) and keys may be added.
+    mark: Option<Vec<u8>>,
+    /// When a password began to be checked, until the client has its answer.
+    checking: Option<Instant>,
     mechanism: &'static str,
     bound: Option<Entered>,
 }
@@ -116,7 +115,8 @@ pub(crate) async fn login(connection: &Rc<Connection>, door: Door) -> Result<Log
         header_due: Some(Instant::now() + limits.header()),
         failures: 0,
         looked: None,
-        keys: None,
+        mark: None,
+        checking: None,
         mechanism: "",
         bound: None,
     };
@@ -210,6 +210,10 @@ impl Login<'_> {
                 Act::SettleTokens(settling) => {
                     let settled = self.settle_tokens(*settling).await;
                     self.negotiation.on_settled(settled)
+                }
+                Act::StoreKeys { account, hash, keys } => {
+                    self.add_keys(&account, vec![(hash, keys)]).await;
+                    self.negotiation.on_keys_stored()
                 }
                 Act::Greet { host, request } => {
                     let answer = self.greet(host.as_str(), &request.0).await;
@@ -345,75 +349,6 @@ impl Login<'_> {
         Err(StreamError::new(StreamCondition::NotAuthorized).with_text("nobody may log in to this account"))
     }
 
-    async fn look_up(&mut self, account: &BareJid, hash: ScramHash) -> Acts {
-        if !self.turn(account).await {
-            return self.negotiation.on_unavailable();
-        }
-        match self.find(account, hash).await {
-            Ok(found) => self.negotiation.on_credentials(found),
-            Err(()) => self.negotiation.on_unavailable(),
-        }
-    }
-
-    /// PBKDF2 takes milliseconds: never on an arbiter, and no more at once than the queue holds.
-    async fn check(&mut self, account: BareJid, password: Password) -> Acts {
-        if !self.turn(&account).await {
-            return self.negotiation.on_unavailable();
-        }
-        let Ok(found) = self.find(&account, PLAIN_HASH).await else {
-            return self.negotiation.on_unavailable();
-        };
-        let (keys, right) = match found {
-            Some(Found { keys, disabled: false }) => (keys, Checked::Good),
-            Some(Found { keys, disabled: true }) => (keys, Checked::Disabled),
-            // Nobody there takes as long as somebody: time must not tell who has an account.
-            None => (self.negotiation.fake_keys(&account, PLAIN_HASH), Checked::Wrong),
-        };
-        let check =
-            move || if keys::verify(password.expose(), PLAIN_HASH, &keys) { right } else { Checked::Wrong };
-        match self.connection.world.passwords.run(check).await {
-            Ok(checked) => self.negotiation.on_password_checked(checked),
-            Err(_busy) => {
-                self.connection.world.counters.auth_busy.add(1);
-                self.negotiation.on_unavailable()
-            }
-        }
-    }
-
-    /// The account with its keys for one hash; `None` where there is none of that name.
-    async fn find(&mut self, account: &BareJid, hash: ScramHash) -> Result<Option<Found>, ()> {
-        let auth = &self.connection.world.config.auth;
-        if auth.is_anonymous(account.domain().as_str())
-            && account.node().is_some_and(|node| anonymous::is_anonymous(node.as_str()))
-        {
-            // Somebody may be here under that name: whoever registered it since must not become them.
-            return Ok(None);
-        }
-        // Before the look: an order that comes beside it counts as behind it.
-        self.looked = Some((account.clone(), self.connection.world.claims.kicks()));
-        let found = self.connection.world.accounts.look_up_versioned(account.as_str()).await;
-        let found = found.map_err(|error| {
-            tracing::warn!(%error, "failed to read credentials");
-        })?;
-        self.keys = found.as_ref().map(|found| (found.version, found.value.sha256.stored_key.clone()));
-        let credentials = found.map(|found| found.value);
-        let credentials = credentials.filter(|credentials| credentials.state != AccountState::Leaving);
-        Ok(credentials.map(|credentials| {
-            let keys = match hash {
-                ScramHash::Sha1 => credentials.sha1,
-                ScramHash::Sha256 => credentials.sha256,
-                ScramHash::Sha512 => credentials.sha512,
-            };
-            let keys = ScramKeys {
-                salt: keys.salt,
-                iterations: keys.iterations,
-                stored_key: keys.stored_key,
-                server_key: keys.server_key,
-            };
-            Found { keys, disabled: credentials.state == AccountState::Disabled }
-        }))
-    }
-
     /// Waits as long as earlier failures ask for; false where too many wait for that already.
     async fn turn(&self, account: &BareJid) -> bool {
         let Connection { world, peer, .. } = &**self.connection;
@@ -441,8 +376,9 @@ impl Login<'_> {
         if condition == SaslCondition::NotAuthorized {
             pause = pause.max(world.failures.failed(peer.ip(), account, Instant::now().into_std()));
         }
-        // XEP-0205, 3: guessing is slowed; the account is never locked.
-        sleep(pause).await;
+        // XEP-0205, 3: guessing is slowed; the account is never locked. From where the check began: how long that takes
+        // depends on the hash and the rounds of the keys that are there, if any are.
+        sleep_until(self.checking.take().unwrap_or_else(Instant::now) + pause).await;
     }
 
     fn authenticated(&mut self, account: &BareJid) {
@@ -456,7 +392,7 @@ impl Login<'_> {
             stanza_bytes: world.config.limits.stanza_bytes,
             idle_s: Some(world.config.limits.peer_timeout_s).filter(|seconds| *seconds > 0),
         };
-        let features = world.registry.offered(&offer);
+        let features = world.registry.offered(&offer, &*world.services);
         let is_managed = features.iter().any(|feature| feature.is("sm", management::NS));
         // A guest never authenticates as the same one again.
         let is_guest = self.mechanism == MechanismName::Anonymous.as_str();

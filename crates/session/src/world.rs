@@ -65,6 +65,7 @@ pub(crate) struct World {
 const SASL2: u16 = 388;
 const BIND2: u16 = 386;
 const MANAGEMENT: u16 = 198;
+const UPGRADES: u16 = 480;
 
 /// How often a fenced connection looks at the lease itself, should a change have come too early to be seen.
 const LOOK: Duration = Duration::from_millis(200);
@@ -144,11 +145,12 @@ impl World {
         let mechanisms = self.config.auth.mechanisms.iter();
         settings.mechanisms = mechanisms.filter_map(|name| MechanismName::from_name(name)).collect();
         settings.anonymous_hosts = self.config.auth.anonymous_hosts.iter().filter_map(prepare).collect();
-        let registry = self.registry.clone();
+        let (registry, services) = (self.registry.clone(), self.services.clone());
         let stanza_bytes = self.config.limits.before_auth_stanza_bytes;
         settings.greetings = Arc::new(move |host, secure| {
             let host = host.as_str().to_owned();
-            registry.offered(&Offer { host, account: None, secure, stanza_bytes, idle_s: None })
+            let offer = Offer { host, account: None, secure, stanza_bytes, idle_s: None };
+            registry.offered(&offer, &*services)
         });
         let registry = self.registry.clone();
         settings.inlines = Arc::new(move |host| inline(&registry, host.as_str()));
@@ -173,6 +175,7 @@ fn inline(registry: &Registry, host: &str) -> Option<Inline> {
         }),
         resume: has(MANAGEMENT),
         tokens: registry.vouching(host).is_some(),
+        upgrades: has(UPGRADES),
     })
 }
 

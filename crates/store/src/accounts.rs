@@ -50,31 +50,88 @@ impl AccountState {
     }
 }
 
-/// The keys of one account, for each hash that a client may choose.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The keys of one account, for each hash that a client may choose. Those of an account that came from another server may
+/// not be there for all hashes: they cannot be made without the password.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credentials {
-    pub sha1: ScramKeys,
-    pub sha256: ScramKeys,
-    pub sha512: ScramKeys,
+    pub sha1: Option<ScramKeys>,
+    pub sha256: Option<ScramKeys>,
+    pub sha512: Option<ScramKeys>,
     pub state: AccountState,
+    /// What [`Credentials::mark`] was before keys were added; `None` if none were since it last was another one.
+    mark: Option<Vec<u8>>,
+}
+
+impl Credentials {
+    /// Of an open account.
+    pub fn new(
+        sha1: impl Into<Option<ScramKeys>>,
+        sha256: impl Into<Option<ScramKeys>>,
+        sha512: impl Into<Option<ScramKeys>>,
+    ) -> Credentials {
+        Credentials {
+            sha1: sha1.into(),
+            sha256: sha256.into(),
+            sha512: sha512.into(),
+            state: AccountState::Open,
+            mark: None,
+        }
+    }
+
+    /// What is the same as long as the password and the state of the account are: whatever holds by them has it in mind.
+    /// It is a secret. `version` is that of the record.
+    pub fn mark(&self, version: u64) -> Vec<u8> {
+        let key = || self.sha256.as_ref().or(self.sha512.as_ref()).or(self.sha1.as_ref());
+        let made = || {
+            let key = key().map(|keys| keys.stored_key.as_slice()).unwrap_or_default();
+            [&version.to_be_bytes()[..], key].concat()
+        };
+        self.mark.clone().unwrap_or_else(made)
+    }
+
+    /// These, with those of `more` for the hashes that have none here.
+    fn with(self, more: &Credentials) -> Credentials {
+        Credentials {
+            sha1: self.sha1.or_else(|| more.sha1.clone()),
+            sha256: self.sha256.or_else(|| more.sha256.clone()),
+            sha512: self.sha512.or_else(|| more.sha512.clone()),
+            ..self
+        }
+    }
+
+    /// How many hashes it has no keys for.
+    fn lacks(&self) -> usize {
+        [&self.sha1, &self.sha256, &self.sha512].into_iter().filter(|keys| keys.is_none()).count()
+    }
 }
 
 impl Stored for Credentials {
     const TABLE: Table = Table("credentials");
-    const SCHEMA: u8 = 2;
+    const SCHEMA: u8 = 3;
 
     fn migrate(schema: u8, bytes: &[u8]) -> Option<Credentials> {
         match schema {
-            1 => record::postcard::<v1::Credentials>(bytes).map(v1::Credentials::next),
+            1 => record::postcard::<v1::Credentials>(bytes).map(|old| old.next().next()),
+            2 => record::postcard::<v2::Credentials<ScramKeys>>(bytes).map(v2::Credentials::next),
             _ => None,
         }
+    }
+
+    /// Nearly all accounts have all keys, and are read by what runs beside this during an upgrade.
+    fn older(&self) -> Option<Vec<u8>> {
+        let Credentials { sha1: Some(sha1), sha256: Some(sha256), sha512: Some(sha512), state, mark: None } =
+            self
+        else {
+            return None;
+        };
+        Some(record::in_schema(2, &v2::Credentials { sha1, sha256, sha512, state: *state }, 256))
     }
 }
 
 mod v1 {
     use serde::Deserialize;
 
-    use super::{AccountState, ScramKeys};
+    use super::{AccountState, ScramKeys, v2};
 
     #[derive(Deserialize)]
     pub struct Credentials {
@@ -85,10 +142,31 @@ mod v1 {
     }
 
     impl Credentials {
-        pub fn next(self) -> super::Credentials {
+        pub fn next(self) -> v2::Credentials<ScramKeys> {
             let Credentials { sha1, sha256, sha512, disabled } = self;
             let state = if disabled { AccountState::Disabled } else { AccountState::Open };
-            super::Credentials { sha1, sha256, sha512, state }
+            v2::Credentials { sha1, sha256, sha512, state }
+        }
+    }
+}
+
+mod v2 {
+    use serde::{Deserialize, Serialize};
+
+    use super::{AccountState, ScramKeys};
+
+    #[derive(Serialize, Deserialize)]
+    pub struct Credentials<Keys> {
+        pub sha1: Keys,
+        pub sha256: Keys,
+        pub sha512: Keys,
+        pub state: AccountState,
+    }
+
+    impl Credentials<ScramKeys> {
+        pub fn next(self) -> super::Credentials {
+            let Credentials { sha1, sha256, sha512, state } = self;
+            super::Credentials { state, ..super::Credentials::new(sha1, sha256, sha512) }
         }
     }
 }
@@ -145,6 +223,8 @@ pub struct Accounts {
     store: Store,
     /// A record like any account's, and nobody's.
     decoy: Arc<[u8]>,
+    /// Keys as they are in it.
+    decoy_keys: Arc<ScramKeys>,
 }
 
 /// The one key of an account's credentials.
@@ -158,9 +238,8 @@ impl Accounts {
             stored_key: vec![0; len],
             server_key: vec![0; len],
         };
-        let (sha1, sha256, sha512) = (keys(20), keys(32), keys(64));
-        let decoy = Credentials { sha1, sha256, sha512, state: AccountState::Open };
-        Accounts { store, decoy: record::encode(&decoy).into() }
+        let decoy = Credentials::new(keys(20), keys(32), keys(64));
+        Accounts { store, decoy: record::encode(&decoy).into(), decoy_keys: keys(32).into() }
     }
 
     /// Makes an account.
@@ -195,11 +274,16 @@ impl Accounts {
 
     /// As [`Accounts::look_up`], with the version, which every change of keys or state makes another one.
     pub async fn look_up_versioned(&self, bare: &str) -> Result<Option<Versioned<Credentials>>, StoreError> {
-        let found = self.store.get_versioned(&account(bare), KEY).await?;
-        if found.is_none() {
-            // Making keys of a record's bytes takes a few microseconds, and those can be told over a network by
-            // asking often enough.
-            std::hint::black_box(record::decode::<Credentials>(&self.decoy).ok());
+        let found: Option<Versioned<Credentials>> = self.store.get_versioned(&account(bare), KEY).await?;
+        // Making keys of a record's bytes takes a few microseconds, and those can be told over a network by asking often
+        // enough.
+        match &found {
+            None => drop(std::hint::black_box(record::decode::<Credentials>(&self.decoy).ok())),
+            Some(found) => {
+                for _ in 0..found.value.lacks() {
+                    std::hint::black_box(ScramKeys::clone(&self.decoy_keys));
+                }
+            }
         }
         Ok(found)
     }
@@ -221,14 +305,38 @@ impl Accounts {
 
     /// Replaces the keys of an account; its state stays as it is, whatever the new ones say.
     pub async fn set_keys(&self, bare: &str, keys: &Credentials) -> Result<(), AccountError> {
-        let change = |old: Credentials| Credentials { state: old.state, ..keys.clone() };
+        let change = |old: Credentials| Credentials { state: old.state, mark: None, ..keys.clone() };
         self.change(bare, change).await.map(drop)
+    }
+
+    /// Gives an account keys for hashes that it has none for, of the password that it has, and leaves the others as they
+    /// are; whether it has them now. Not where its [mark](Credentials::mark) is another one: then the password may be too,
+    /// or nobody is to log in. What holds by the mark goes on to hold.
+    pub async fn add_keys(&self, bare: &str, mark: &[u8], more: &Credentials) -> Result<bool, StoreError> {
+        for _ in 0..UPDATE_ATTEMPTS {
+            let found: Option<Versioned<Credentials>> = self.store.get_versioned(&account(bare), KEY).await?;
+            let Some(Versioned { version, value }) =
+                found.filter(|found| found.value.mark(found.version) == mark)
+            else {
+                return Ok(false);
+            };
+            let new = Credentials { mark: Some(mark.to_owned()), ..value.clone().with(more) };
+            if new.lacks() == value.lacks() {
+                return Ok(true);
+            }
+            let batch =
+                Batch::new(account(bare)).expect::<Credentials>(KEY, Expect::Version(version)).put(KEY, &new);
+            if self.store.commit_one(batch).await? == Committed::Done {
+                return Ok(true);
+            }
+        }
+        Err(StoreError::Contended { table: Credentials::TABLE.0, attempts: UPDATE_ATTEMPTS })
     }
 
     /// Lets nobody log in any more, or again; whether that is a change. Who is logged in is not this layer's.
     pub async fn set_disabled(&self, bare: &str, disabled: bool) -> Result<bool, AccountError> {
         let state = if disabled { AccountState::Disabled } else { AccountState::Open };
-        let before = self.change(bare, |old| Credentials { state, ..old }).await?;
+        let before = self.change(bare, |old| Credentials { state, mark: None, ..old }).await?;
         Ok(before != state)
     }
 
@@ -265,7 +373,7 @@ impl Accounts {
         let marked = self
             .store
             .update(&account(bare), KEY, |old: Option<Credentials>| {
-                old.map(|old| Credentials { state: AccountState::Leaving, ..old })
+                old.map(|old| Credentials { state: AccountState::Leaving, mark: None, ..old })
             })
             .await?;
         marked.map(drop).ok_or(AccountError::NotFound)
@@ -374,175 +482,4 @@ fn host(bare: &str) -> Partition {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn keys(byte: u8) -> Credentials {
-        let keys = ScramKeys {
-            salt: vec![byte; 16],
-            iterations: 4096,
-            stored_key: vec![byte; 20],
-            server_key: vec![byte; 20],
-        };
-        Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, state: AccountState::Open }
-    }
-
-    /// Something that a module keeps.
-    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-    struct Note(u8);
-
-    impl Stored for Note {
-        const TABLE: Table = Table("note");
-        const SCHEMA: u8 = 1;
-    }
-
-    async fn remove(accounts: &Accounts, bare: &str) {
-        accounts.begin_removal(bare).await.unwrap();
-        accounts.end_removal(bare).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn an_account_is_made_once_and_found() {
-        let accounts = Accounts::new(Store::memory());
-        accounts.create("alice@localhost", &keys(1)).await.unwrap();
-        let again = accounts.create("alice@localhost", &keys(2)).await;
-        assert_eq!(again, Err(AccountError::AlreadyExists));
-        assert_eq!(accounts.credentials("alice@localhost").await.unwrap(), Some(keys(1)));
-        assert!(accounts.exists("alice@localhost").await.unwrap());
-        assert!(!accounts.exists("bob@localhost").await.unwrap());
-        assert_eq!(accounts.credentials("bob@localhost").await.unwrap(), None);
-        assert_eq!(accounts.look_up("alice@localhost").await.unwrap(), Some(keys(1)));
-        assert_eq!(accounts.look_up("bob@localhost").await.unwrap(), None);
-        assert!(record::decode::<Credentials>(&accounts.decoy).is_ok());
-    }
-
-    #[tokio::test]
-    async fn keys_are_replaced_only_where_an_account_is_and_leave_it_disabled() {
-        let accounts = Accounts::new(Store::memory());
-        assert_eq!(accounts.set_keys("a@h", &keys(1)).await, Err(AccountError::NotFound));
-        assert!(!accounts.exists("a@h").await.unwrap());
-        accounts.create("a@h", &keys(1)).await.unwrap();
-        assert_eq!(accounts.set_disabled("a@h", true).await, Ok(true));
-        assert_eq!(accounts.set_disabled("a@h", true).await, Ok(false));
-        accounts.set_keys("a@h", &keys(3)).await.unwrap();
-        let found = accounts.credentials("a@h").await.unwrap();
-        assert_eq!(found, Some(Credentials { state: AccountState::Disabled, ..keys(3) }));
-        assert!(accounts.exists("a@h").await.unwrap(), "a disabled account is there");
-        assert_eq!(accounts.set_disabled("a@h", false).await, Ok(true));
-        assert_eq!(accounts.state("a@h").await.unwrap(), Some(AccountState::Open));
-        assert_eq!(accounts.set_disabled("b@h", true).await, Err(AccountError::NotFound));
-    }
-
-    #[tokio::test]
-    async fn a_removed_account_takes_its_partition_along() {
-        let store = Store::memory();
-        let accounts = Accounts::new(store.clone());
-        accounts.create("a@h", &keys(1)).await.unwrap();
-        store.put(&account("a@h"), "other", &Note(9)).await.unwrap();
-        remove(&accounts, "a@h").await;
-        assert_eq!(store.get::<Note>(&account("a@h"), "other").await.unwrap(), None);
-        assert_eq!(accounts.list("h", None, 10).await.unwrap(), []);
-        assert_eq!(accounts.leaving("h", 10).await.unwrap(), [""; 0]);
-        assert_eq!(accounts.begin_removal("a@h").await, Err(AccountError::NotFound));
-    }
-
-    #[tokio::test]
-    async fn while_an_account_leaves_it_is_there_for_nobody_else() {
-        let accounts = Accounts::new(Store::memory());
-        accounts.create("a@h", &keys(1)).await.unwrap();
-        accounts.begin_removal("a@h").await.unwrap();
-        assert!(!accounts.exists("a@h").await.unwrap());
-        assert_eq!(accounts.leaving("h", 10).await.unwrap(), ["a@h"]);
-        assert_eq!(accounts.create("a@h", &keys(2)).await, Err(AccountError::Leaving));
-        assert_eq!(accounts.set_keys("a@h", &keys(2)).await, Err(AccountError::NotFound));
-        assert_eq!(accounts.set_disabled("a@h", false).await, Err(AccountError::NotFound));
-        assert_eq!(accounts.state("a@h").await.unwrap(), Some(AccountState::Leaving));
-        accounts.begin_removal("a@h").await.unwrap();
-        accounts.end_removal("a@h").await.unwrap();
-        accounts.create("a@h", &keys(2)).await.unwrap();
-        assert_eq!(accounts.credentials("a@h").await.unwrap(), Some(keys(2)));
-    }
-
-    #[tokio::test]
-    async fn the_end_of_a_removal_spares_an_account_that_is_not_being_removed() {
-        let accounts = Accounts::new(Store::memory());
-        accounts.create("a@h", &keys(1)).await.unwrap();
-        // As a crash between the line and the mark leaves it, or a second node that comes too late.
-        accounts.store.put(&host("a@h"), "a@h", &Leaver).await.unwrap();
-        accounts.end_removal("a@h").await.unwrap();
-        assert_eq!(accounts.credentials("a@h").await.unwrap(), Some(keys(1)));
-        assert_eq!(accounts.list("h", None, 9).await.unwrap().len(), 1);
-        assert_eq!(accounts.leaving("h", 9).await.unwrap(), [""; 0]);
-    }
-
-    #[tokio::test]
-    async fn nothing_is_kept_for_an_account_that_is_gone() {
-        let store = Store::memory();
-        let (accounts, modules) = (Accounts::new(store.clone()), store.guarded());
-        let gone = || StoreError::Gone { partition: account("a@h") };
-        assert_eq!(modules.put(&account("a@h"), "k", &Note(1)).await, Err(gone()));
-        accounts.create("a@h", &keys(1)).await.unwrap();
-        modules.put(&account("a@h"), "k", &Note(1)).await.unwrap();
-        modules.update(&account("a@h"), "k", |_: Option<Note>| Some(Note(2))).await.unwrap();
-        accounts.begin_removal("a@h").await.unwrap();
-        // What comes now is removed with the rest.
-        modules.put(&account("a@h"), "late", &Note(3)).await.unwrap();
-        accounts.end_removal("a@h").await.unwrap();
-        assert_eq!(modules.insert(&account("a@h"), "k", &Note(4)).await, Err(gone()));
-        assert_eq!(modules.update(&account("a@h"), "k", |_| Some(Note(5))).await, Err(gone()));
-        assert_eq!(store.scan::<Note>(&account("a@h"), Range::all()).await.unwrap(), []);
-        // Deleting does no harm, and what is no account's is not guarded.
-        modules.delete::<Note>(&account("a@h"), "k").await.unwrap();
-        modules.put(&Partition::Host("h".into()), "k", &Note(6)).await.unwrap();
-        modules.put(&Partition::Room("a@h".into()), "k", &Note(6)).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_list_is_paged_per_host_and_skips_lines_without_an_account() {
-        let accounts = Accounts::new(Store::memory());
-        for name in ["c@h", "a@h", "b@h", "x@other"] {
-            accounts.create(name, &keys(1)).await.unwrap();
-        }
-        // As a crash between the two steps of `create` leaves it.
-        accounts.list_name("aa@h").await.unwrap();
-        let names = |list: Vec<Account>| list.into_iter().map(|a| a.bare).collect::<Vec<_>>();
-        assert_eq!(names(accounts.list("h", None, 2).await.unwrap()), ["a@h", "b@h"]);
-        assert_eq!(names(accounts.list("h", Some("b@h"), 2).await.unwrap()), ["c@h"]);
-        assert_eq!(names(accounts.list("other", None, 9).await.unwrap()), ["x@other"]);
-    }
-
-    #[tokio::test]
-    async fn a_removal_beside_a_creation_leaves_the_new_account_listed() {
-        let store = Store::memory();
-        let accounts = Accounts::new(store.clone());
-        accounts.create("a@h", &keys(1)).await.unwrap();
-        let seen = store.get_versioned::<Listed>(&host("a@h"), "a@h").await.unwrap().unwrap();
-        store.delete_partition(&account("a@h")).await.unwrap();
-        accounts.create("a@h", &keys(2)).await.unwrap();
-        let late = Batch::new(host("a@h"))
-            .expect::<Listed>("a@h", Expect::Version(seen.version))
-            .delete::<Listed>("a@h");
-        assert!(matches!(store.commit_one(late).await.unwrap(), Committed::Conflict { .. }));
-        assert_eq!(accounts.list("h", None, 9).await.unwrap().len(), 1);
-    }
-
-    #[test]
-    fn the_stored_bytes_of_both_schemas_stay_readable() {
-        let keys = |n: u8| [2, n, n, 0x80, 0x20, 1, n, 1, n].to_vec();
-        let one = |n: u8| ScramKeys {
-            salt: vec![n, n],
-            iterations: 4096,
-            stored_key: vec![n],
-            server_key: vec![n],
-        };
-        let expected = |state| Credentials { sha1: one(1), sha256: one(2), sha512: one(3), state };
-        let bytes = |schema, last| [vec![schema], keys(1), keys(2), keys(3), vec![last]].concat();
-        use AccountState::*;
-        for (schema, last, state) in
-            [(1, 0, Open), (1, 1, Disabled), (2, 0, Open), (2, 1, Disabled), (2, 2, Leaving)]
-        {
-            assert_eq!(record::decode(&bytes(schema, last)), Ok(expected(state)), "{schema} {last}");
-        }
-        assert_eq!(record::encode(&expected(Leaving)), bytes(2, 2));
-    }
-}
+mod tests;

@@ -39,6 +39,12 @@ pub trait Stored: Serialize + DeserializeOwned + Send + 'static {
         let _ = (schema, bytes);
         None
     }
+
+    /// The record of this value in an older layout that says all of it ([`in_schema`]), so that nodes of the version before
+    /// can read it; `None`: in today's.
+    fn older(&self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// Why bytes are not a value of the wanted type.
@@ -55,13 +61,18 @@ pub enum Unreadable {
 
 /// The bytes of a value: schema version, then postcard.
 pub fn encode<T: Stored>(value: &T) -> Vec<u8> {
-    encode_as::<T>(value, 0)
+    value.older().unwrap_or_else(|| in_schema(T::SCHEMA, value, 0))
 }
 
 /// As [`encode`], of something that is written as a `T` is, in about so many bytes.
 pub fn encode_as<T: Stored>(value: &impl Serialize, size: usize) -> Vec<u8> {
+    in_schema(T::SCHEMA, value, size)
+}
+
+/// The bytes of a value in the layout of that number, about so many.
+pub fn in_schema(schema: u8, value: &impl Serialize, size: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + size);
-    bytes.push(T::SCHEMA);
+    bytes.push(schema);
     // Postcard fails on sequences of unknown length and on writers that fail; a Vec does not fail, and a
     // type that serializes such a sequence fails in its first test.
     postcard::to_extend(value, bytes).expect("a stored type serializes into memory")

@@ -7,7 +7,7 @@ use stanza::{FullJid, dom, ns};
 
 use crate::management;
 use crate::negotiation::Inline;
-use crate::sasl::{MechanismName, SaslCondition, TokenBinding};
+use crate::sasl::{MechanismName, SaslCondition, ScramHash, TokenBinding};
 
 /// Namespace of stream compression (XEP-0138), which is never offered.
 pub const COMPRESS: &str = "http://jabber.org/protocol/compress";
@@ -54,8 +54,52 @@ pub const BIND2: &str = "urn:xmpp:bind:0";
 /// Namespace of tokens (XEP-0484).
 pub const FAST: &str = "urn:xmpp:fast:0";
 
+/// Namespace of the names of upgrades (XEP-0480).
+pub const UPGRADE: &str = "urn:xmpp:sasl:upgrade:0";
+/// Namespace of what is said in one of SCRAM (XEP-0480, 3).
+pub const SCRAM_UPGRADE: &str = "urn:xmpp:scram-upgrade:0";
+/// What the name of an upgrade begins with.
+const TASK: &str = "UPGR-";
+
+/// The name of the upgrade to keys of a hash (XEP-0480, 2.1).
+pub fn upgrade_task(hash: ScramHash) -> String {
+    format!("{TASK}{}", MechanismName::Scram(hash).as_str())
+}
+
+/// The hash that an upgrade of this name is to; `None`: there is no such upgrade.
+pub fn upgrade_of(task: &str) -> Option<ScramHash> {
+    let name = task.strip_prefix(TASK)?;
+    ScramHash::ALL.into_iter().find(|hash| MechanismName::Scram(*hash).as_str() == name)
+}
+
+/// `<continue/>` with one task (XEP-0388, 2.6.3), and the last word of the mechanism where it was not said.
+pub fn sasl2_continue(task: &str, data: Option<&[u8]>) -> Element {
+    let mut element = Element::bare("continue", SASL2);
+    if let Some(data) = data {
+        element.append_child(sasl2("additional-data", Some(data)));
+    }
+    let mut tasks = Element::bare("tasks", SASL2);
+    tasks.append_child(text_element("task", SASL2, task));
+    element.append_child(tasks);
+    element
+}
+
+/// `<task-data/>` with what a client needs to salt its password (XEP-0480, 3).
+pub fn upgrade_salt(salt: &[u8], iterations: u32) -> Element {
+    let mut element = text_element("salt", SCRAM_UPGRADE, &BASE64.encode(salt));
+    set(&mut element, "iterations", &iterations.to_string());
+    let mut data = Element::bare("task-data", SASL2);
+    data.append_child(element);
+    data
+}
+
 /// `<authentication/>` (XEP-0388, 2.1), with all that can be asked for beside the login.
-pub fn authentication(names: &[MechanismName], inline: &Inline, tokens: &[TokenBinding]) -> Element {
+pub fn authentication(
+    names: &[MechanismName],
+    inline: &Inline,
+    tokens: &[TokenBinding],
+    upgrades: &[ScramHash],
+) -> Element {
     let mut feature = Element::bare("authentication", SASL2);
     for name in names {
         feature.append_child(text_element("mechanism", SASL2, name.as_str()));
@@ -85,6 +129,9 @@ pub fn authentication(names: &[MechanismName], inline: &Inline, tokens: &[TokenB
         beside.append_child(fast);
     }
     feature.append_child(beside);
+    for hash in upgrades {
+        feature.append_child(text_element("upgrade", UPGRADE, &upgrade_task(*hash)));
+    }
     feature
 }
 

@@ -8,6 +8,7 @@ mod greeting;
 mod offer;
 mod sasl2;
 mod settings;
+mod upgrade;
 mod wish;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use self::sasl2::{Entering, Stage};
 pub use self::settings::{
     ClientCertificate, Entry, Greetings, Inline, Inlines, Random, Settings, TlsFacts, TlsVersion,
 };
+use self::upgrade::Upgrading;
 use self::wish::Wish;
 use crate::features;
 use crate::management::{self, Resume, Said};
@@ -63,6 +65,8 @@ pub struct Negotiation {
     away: Option<StreamError>,
     /// What the client asks for beside the login that runs; only where that is one of XEP-0388.
     wish: Option<Box<Wish>>,
+    /// The hashes that the account of the last look has no keys of.
+    lacks: Vec<ScramHash>,
 }
 
 /// What our header owes to the client's, whether that one is good or not (RFC 6120, 4.7).
@@ -108,6 +112,8 @@ enum State {
     Binding(Box<str>),
     /// The caller looks for the session that the client wants to go on with; its id.
     Resuming(Box<str>),
+    /// Such a login is as good as done, and the client gives what keys are made of (XEP-0480).
+    Upgrading(Box<Upgrading>),
     /// A login by XEP-0388 has succeeded, and the client is not told before all that it asked for is done.
     Entering(Box<Entering>, Stage),
     /// Over, bound or closed.
@@ -144,6 +150,7 @@ impl Negotiation {
             offered: Vec::new(),
             away: None,
             wish: None,
+            lacks: Vec::new(),
         }
     }
 
@@ -168,6 +175,7 @@ impl Negotiation {
             State::Exchange { wants, .. } => *wants != Wants::Message,
             State::Binding(_) | State::Resuming(_) | State::Greeting | State::Tls => true,
             State::Entering(..) => true,
+            State::Upgrading(upgrading) => upgrading.is_waiting(),
             State::Header | State::Open | State::Done => false,
         }
     }
@@ -236,6 +244,7 @@ impl Negotiation {
 
     /// The account asked for by [`Act::LookUp`]; `None`: no such account.
     pub fn on_credentials(&mut self, found: Option<Found>) -> Acts {
+        self.lacks = found.as_ref().map(|found| found.lacks.clone()).unwrap_or_default();
         self.on_answer(Wants::Credentials, |mechanism| mechanism.found(found))
     }
 
@@ -578,6 +587,8 @@ mod exchange_tests;
 mod fast_tests;
 #[cfg(test)]
 mod sasl2_tests;
+#[cfg(test)]
+mod upgrade_tests;
 #[cfg(test)]
 mod splits;
 #[cfg(test)]

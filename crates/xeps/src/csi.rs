@@ -45,7 +45,7 @@ impl Module for Csi {
 }
 
 impl Offering for Csi {
-    fn offering(&self, offer: &Offer) -> Vec<Element> {
+    fn offering(&self, offer: &Offer, _: &dyn Services) -> Vec<Element> {
         match offer.account {
             Some(_) => vec![element("csi", NS)],
             None => Vec::new(),

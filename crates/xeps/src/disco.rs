@@ -1,11 +1,17 @@
 //! [XEP-0030]: Service Discovery. What the server can do, and what an account shows to its contacts.
 //!
-//! A host also says how its operators are reached (XEP-0157), in a form beside its features (XEP-0128).
+//! A host also says how its operators are reached (XEP-0157), in a form beside its features (XEP-0128). Once a client has
+//! logged in, its stream features have the hashes of what the host says (XEP-0115, 6.3; XEP-0390, 5.4), so that it asks only
+//! where it has not seen that before. Before the login nobody can ask, so nothing is announced.
+
+mod own;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use hooks::{Addressee, Answer, Answering, Card, Hooks, Module, Passage, Reply, Status, Xep};
+use hooks::{
+    Addressee, Answer, Answering, Card, Hooks, Module, Offer, Offering, Passage, Reply, Services, Status, Xep,
+};
 use minidom::Element;
 use stanza::{Condition, IqType, StanzaError};
 use toml_edit::Value;
@@ -13,6 +19,7 @@ use toml_edit::Value;
 use crate::failure::{Failure, bad_request, store_failed};
 use crate::forms;
 use crate::pep;
+use crate::pep::caps::{CAPS, CAPS_2};
 use crate::rosters::Rosters;
 use crate::settings::Setting;
 use crate::xml::{Build, element};
@@ -110,7 +117,7 @@ pub struct Disco {
     config: Config,
     rosters: Arc<Rosters>,
     nodes: Vec<Arc<dyn Nodes>>,
-    forms: Vec<Arc<dyn Extends>>,
+    own: own::Own,
     pep: Arc<pep::Core>,
 }
 
@@ -122,7 +129,8 @@ impl Disco {
         forms: Vec<Arc<dyn Extends>>,
         pep: Arc<pep::Core>,
     ) -> Disco {
-        Disco { config, rosters, nodes, forms, pep }
+        let own = own::Own::new(config.contacts(), forms);
+        Disco { config, rosters, nodes, own, pep }
     }
 
     /// What one of the modules says of a node that is its own.
@@ -150,8 +158,15 @@ impl Module for Disco {
                     version: "1.1.1",
                     status: Status::Active,
                 },
+                Xep { number: 115, title: "Entity Capabilities", version: "1.6.0", status: Status::Stable },
+                Xep {
+                    number: 390,
+                    title: "Entity Capabilities 2.0",
+                    version: "0.3.2",
+                    status: Status::Experimental,
+                },
             ],
-            host_features: &[INFO, ITEMS],
+            host_features: &[INFO, ITEMS, CAPS, CAPS_2],
             account_features: &[INFO, ITEMS],
             ..Card::new(NAME, "Says what the server and its accounts can do.")
         }
@@ -161,6 +176,16 @@ impl Module for Disco {
         for addressee in [Addressee::Host, Addressee::Account] {
             hooks.answering(addressee, INFO, self.clone());
             hooks.answering(addressee, ITEMS, self.clone());
+        }
+        hooks.offering(self);
+    }
+}
+
+impl Offering for Disco {
+    fn offering(&self, offer: &Offer, services: &dyn Services) -> Vec<Element> {
+        match offer.account {
+            Some(_) => self.own.of(services, &offer.host).features().to_vec(),
+            None => Vec::new(),
         }
     }
 }
@@ -191,11 +216,7 @@ impl Answering for Disco {
             return described;
         }
         let Some(account) = &passage.account else {
-            return Answer::Now(match node.is_some() {
-                // XEP-0030, section 3.2: nobody has such a node.
-                true => Reply::Error(StanzaError::new(Condition::ItemNotFound)),
-                false => Reply::with(self.host(passage, ask)),
-            });
+            return Answer::Now(self.host(passage, ask, node.as_deref()));
         };
         // XEP-0175, 3: nobody is deceived about who has no account, and so no contacts who alone may ask.
         let is_seen = passage.is_own() || ask == Ask::Info && is_anonymous(passage);
@@ -226,18 +247,19 @@ fn features<'a>(query: Element, features: impl Iterator<Item = &'a &'static str>
 }
 
 impl Disco {
-    fn host(&self, passage: &Passage, ask: Ask) -> Element {
-        if ask == Ask::Items {
-            return element("query", ITEMS);
+    fn host(&self, passage: &Passage, ask: Ask, node: Option<&str>) -> Reply {
+        let own = || self.own.of(&*passage.services, passage.host().unwrap_or_default());
+        match (ask, node) {
+            (Ask::Items, None) => Reply::with(element("query", ITEMS)),
+            (Ask::Info, None) => Reply::with(own().query.clone()),
+            (Ask::Info, Some(node)) => match own() {
+                // XEP-0115, 6.2: the node is said again.
+                own if own.is_at(node) => Reply::with(own.query.clone().with("node", node)),
+                _ => Reply::Error(StanzaError::new(Condition::ItemNotFound)),
+            },
+            // XEP-0030, section 3.2: nobody has such a node.
+            (Ask::Items, Some(_)) => Reply::Error(StanzaError::new(Condition::ItemNotFound)),
         }
-        let about = passage.services.about();
-        let identity = element("identity", INFO).with("category", "server").with("type", "im");
-        let query = element("query", INFO).child(identity.with("name", about.name));
-        let cards = passage.services.cards(passage.host().unwrap_or_default());
-        let query = features(query, cards.iter().flat_map(|card| card.host_features));
-        let is_on = |form: &&Arc<dyn Extends>| cards.iter().any(|card| card.name == form.module());
-        let forms = self.forms.iter().filter(is_on).map(|form| form.form());
-        self.config.contacts().into_iter().chain(forms).fold(query, Element::child)
     }
 
     /// XEP-0030, section 8: what strangers see must not tell whether the account exists.

@@ -144,3 +144,99 @@ fn a_host_says_what_becomes_of_data_where_that_is_on() {
         assert_eq!(form(&ask(&alice, "localhost", INFO).await.unwrap()), None);
     });
 }
+
+/// The node of either version at which the answer to disco#info is to be had that a stream has the hashes of.
+fn announced(features: &[Element]) -> Vec<String> {
+    let caps = |ns| features.iter().find(|feature| feature.is("c", ns)).expect("capabilities");
+    let (first, second) = (caps(CAPS), caps(CAPS_2));
+    assert_eq!(first.attr("hash"), Some("sha-1"));
+    let hash =
+        |hash: &Element| format!("{CAPS_2}#{}.{}", hash.attr("algo").expect("an algorithm"), hash.text());
+    let first = format!("{}#{}", first.attr("node").unwrap(), first.attr("ver").unwrap());
+    std::iter::once(first).chain(second.children().map(hash)).collect()
+}
+
+/// What a client takes an answer for that has seen those hashes (XEP-0115, 5.4; XEP-0390, 4).
+fn is_announced(info: &Element, node: &str) -> bool {
+    let (name, value) = node.split_once('#').unwrap();
+    let caps = match value.split_once('.') {
+        Some((algo, text)) => {
+            format!("<c xmlns='{CAPS_2}'><hash xmlns='urn:xmpp:hashes:2' algo='{algo}'>{text}</hash></c>")
+        }
+        None => format!("<c xmlns='{CAPS}' hash='sha-1' node='{name}' ver='{value}'/>"),
+    };
+    let presence = hooks::bench::parse(&format!("<presence>{caps}</presence>"));
+    let hash = pep::caps::announced(&presence).unwrap().hash.unwrap();
+    // Whatever language the stream has.
+    hash.is_of(info, None) && hash.is_of(info, Some("de"))
+}
+
+#[test]
+fn stream_features_have_the_hashes_of_what_a_host_says() {
+    block_on(async {
+        let mut config = ModulesConfig::default();
+        for (module, key, value) in [
+            ("time", "hosts", "['other.example']"),
+            ("data_policy", "enabled", "true"),
+            ("disco", "abuse_addresses", "['mailto:abuse@example.org']"),
+        ] {
+            config.set(module, key, &value.parse().unwrap()).unwrap();
+        }
+        let switches = crate::index::switches(&config);
+        let hosts = ["localhost", "other.example"];
+        let bench = Bench::switched(&hosts, &switches, move || modules(&config));
+        let mut hashes = Vec::new();
+        for host in ["localhost", "other.example"] {
+            let name = format!("alice@{host}");
+            let alice = bench.login(&format!("{name}/phone")).await;
+            let nodes = announced(&bench.offered(&name));
+            assert_eq!(nodes.len(), 3);
+            let plain = ask(&alice, host, INFO).await.unwrap();
+            for node in &nodes {
+                assert!(is_announced(&plain, node), "{node}");
+                alice.hears();
+                let query = format!("<query xmlns='{INFO}' node='{node}'/>");
+                alice.send(&format!("<iq type='get' id='d' to='{host}'>{query}</iq>")).await;
+                let heard = alice.hears_stanzas();
+                let info = heard[0].payload().expect("a query");
+                assert_eq!(info.attr("node"), Some(&**node));
+                assert!(is_announced(info, node), "{node}");
+                // XEP-0030, 3.2: nobody has items there.
+                alice
+                    .send(&format!("<iq type='get' id='d' to='{host}'>{}</iq>", query.replace(INFO, ITEMS)))
+                    .await;
+                assert_eq!(alice.hears_stanzas()[0].as_error().unwrap().condition, Condition::ItemNotFound);
+            }
+            assert_eq!(announced(&bench.offered(&name)), nodes);
+            hashes.push(nodes);
+        }
+        assert_ne!(hashes[0], hashes[1], "each host has modules of its own");
+    });
+}
+
+#[test]
+fn nothing_is_announced_before_the_login() {
+    let bench = bench();
+    let host = "localhost".to_owned();
+    let offer = Offer { host, account: None, secure: true, stanza_bytes: 8_192, idle_s: None };
+    let features = bench.registry().offered(&offer, &*bench.services());
+    assert!(features.iter().all(|feature| feature.name() != "c"));
+}
+
+/// A server on which other modules are on for a host than a moment ago.
+#[test]
+fn what_a_host_says_is_made_again_where_other_modules_are_on() {
+    let own = own::Own::default();
+    let with = |modules: Vec<Arc<dyn Module>>| {
+        let modules = parking_lot::Mutex::new(Some(modules));
+        Bench::new(&["localhost"], move || modules.lock().take().unwrap()).services()
+    };
+    let few = with(vec![Arc::new(crate::time::Time)]);
+    let more = with(vec![Arc::new(crate::time::Time), Arc::new(crate::no_reply::NoReply)]);
+    let first = own.of(&*few, "localhost");
+    assert!(Arc::ptr_eq(&first, &own.of(&*few, "localhost")), "hashed once");
+    let second = own.of(&*more, "localhost");
+    assert_eq!(vars(&second.query).len(), vars(&first.query).len() + 1);
+    assert_ne!(announced(second.features()), announced(first.features()));
+    assert_eq!(announced(own.of(&*few, "localhost").features()), announced(first.features()));
+}

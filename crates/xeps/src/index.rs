@@ -40,6 +40,7 @@ use crate::registration::Registration;
 use crate::reports::Reports;
 use crate::roster::RosterModule;
 use crate::rosters::Rosters;
+use crate::sasl_upgrade::SaslUpgrade;
 use crate::sasl2::Sasl2;
 use crate::session::Session;
 use crate::settings::{Key, Settings, Wrong};
@@ -58,7 +59,7 @@ use crate::{
 };
 
 /// The names of all modules, in their order.
-pub const NAMES: [&str; 40] = [
+pub const NAMES: [&str; 41] = [
     "storm",
     "anonymous",
     "blocking",
@@ -84,6 +85,7 @@ pub const NAMES: [&str; 40] = [
     "vcard",
     "last",
     "sasl2",
+    "sasl_upgrade",
     "bind2",
     "fast",
     "stream_limits",
@@ -363,6 +365,7 @@ pub fn modules(config: &ModulesConfig) -> Vec<Arc<dyn Module>> {
         // Last of those who hear that a session has gone: what it writes keeps nobody waiting who is told of it.
         ("last", Arc::new(Last::new(config.last.clone(), rosters.clone()))),
         ("sasl2", Arc::new(Sasl2)),
+        ("sasl_upgrade", Arc::new(SaslUpgrade)),
         ("bind2", Arc::new(Bind2)),
         ("fast", Arc::new(Fast::new(config.fast.clone()))),
         ("stream_limits", Arc::new(StreamLimits)),

@@ -51,6 +51,7 @@ pub mod invisible;
 mod kept;
 pub mod last;
 pub mod sasl2;
+pub mod sasl_upgrade;
 pub mod bind2;
 pub mod management;
 pub mod csi;

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use hooks::{Card, Hooks, Module, Offer, Offering, Status, Xep};
+use hooks::{Card, Hooks, Module, Offer, Offering, Services, Status, Xep};
 use minidom::Element;
 
 use crate::xml::element;
@@ -39,7 +39,7 @@ impl Module for Management {
 }
 
 impl Offering for Management {
-    fn offering(&self, offer: &Offer) -> Vec<Element> {
+    fn offering(&self, offer: &Offer, _: &dyn Services) -> Vec<Element> {
         match offer.account {
             // Section 2: where stanzas can be sent soon.
             Some(_) => vec![element("sm", NS)],

@@ -120,7 +120,9 @@ fn doap(cards: &[Card]) -> String {
          <implements rdf:resource='https://xmpp.org/rfcs/rfc6120.html'/>\n    \
          <implements rdf:resource='https://xmpp.org/rfcs/rfc6121.html'/>\n",
     );
-    for (xep, _) in by_number(cards) {
+    let mut all: Vec<&Xep> = by_number(cards).into_iter().map(|(xep, _)| xep).collect();
+    all.dedup_by_key(|xep| xep.number);
+    for xep in all {
         let _ = write!(
             page,
             "    <implements>\n      <xmpp:SupportedXep>\n        \

@@ -10,7 +10,7 @@
 
 pub mod avatars;
 pub mod bookmarks;
-mod caps;
+pub(crate) mod caps;
 mod notify;
 mod owner;
 mod requests;

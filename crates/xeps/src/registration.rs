@@ -96,7 +96,7 @@ impl Registration {
 }
 
 impl Offering for Registration {
-    fn offering(&self, offer: &Offer) -> Vec<Element> {
+    fn offering(&self, offer: &Offer, _: &dyn Services) -> Vec<Element> {
         match offer.account {
             None if self.takes_strangers(offer.secure) => vec![element("register", FEATURE)],
             _ => Vec::new(),

@@ -65,7 +65,7 @@ impl Module for RosterModule {
 }
 
 impl Offering for RosterModule {
-    fn offering(&self, offer: &Offer) -> Vec<Element> {
+    fn offering(&self, offer: &Offer, _: &dyn Services) -> Vec<Element> {
         match offer.account {
             // RFC 6121, 2.6.1.
             Some(_) => vec![element("ver", ns::ROSTER_VERSIONING)],

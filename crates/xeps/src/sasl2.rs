@@ -2,10 +2,9 @@
 //!
 //! This module only says where such logins are possible: the crate `stream` speaks the profile beside the old one, with
 //! the same mechanisms, bindings to the channel ([XEP-0440]) and protection against downgrades ([XEP-0474]), which hold
-//! for both. Left out: tasks behind a login (`<continue/>`), as none is asked of anybody: upgrades of keys (XEP-0480) have
-//! nothing to do where every account has the keys of all hashes; what a client says of its software and device is told to
-//! nobody; white space that a client sends during a login is passed over; a name in the header of another host fails with
-//! the login.
+//! for both. Left out: tasks behind a login (`<continue/>`) but upgrades of keys (module `sasl_upgrade`), as no other is asked
+//! of anybody; what a client says of its software and device is told to nobody; white space that a client sends during a
+//! login is passed over; a name in the header of another host fails with the login.
 //!
 //! [XEP-0388]: https://xmpp.org/extensions/xep-0388.html
 //! [XEP-0440]: https://xmpp.org/extensions/xep-0440.html

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hooks::{Addressee, Answer, Answering, Card, Hooks, Module, Offer, Offering, Passage, Reply};
+use hooks::{Addressee, Answer, Answering, Card, Hooks, Module, Offer, Offering, Passage, Reply, Services};
 use minidom::Element;
 use stanza::{Condition, IqType, StanzaError, ns};
 
@@ -41,7 +41,7 @@ impl Answering for Binding {
 }
 
 impl Offering for Session {
-    fn offering(&self, offer: &Offer) -> Vec<Element> {
+    fn offering(&self, offer: &Offer, _: &dyn Services) -> Vec<Element> {
         if offer.account.is_none() {
             return Vec::new();
         }

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use hooks::{Card, Hooks, Module, Offer, Offering, Status, Xep};
+use hooks::{Card, Hooks, Module, Offer, Offering, Services, Status, Xep};
 use minidom::Element;
 
 use crate::xml::{Build, element};
@@ -39,7 +39,7 @@ impl Module for StreamLimits {
 }
 
 impl Offering for StreamLimits {
-    fn offering(&self, offer: &Offer) -> Vec<Element> {
+    fn offering(&self, offer: &Offer, _: &dyn Services) -> Vec<Element> {
         let number = |name, value: String| element(name, NS).text_node(&value);
         let limits = element("limits", NS).child(number("max-bytes", offer.stanza_bytes.to_string()));
         vec![match offer.idle_s {
@@ -63,7 +63,9 @@ mod tests {
             stanza_bytes,
             idle_s,
         };
-        let said = |offer| StreamLimits.offering(&offer).iter().map(String::from).collect::<String>();
+        let services = hooks::bench::Bench::new(&["localhost"], Vec::new).services();
+        let said =
+            |offer| StreamLimits.offering(&offer, &*services).iter().map(String::from).collect::<String>();
         assert_eq!(
             said(offer(Some(account), 10_000, Some(1_800))),
             "<limits xmlns='urn:xmpp:stream-limits:0'><max-bytes>10000</max-bytes>\

@@ -66,7 +66,7 @@ impl Module for Subscription {
 }
 
 impl Offering for Subscription {
-    fn offering(&self, offer: &Offer) -> Vec<Element> {
+    fn offering(&self, offer: &Offer, _: &dyn Services) -> Vec<Element> {
         match offer.account {
             // RFC 6121, 3.4.
             Some(_) => vec![element("sub", PREAPPROVAL)],

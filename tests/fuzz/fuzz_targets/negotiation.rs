@@ -53,7 +53,8 @@ fn settings(choice: u8) -> Settings {
     settings.iterations = 2;
     settings.tls_required = choice & 1 == 0;
     settings.tls_available = choice & 2 == 0;
-    settings.inlines = Arc::new(|_| Some(Inline { bind: Some(vec!["urn:x"]), resume: true, tokens: true }));
+    settings.inlines =
+        Arc::new(|_| Some(Inline { bind: Some(vec!["urn:x"]), resume: true, tokens: true, upgrades: true }));
     settings
 }
 
@@ -150,6 +151,12 @@ impl Connection {
                 }),
                 Act::LookUp { hash, .. } => self.look_up(hash),
                 Act::CheckPassword { .. } => self.check(),
+                Act::StoreKeys { account, .. } => {
+                    assert!(!self.proven, "keys are stored behind the login");
+                    let host = self.negotiation.host().map(|host| host.as_str());
+                    assert_eq!(host, Some(account.domain().as_str()), "keys of another host's account");
+                    self.negotiation.on_keys_stored()
+                }
                 Act::Greet { .. } => self.negotiation.on_greeted(None),
                 Act::Authenticated { account, .. } => {
                     assert_eq!(self.negotiation.account(), Some(&account));
@@ -199,8 +206,8 @@ impl Connection {
         match self.answer {
             1 => self.negotiation.on_credentials(None),
             2 => self.negotiation.on_unavailable(),
-            3 => self.negotiation.on_credentials(keys.ok().map(|keys| Found { keys, disabled: true })),
-            _ => self.negotiation.on_credentials(keys.ok().map(|keys| Found { keys, disabled: false })),
+            3 => self.negotiation.on_credentials(keys.ok().map(|keys| found(keys, true))),
+            _ => self.negotiation.on_credentials(keys.ok().map(|keys| found(keys, false))),
         }
     }
 
@@ -244,6 +251,11 @@ impl Connection {
 }
 
 /// What the server says last on a stream before it begins another.
+/// An account that has keys of one hash alone.
+fn found(keys: keys::ScramKeys, disabled: bool) -> Found {
+    Found { keys: Some(keys), disabled, lacks: ScramHash::ALL.to_vec() }
+}
+
 fn is_restart(element: &minidom::Element) -> bool {
     element.is("success", stanza::ns::SASL) || element.name() == "proceed"
 }

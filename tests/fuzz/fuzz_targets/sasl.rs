@@ -51,7 +51,11 @@ fuzz_target!(|data: &[u8]| {
                     assert_eq!(account.domain().as_str(), "x", "an account of another host");
                     let keys = keys::derive(PASSWORD, asked, b"salt", 2).ok();
                     let keys = keys.filter(|_| choice & 8 == 0);
-                    mechanism.found(keys.map(|keys| Found { keys, disabled: false }))
+                    mechanism.found(keys.map(|keys| Found {
+                        keys: Some(keys),
+                        disabled: false,
+                        lacks: ScramHash::ALL.to_vec(),
+                    }))
                 }
                 Step::CheckPassword { account, password } => {
                     assert_eq!(account.domain().as_str(), "x", "an account of another host");

@@ -23,7 +23,7 @@ use super::{
     peers::{self, LocalSessions},
     watching,
 };
-use crate::{parts::Drainer, readiness::Readiness};
+use crate::{parts::Drainer, readiness::Readiness, scram};
 
 /// Messages of a streamed answer that wait for a slow reader.
 const WAITING: usize = 64;
@@ -186,7 +186,18 @@ impl admin::admin_server::Admin for Admin {
     ) -> Result<Response<admin::CreateAccountResponse>, Status> {
         let request = request.into_inner();
         let jid = self.account(&request.jid)?;
-        self.router.create_account(&jid, &request.password).await.map_err(account_error)?;
+        match (&request.password, &request.scram_keys[..]) {
+            (password, []) => self.router.create_account(&jid, password).await,
+            (password, keys) if password.is_empty() => {
+                let keys = scram::keys(keys.iter().map(String::as_str));
+                let keys = keys.map_err(|(number, what)| {
+                    Status::invalid_argument(format!("`scram_keys` {number}: {what}"))
+                })?;
+                self.router.bring_account(&jid, &keys).await
+            }
+            _ => return Err(Status::invalid_argument("a password and keys: choose one of them")),
+        }
+        .map_err(account_error)?;
         Ok(Response::new(admin::CreateAccountResponse { jid: jid.to_string() }))
     }
 

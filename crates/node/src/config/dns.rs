@@ -6,7 +6,7 @@ use super::Settings;
 use crate::parts::Failure;
 
 /// How long a resolver may keep a record, in seconds: as long as a move to another machine may take to be seen.
-const TTL_S: u32 = 3600;
+pub const TTL_S: u32 = 3600;
 /// Clients that know both take direct TLS, which saves a round trip (XEP-0368, 3: all records are sorted together).
 const DIRECT_TLS: (&str, u16) = ("_xmpps-client._tcp", 5);
 const STARTTLS: (&str, u16) = ("_xmpp-client._tcp", 10);
@@ -21,12 +21,20 @@ pub fn run(file: &Path, set: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn records(settings: &Settings) -> Result<String, Failure> {
-    if !settings.node.frontend {
-        let why =
-            "this node takes no clients: ask with the config of one that has `frontend` in `node.roles`";
-        return Err(why.into());
+/// # Errors
+/// The config is of a node that nobody is to be led to.
+pub fn takes_clients(settings: &Settings) -> Result<(), Failure> {
+    match settings.node.frontend {
+        true => Ok(()),
+        false => {
+            Err("this node takes no clients: ask with the config of one that has `frontend` in `node.roles`"
+                .into())
+        }
     }
+}
+
+fn records(settings: &Settings) -> Result<String, Failure> {
+    takes_clients(settings)?;
     let c2s = &settings.session.c2s;
     let first = |listen: &[std::net::SocketAddr]| listen.first().map(std::net::SocketAddr::port);
     let doors = [
@@ -56,7 +64,7 @@ fn records(settings: &Settings) -> Result<String, Failure> {
 }
 
 /// A name as DNS has it (RFC 5890).
-fn ascii(name: &str) -> Result<String, Failure> {
+pub fn ascii(name: &str) -> Result<String, Failure> {
     idna::domain_to_ascii(name).map_err(|_| format!("`{name}` is no name that DNS could have").into())
 }
 

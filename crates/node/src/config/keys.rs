@@ -33,6 +33,10 @@ pub enum Form {
     Names,
     /// A list of domain names, which may be empty.
     SomeDomains,
+    /// A URL with this scheme, in which `{host}` stands for a host.
+    Url(&'static str),
+    /// A list of IP addresses, which may be empty.
+    Ips,
     /// A path, relative to the working directory of the server.
     Path,
     /// A table with a table for each host, in which stand `cert` and `key`.
@@ -65,6 +69,10 @@ impl Form {
             }
             Form::People => "a list of accounts, as in [\"admin@example.org\"]".into(),
             Form::Names => "a list of account names without a host, as in [\"admin\"]".into(),
+            Form::Url(scheme) => {
+                format!("a URL as in \"{scheme}://example.org/path\", with {{host}} for the host if need be")
+            }
+            Form::Ips => "a list of IP addresses, as in [\"192.0.2.1\", \"2001:db8::1\"]".into(),
             Form::Path => "a path in quotes".into(),
         }
     }
@@ -468,6 +476,19 @@ pub const KEYS: &[Key] = &[
         Address,
         Unset("\"127.0.0.1:5281\""),
         "Where Prometheus reads metrics, by HTTP at /metrics, and load balancers ask whether the node is ready (/ready) and alive (/live); not set, nowhere.",
+    ),
+    key(
+        "web.websocket",
+        Url("wss"),
+        Unset("\"wss://{host}/xmpp-websocket\""),
+        "Where a proxy of yours takes clients by WebSocket (RFC 7395), for `rookery config host-meta`; {host} stands for each host. The server itself has no such door.",
+    ),
+    key("web.bosh", Url("https"), Unset("\"https://{host}/http-bind\""), "The same for BOSH (XEP-0206)."),
+    key(
+        "web.addresses",
+        Ips,
+        Is("[]"),
+        "The IP addresses at which clients reach the door for direct TLS and what stands in the other keys of [web]; where there are any, `rookery config host-meta --json` says all that clients need without DNS (XEP-0487).",
     ),
     key(
         "limits.before_auth_stanza_bytes",

@@ -369,7 +369,24 @@ fn fits(form: Form, value: &Value) -> Result<(), String> {
         }
         Form::People => each(value, 0, |t| person(t).map(|_| ())),
         Form::Names => each(value, 0, account_name),
+        Form::Url(scheme) => url(scheme, text()?),
+        Form::Ips => each(value, 0, |t| t.parse::<IpAddr>().map(|_| ()).map_err(|_| format!("found `{t}`"))),
     }
+}
+
+/// RFC 3986: a URL with a host, without an account or a fragment, in characters that stand for themselves in XML too.
+fn url(scheme: &str, text: &str) -> Result<(), String> {
+    let wrong = || format!("found `{text}`");
+    let filled = text.replace("{host}", "host.example");
+    let rest = filled.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")).ok_or_else(wrong)?;
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
+    match has_port {
+        true => host_port(authority).map_err(|_| wrong())?,
+        false => host_port(&format!("{authority}:1")).map_err(|_| wrong())?,
+    }
+    let stands_for_itself = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$()*+,;:@%/?=".contains(&b);
+    if path.bytes().all(stands_for_itself) { Ok(()) } else { Err(wrong()) }
 }
 
 /// An account with its host, prepared.

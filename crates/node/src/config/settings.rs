@@ -1,6 +1,10 @@
 //! The settings of a node, typed, as the parts of the server take them.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, de::DeserializeOwned};
 use toml_edit::Value;
@@ -35,6 +39,8 @@ pub struct Settings {
     pub log: Log,
     /// `[metrics] listen`
     pub metrics_listen: Option<SocketAddr>,
+    /// `[web]`
+    pub web: Web,
     /// The keys of `[limits]` about queues and relays.
     pub router: router::Config,
     /// `[modules.NAME]`
@@ -57,6 +63,15 @@ pub struct Leaving {
     pub shutdown_s: u64,
     pub drain_rate: u32,
     pub drain_notice_s: u64,
+}
+
+/// `[web]`: what a proxy in front of the server offers.
+#[derive(Debug)]
+pub struct Web {
+    /// URLs, with `{host}` in them where the host is to stand.
+    pub websocket: Option<String>,
+    pub bosh: Option<String>,
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Where data is kept.
@@ -112,6 +127,11 @@ impl Settings {
                 filter: v.text("log.filter").unwrap_or_default(),
             },
             metrics_listen: v.address("metrics.listen"),
+            web: Web {
+                websocket: v.text("web.websocket"),
+                bosh: v.text("web.bosh"),
+                addresses: v.texts("web.addresses").iter().filter_map(|ip| ip.parse().ok()).collect(),
+            },
             router: v.part("limits"),
             modules,
         })

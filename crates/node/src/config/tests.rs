@@ -81,6 +81,22 @@ fn each_bad_file_is_refused_with_line_key_and_hint() {
             "[modules.storm]\nenabled = true\n[modules.storm.per_host.localhost]\ncounts = 5\n",
             "bad.toml:3: `modules.storm.per_host`: expected a table of hosts with `count` and `interval_s`, as in { \"example.org\" = { count = 50 } }",
         ),
+        (
+            "[web]\nwebsocket = \"ws://example.org/ws\"\n",
+            "bad.toml:2: `web.websocket`: expected a URL as in \"wss://example.org/path\", with {host} for the host if need be, found `ws://example.org/ws`",
+        ),
+        (
+            "[web]\nbosh = \"https://example.org/a'b\"\n",
+            "bad.toml:2: `web.bosh`: expected a URL as in \"https://example.org/path\", with {host} for the host if need be, found `https://example.org/a'b`",
+        ),
+        (
+            "[web]\nbosh = \"https://me@example.org/\"\n",
+            "bad.toml:2: `web.bosh`: expected a URL as in \"https://example.org/path\", with {host} for the host if need be, found `https://me@example.org/`",
+        ),
+        (
+            "[web]\naddresses = [\"192.0.2.1\", \"example.org\"]\n",
+            "bad.toml:2: `web.addresses`: expected a list of IP addresses, as in [\"192.0.2.1\", \"2001:db8::1\"], found `example.org`",
+        ),
         ("[tls]\ncert = \"a.pem\"\n", "bad.toml:2: `tls.cert`: needs `tls.key` beside it, which is not set"),
         (
             "[node]\nroles = [\"frontend\"]\n",

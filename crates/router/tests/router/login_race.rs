@@ -74,8 +74,7 @@ impl Engine for Late {
 
 async fn create(store: &Store, names: &[&str]) {
     let keys = ScramKeys { salt: vec![], iterations: 1, stored_key: vec![], server_key: vec![] };
-    let credentials =
-        Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, state: Default::default() };
+    let credentials = Credentials::new(keys.clone(), keys.clone(), keys);
     for name in names {
         Accounts::new(store.clone()).create(name, &credentials).await.unwrap();
     }

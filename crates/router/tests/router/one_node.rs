@@ -23,8 +23,7 @@ fn chat(to: &str, id: usize) -> String {
 async fn store() -> Store {
     let store = Store::memory();
     let keys = ScramKeys { salt: vec![], iterations: 1, stored_key: vec![], server_key: vec![] };
-    let credentials =
-        Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, state: Default::default() };
+    let credentials = Credentials::new(keys.clone(), keys.clone(), keys);
     for name in ["alice@localhost", "bob@localhost", "slow@localhost"] {
         Accounts::new(store.clone()).create(name, &credentials).await.unwrap();
     }

@@ -21,8 +21,7 @@ async fn a_session_is_reached_from_its_bind_to_its_end_and_then_its_messages_are
     let keeper = Arc::new(Keeper::default());
     let store = Store::memory();
     let keys = ScramKeys { salt: vec![], iterations: 1, stored_key: vec![], server_key: vec![] };
-    let credentials =
-        Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, state: Default::default() };
+    let credentials = Credentials::new(keys.clone(), keys.clone(), keys);
     Accounts::new(store.clone()).create("bob@localhost", &credentials).await.unwrap();
     let router = Router::start(
         Deps {

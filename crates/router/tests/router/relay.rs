@@ -25,8 +25,7 @@ async fn cluster(count: u64, config: Config) -> Cluster {
     let world = World::new(count);
     let store = Store::memory();
     let keys = ScramKeys { salt: vec![], iterations: 1, stored_key: vec![], server_key: vec![] };
-    let credentials =
-        Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, state: Default::default() };
+    let credentials = Credentials::new(keys.clone(), keys.clone(), keys);
     for name in ["alice@localhost", "bob@localhost", "carol@localhost"] {
         Accounts::new(store.clone()).create(name, &credentials).await.unwrap();
     }

@@ -15,8 +15,7 @@ async fn accounts() -> (Store, Accounts) {
     let store = Store::memory();
     let accounts = Accounts::new(store.clone());
     let keys = ScramKeys { salt: vec![], iterations: 1, stored_key: vec![], server_key: vec![] };
-    let state = AccountState::Open;
-    let credentials = Credentials { sha1: keys.clone(), sha256: keys.clone(), sha512: keys, state };
+    let credentials = Credentials::new(keys.clone(), keys.clone(), keys);
     for name in ["alice@localhost", "bob@localhost"] {
         accounts.create(name, &credentials).await.unwrap();
     }

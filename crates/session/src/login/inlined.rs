@@ -2,7 +2,7 @@
 //! session.
 
 use cluster::ConflictPolicy;
-use hooks::{Bearer, NotUsed, Token, Use};
+use hooks::{AccountState, Bearer, NotUsed, Token, Use};
 use jid::{BareJid, FullJid, Jid, ResourcePart};
 use minidom::Element;
 use stanza::StanzaError;
@@ -12,7 +12,7 @@ use stream::negotiation::Settling;
 use stream::sasl::token::{FoundTokens, KnownToken, TokenKey};
 use stream::sasl::{SaslCondition, ScramHash};
 
-use super::{Entered, Login, PLAIN_HASH};
+use super::{Entered, Login};
 
 impl Login<'_> {
     /// The stream goes on, as that of somebody who is known; or ends, where this node drains.
@@ -32,7 +32,7 @@ impl Login<'_> {
         if !self.turn(account).await {
             return self.negotiation.on_unavailable();
         }
-        let Ok(found) = self.find(account, PLAIN_HASH).await else {
+        let Ok(found) = self.find(account).await else {
             return self.negotiation.on_unavailable();
         };
         let world = &self.connection.world;
@@ -47,8 +47,9 @@ impl Login<'_> {
                     KnownToken { key: TokenKey(key), mechanism, count, expired }
                 };
                 let tokens: Vec<_> = tokens.into_iter().map(known).collect();
+                let is_disabled = |found: hooks::Credentials| found.state == AccountState::Disabled;
                 self.negotiation
-                    .on_tokens(found.map(|found| FoundTokens { tokens, disabled: found.disabled }))
+                    .on_tokens(found.map(|found| FoundTokens { tokens, disabled: is_disabled(found) }))
             }
             Err(error) => {
                 tracing::warn!(%error, "failed to read the tokens of a client");
@@ -81,10 +82,7 @@ impl Login<'_> {
 
     /// Whose tokens, as long as the account that was looked at has these keys and is in this state.
     fn bearer(&self, account: &BareJid, client: String) -> Bearer {
-        let mark = self.keys.as_ref().map(|(version, key)| {
-            let mark = [&version.to_be_bytes()[..], key].concat();
-            ScramHash::Sha256.digest(&mark)
-        });
+        let mark = self.mark.as_ref().map(|mark| ScramHash::Sha256.digest(mark));
         Bearer { account: account.clone(), client, mark: mark.unwrap_or_default() }
     }
 

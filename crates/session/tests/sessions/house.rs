@@ -352,7 +352,7 @@ impl Leaving for Trouble {
 }
 
 impl Offering for Trouble {
-    fn offering(&self, _: &Offer) -> Vec<minidom::Element> {
+    fn offering(&self, _: &Offer, _: &dyn Services) -> Vec<minidom::Element> {
         vec![stream::management::feature()]
     }
 }
@@ -465,7 +465,8 @@ impl House {
     }
 }
 
-fn credentials() -> store::Credentials {
+/// Those of everybody who has an account: of [`PASSWORD`].
+pub fn credentials() -> store::Credentials {
     let keys = |hash| {
         let keys = derive(PASSWORD, hash, b"0123456789abcdef", 4096).unwrap();
         store::ScramKeys {
@@ -475,12 +476,7 @@ fn credentials() -> store::Credentials {
             server_key: keys.server_key,
         }
     };
-    store::Credentials {
-        sha1: keys(ScramHash::Sha1),
-        sha256: keys(ScramHash::Sha256),
-        sha512: keys(ScramHash::Sha512),
-        state: Default::default(),
-    }
+    store::Credentials::new(keys(ScramHash::Sha1), keys(ScramHash::Sha256), keys(ScramHash::Sha512))
 }
 
 /// Parses an address of a test.

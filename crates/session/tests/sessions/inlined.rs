@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use hooks::{AccountState, Accounts};
+use hooks::{AccountState, Accounts, Credentials};
 use minidom::Element;
 use session::Door;
 use stream::StreamEvent;
-use stream::features::{self, BIND2, FAST, SASL2};
+use stream::client::ScramClient;
+use stream::features::{self, BIND2, FAST, SASL2, SCRAM_UPGRADE, UPGRADE};
 use stream::management::NS;
 use stream::sasl::ScramHash;
 
 use crate::client::Client;
-use crate::house::{House, PASSWORD};
+use crate::house::{House, PASSWORD, credentials};
 
 const HEADER: &str = "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' \
                       to='localhost' version='1.0'>";
@@ -165,4 +166,51 @@ async fn an_account_that_was_disabled_has_no_tokens_left() {
     assert_eq!(house.listeners.counters().auth_failures.value(), 3);
     let second = token(sign_in(&mut connected(&house).await, PASSWORD, &request).await);
     assert_eq!(come_back(&house, &second, &fast).await, None);
+}
+
+async fn answer(client: &mut Client, xml: &str) -> Element {
+    client.send(xml).await;
+    match client.event().await {
+        Some(StreamEvent::Element(element)) => element,
+        other => panic!("no answer: {other:?}"),
+    }
+}
+
+/// Alice, whose account has the keys of SHA-1 alone, proves to know her password and begins to give those of SHA-256; the
+/// hash that she has made by then.
+async fn upgrading(house: &House, client: &mut Client) -> String {
+    let keys = Credentials::new(credentials().sha1, None, None);
+    house.accounts.set_keys("alice@localhost", &keys).await.unwrap();
+    let mut scram = ScramClient::new(ScramHash::Sha1, "alice", PASSWORD, "abc");
+    let beside = format!("<upgrade xmlns='{UPGRADE}'>UPGR-SCRAM-SHA-256</upgrade>");
+    let challenge = sign_in_by(client, "SCRAM-SHA-1", &scram.first(), &beside).await;
+    let last = scram.answer(&features::sasl2_payload(&challenge).unwrap()).unwrap();
+    let last = String::from(&features::sasl2("response", Some(&last)));
+    let task = answer(client, &last).await;
+    assert!(task.is("continue", SASL2), "{task:?}");
+    let next = format!("<next xmlns='{SASL2}' task='UPGR-SCRAM-SHA-256'/>");
+    let salt = answer(client, &next).await;
+    let salt = salt.get_child("salt", SCRAM_UPGRADE).expect("a salt").clone();
+    let rounds = salt.attr("iterations").and_then(|rounds| rounds.parse().ok()).expect("iterations");
+    let salt = features::sasl2_payload(&salt).unwrap();
+    let hash = ScramHash::Sha256.salted_password(PASSWORD.as_bytes(), &salt, rounds);
+    let hash = features::sasl2("x", Some(&hash)).text();
+    format!("<task-data xmlns='{SASL2}'><hash xmlns='{SCRAM_UPGRADE}'>{hash}</hash></task-data>")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_a_password_that_was_replaced_meanwhile_are_not_kept() {
+    let house = House::build(|_| {}, |_| {}, vec![Arc::new(xeps::sasl_upgrade::SaslUpgrade)]).await;
+    let kept = async || house.accounts.credentials("alice@localhost").await.unwrap().unwrap().sha256;
+    let mut client = connected(&house).await;
+    let hash = upgrading(&house, &mut client).await;
+    let other = Credentials::new(credentials().sha1, None, credentials().sha512);
+    house.accounts.set_keys("alice@localhost", &other).await.unwrap();
+    // Who has proved to know the password of a moment ago is in, as in any login.
+    assert_eq!(jid(&answer(&mut client, &hash).await), "alice@localhost");
+    assert!(kept().await.is_none());
+    let mut client = connected(&house).await;
+    let hash = upgrading(&house, &mut client).await;
+    assert_eq!(jid(&answer(&mut client, &hash).await), "alice@localhost");
+    assert!(kept().await.is_some());
 }

@@ -8,7 +8,7 @@ use super::fast::Settling;
 use super::greeting::Request;
 use crate::management::Resume;
 use crate::sasl::mechanism::Password;
-use crate::sasl::{MechanismName, SaslCondition, ScramHash};
+use crate::sasl::{MechanismName, SaslCondition, ScramHash, ScramKeys};
 
 /// What the caller has to do, in this order.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +53,16 @@ pub enum Act {
         host: DomainPart,
         /// The request, without `from`; to the host or to nobody.
         request: Request,
+    },
+    /// Keep keys that an account did not have, and answer with
+    /// [`on_keys_stored`](super::Negotiation::on_keys_stored), whether they were kept or not; feed no event before.
+    StoreKeys {
+        /// Whose.
+        account: BareJid,
+        /// Of which hash.
+        hash: ScramHash,
+        /// Made of the password that the client has just proved to know.
+        keys: ScramKeys,
     },
     /// An exchange failed: for logs, counters and the back-off of an address.
     AuthFailed {

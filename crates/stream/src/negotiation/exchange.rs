@@ -252,6 +252,7 @@ impl Negotiation {
     fn leave_exchange(&mut self) -> Option<BareJid> {
         match std::mem::replace(&mut self.state, State::Open) {
             State::Exchange { trying, .. } => trying,
+            State::Upgrading(upgrading) => Some(upgrading.account),
             _ => None,
         }
     }

@@ -25,7 +25,7 @@ fn offered(settings: Settings, facts: TlsFacts) -> Vec<String> {
 
 fn found() -> Option<Found> {
     let keys = keys::derive("secret", ScramHash::Sha256, b"salt", 16).unwrap();
-    Some(Found { keys, disabled: false })
+    Some(Found { keys: Some(keys), disabled: false, lacks: Vec::new() })
 }
 
 #[test]

@@ -61,6 +61,8 @@ pub(super) struct Offer {
     pub inline: Option<Inline>,
     /// What tokens of clients can be bound to, strongest first; empty where there are none.
     pub tokens: Vec<TokenBinding>,
+    /// The hashes that a client may give what their keys are made of, strongest first; empty where there are none.
+    pub upgrades: Vec<ScramHash>,
     /// XEP-0474, by hash.
     downgrade: [Arc<str>; 3],
 }
@@ -86,8 +88,10 @@ impl Offer {
         };
         let tokens: Vec<_> =
             TokenBinding::ALL.into_iter().filter(|binding| has && possible(binding)).collect();
+        let may_upgrade = inline.as_ref().is_some_and(|inline| inline.upgrades);
+        let upgrades = upgrades(&mechanisms).filter(|_| may_upgrade).unwrap_or_default();
         if let Some(inline) = &inline {
-            features.push(features::authentication(&mechanisms, inline, &tokens));
+            features.push(features::authentication(&mechanisms, inline, &tokens, &upgrades));
         }
         if !mechanisms.is_empty() {
             features.push(features::mechanisms(&mechanisms));
@@ -97,7 +101,7 @@ impl Offer {
         let mut written = BytesMut::new();
         features.iter().for_each(|feature| dom::write(feature, ns::CLIENT, &mut written));
         let features = written.freeze();
-        Offer { mechanisms, features, inline, tokens, downgrade }
+        Offer { mechanisms, features, inline, tokens, upgrades, downgrade }
     }
 
     /// Whether the mechanism is offered.
@@ -114,6 +118,16 @@ impl Offer {
     pub fn downgrade(&self, hash: ScramHash) -> Arc<str> {
         self.downgrade[hash as usize].clone()
     }
+}
+
+/// What can be upgraded to: whoever has keys of one hash that is offered may get those of another.
+fn upgrades(mechanisms: &[MechanismName]) -> Option<Vec<ScramHash>> {
+    let is_offered = |hash: &ScramHash| {
+        let names = [MechanismName::Scram(*hash), MechanismName::ScramPlus(*hash)];
+        names.iter().any(|name| mechanisms.contains(name))
+    };
+    let hashes: Vec<_> = ScramHash::ALL.into_iter().rev().filter(is_offered).collect();
+    (hashes.len() > 1).then_some(hashes)
 }
 
 /// The offers made so far, one for each host and kind.

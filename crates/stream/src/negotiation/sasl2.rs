@@ -62,9 +62,15 @@ impl Negotiation {
                     Err(condition) => Step::Fail(condition),
                 }
             }
+            ("next" | "task-data", State::Upgrading(_)) => match self.on_task(element, acts) {
+                Ok(()) => return,
+                Err(condition) => Step::Fail(condition),
+            },
             ("abort", State::Open) => Step::Fail(SaslCondition::Aborted),
-            ("abort", State::Exchange { .. }) if is_running => Step::Fail(SaslCondition::Aborted),
-            ("response", State::Open) => Step::Fail(SaslCondition::MalformedRequest),
+            ("abort", State::Exchange { .. } | State::Upgrading(_)) if is_running => {
+                Step::Fail(SaslCondition::Aborted)
+            }
+            ("response" | "next" | "task-data", State::Open) => Step::Fail(SaslCondition::MalformedRequest),
             // 2.4: nothing else while a login runs, of this profile or of the other.
             _ => return self.fail(acts, StreamCondition::PolicyViolation.into()),
         };
@@ -82,6 +88,10 @@ impl Negotiation {
         wish: Box<Wish>,
         acts: &mut Acts,
     ) {
+        if let Some(hash) = self.upgrade(mechanism, &wish) {
+            self.wish = Some(wish);
+            return self.begin_upgrade(account, mechanism, data, hash, acts);
+        }
         let data = data.map(|data| features::sasl2("additional-data", Some(&data)));
         let entering = Box::new(Entering { account, wish, children: data.into_iter().collect() });
         match self.settling(&entering, mechanism, key) {

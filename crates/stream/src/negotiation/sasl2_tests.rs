@@ -13,8 +13,12 @@ const SESSION: &str = "<features><bind/><session><optional/></session></features
 
 /// As of all tests, with all that can be asked for.
 pub fn settings() -> Settings {
-    let inline =
-        Inline { bind: Some(vec!["urn:xmpp:carbons:2", "urn:xmpp:csi:0"]), resume: true, tokens: true };
+    let inline = Inline {
+        bind: Some(vec!["urn:xmpp:carbons:2", "urn:xmpp:csi:0"]),
+        resume: true,
+        tokens: true,
+        ..Inline::default()
+    };
     Settings {
         inlines: Arc::new(move |host| (host.as_str() == "x").then(|| inline.clone())),
         ..super::tests::settings()
@@ -30,7 +34,7 @@ pub fn authenticate(mechanism: &str, payload: &str, beside: &str) -> String {
     )
 }
 
-fn response(payload: &str) -> String {
+pub fn response(payload: &str) -> String {
     format!("<response xmlns='{}'>{}</response>", features::SASL2, BASE64.encode(payload))
 }
 
@@ -102,7 +106,7 @@ fn scram_runs_as_in_the_old_profile_in_other_words() {
     let mut talk = opened();
     assert_eq!(talk.say(&authenticate("SCRAM-SHA-1", "n,,n=alice,r=abc", "")), ["LOOK UP alice@x Sha1"]);
     let keys = keys::derive("pencil", ScramHash::Sha1, b"salt", 16).unwrap();
-    let found = Found { keys, disabled: false };
+    let found = Found { keys: Some(keys), disabled: false, lacks: Vec::new() };
     let did = talk.answer(|n| n.on_credentials(Some(found))).concat();
     let challenge = did.strip_prefix("<challenge>").unwrap().strip_suffix("</challenge>").unwrap();
     let server_first = String::from_utf8(BASE64.decode(challenge).unwrap()).unwrap();

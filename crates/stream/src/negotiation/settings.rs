@@ -31,6 +31,8 @@ pub struct Inline {
     pub resume: bool,
     /// For a token by which it can come back (XEP-0484).
     pub tokens: bool,
+    /// To give what the server needs for a hash that it has no keys of (XEP-0480).
+    pub upgrades: bool,
 }
 
 /// What is the same for all streams of a listener.

@@ -112,6 +112,9 @@ fn show(act: &Act) -> String {
         Act::Authenticated { account, mechanism } => format!("IS {account} {}", mechanism.as_str()),
         Act::Greet { host, .. } => format!("GREET {host}"),
         Act::FindTokens { account, client } => format!("TOKENS {account} {client}"),
+        Act::StoreKeys { account, hash, keys } => {
+            format!("STORE {account} {hash:?} {}", BASE64.encode(&keys.stored_key))
+        }
         Act::SettleTokens(settling) => {
             let Settling { account, client, key, count, invalidate, request } = &**settling;
             format!("SETTLE {account} {client} {} {count:?} {invalidate} {request:?}", key.is_some())
@@ -814,7 +817,11 @@ fn replies(server: &mut Talk, bytes: &[u8]) -> Vec<Bytes> {
                     }
                     Act::LookUp { hash, .. } => {
                         let keys = keys::derive("secret", hash, b"salt", 16).unwrap();
-                        server.negotiation.on_credentials(Some(Found { keys, disabled: false }))
+                        server.negotiation.on_credentials(Some(Found {
+                            keys: Some(keys),
+                            disabled: false,
+                            lacks: Vec::new(),
+                        }))
                     }
                     Act::CheckPassword { password, .. } => {
                         assert_eq!(password.expose(), "secret");

@@ -3,10 +3,10 @@
 use minidom::Element;
 use stanza::Condition;
 
-use crate::features::{BIND2, FAST, SASL2};
+use crate::features::{self, BIND2, FAST, SASL2, UPGRADE};
 use crate::management::{self, Resume};
-use crate::sasl::TokenBinding;
 use crate::sasl::token::Said;
+use crate::sasl::{ScramHash, TokenBinding};
 
 /// Longest tag of a client that becomes a part of its resource, in bytes.
 const TAG_MAX: usize = 256;
@@ -25,6 +25,8 @@ pub struct Wish {
     pub fast: Option<Said>,
     /// What a token for it is to be bound to.
     pub request: Option<TokenBinding>,
+    /// What it would give the server to make keys of (XEP-0480), each hash once.
+    pub upgrades: Vec<ScramHash>,
 }
 
 /// The wish to be bound (XEP-0386, 3.2).
@@ -60,6 +62,11 @@ impl Wish {
                 });
             } else if child.is("request-token", FAST) {
                 wish.request = child.attr("mechanism").and_then(TokenBinding::from_mechanism);
+            } else if child.is("upgrade", UPGRADE)
+                && let Some(hash) = features::upgrade_of(child.text().trim())
+                && !wish.upgrades.contains(&hash)
+            {
+                wish.upgrades.push(hash);
             }
         }
         wish
@@ -132,6 +139,18 @@ mod tests {
             let wish = read(&format!("<bind xmlns='urn:xmpp:bind:0'><tag>{tag}</tag></bind>"));
             assert_eq!(wish.bind.unwrap().tag, None);
         }
+    }
+
+    #[test]
+    fn upgrades_are_asked_for_by_names_that_are_known() {
+        let upgrade = |name: &str| format!("<upgrade xmlns='urn:xmpp:sasl:upgrade:0'>{name}</upgrade>");
+        let names = [" UPGR-SCRAM-SHA-512 ", "UPGR-BLOOP2", "", "UPGR-SCRAM-SHA-1", "UPGR-SCRAM-SHA-512"];
+        let wish = read(&names.map(upgrade).concat());
+        assert_eq!(wish.upgrades, [ScramHash::Sha512, ScramHash::Sha1]);
+        for none in ["UPGR-SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "UPGR-", "UPGR-PLAIN", "upgr-scram-sha-1"] {
+            assert_eq!(read(&upgrade(none)).upgrades, [], "{none}");
+        }
+        assert_eq!(read("<upgrade xmlns='urn:other'>UPGR-SCRAM-SHA-1</upgrade>").upgrades, []);
     }
 
     #[test]

@@ -110,13 +110,18 @@ pub fn derive(
     iterations: u32,
 ) -> Result<ScramKeys, BadPassword> {
     let salted = hash.salted_password(prepare(password)?.as_bytes(), salt, iterations);
-    let client_key = hash.hmac(&salted, b"Client Key");
-    Ok(ScramKeys {
+    Ok(of_salted(&salted, hash, salt, iterations))
+}
+
+/// Makes keys of what a password was salted to ([`ScramHash::salted_password`]); quick.
+pub fn of_salted(salted: &[u8], hash: ScramHash, salt: &[u8], iterations: u32) -> ScramKeys {
+    let client_key = hash.hmac(salted, b"Client Key");
+    ScramKeys {
         salt: salt.to_vec(),
         iterations,
         stored_key: hash.digest(&client_key),
-        server_key: hash.hmac(&salted, b"Server Key"),
-    })
+        server_key: hash.hmac(salted, b"Server Key"),
+    }
 }
 
 /// Whether the password belongs to the keys. As slow as [`derive()`]; the comparison takes constant time.

@@ -29,10 +29,12 @@ pub trait Mechanism: Send {
 /// An account that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Its keys of the hash that was asked for.
-    pub keys: ScramKeys,
+    /// Its keys of the hash that was asked for; `None`: it has none of that hash.
+    pub keys: Option<ScramKeys>,
     /// Nobody may log in. Told only to who knows the password.
     pub disabled: bool,
+    /// The hashes that it has no keys of.
+    pub lacks: Vec<ScramHash>,
 }
 
 /// What the check of a password found.

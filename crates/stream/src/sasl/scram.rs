@@ -173,9 +173,10 @@ impl Mechanism for Scram {
         // An unknown account gets the same first answer as a known one, and fails where a wrong proof does.
         let fake = keys::fake(&self.around.secret, self.hash, first.account.as_str(), self.around.iterations);
         let (known, keys) = match found {
-            Some(Found { keys, disabled: false }) => (Known::Yes, keys),
-            Some(Found { keys, disabled: true }) => (Known::Disabled, keys),
-            None => (Known::No, fake),
+            Some(Found { keys: Some(keys), disabled: false, .. }) => (Known::Yes, keys),
+            Some(Found { keys: Some(keys), disabled: true, .. }) => (Known::Disabled, keys),
+            // Nor does who cannot log in by this hash, however right the password is.
+            Some(Found { keys: None, .. }) | None => (Known::No, fake),
         };
         let salt = BASE64.encode(&keys.salt);
         let mut server_first = format!("r={},s={salt},i={}", first.nonce, keys.iterations);

@@ -13,9 +13,10 @@ use parking_lot::Mutex;
 use stanza::{Stanza, ns};
 
 use crate::pubsub::form;
+use crate::xml::{Build, element};
 
-const CAPS: &str = "http://jabber.org/protocol/caps";
-const CAPS_2: &str = "urn:xmpp:caps";
+pub const CAPS: &str = "http://jabber.org/protocol/caps";
+pub const CAPS_2: &str = "urn:xmpp:caps";
 const HASHES: &str = "urn:xmpp:hashes:2";
 pub const INFO: &str = "http://jabber.org/protocol/disco#info";
 const NOTIFY: &str = "+notify";
@@ -135,6 +136,37 @@ impl Hash {
             Version::Two => input_2(info, lang),
         };
         made.is_some_and(|made| self.algorithm.hash(&made) == self.text)
+    }
+}
+
+/// What an entity announces of itself that answers disco#info so, all of which says for itself in which language it is.
+pub struct Announcement {
+    /// `<c/>` of either version, the first one (XEP-0115, 6.3; XEP-0390, 5.4).
+    pub elements: Vec<Element>,
+    /// The nodes at which the answer is to be had.
+    pub nodes: Vec<String>,
+}
+
+impl Announcement {
+    /// Hashes the answer; `software`: a URI for the program that gives it.
+    pub fn of(info: &Element, software: &str) -> Announcement {
+        let (mut elements, mut nodes) = (Vec::new(), Vec::new());
+        if let Some(input) = input(info) {
+            let ver = Algorithm::Sha1.hash(&input);
+            nodes.push(format!("{software}#{ver}"));
+            let caps = element("c", CAPS).with("hash", "sha-1").with("node", software);
+            elements.push(caps.with("ver", &ver));
+        }
+        if let Some(input) = input_2(info, None) {
+            let mut caps = element("c", CAPS_2);
+            for (name, algorithm) in [("sha-256", Algorithm::Sha256), ("sha3-256", Algorithm::Sha3_256)] {
+                let text = algorithm.hash(&input);
+                nodes.push(format!("{CAPS_2}#{name}.{text}"));
+                caps = caps.child(element("hash", HASHES).with("algo", name).text_node(&text));
+            }
+            elements.push(caps);
+        }
+        Announcement { elements, nodes }
     }
 }
 

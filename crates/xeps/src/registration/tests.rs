@@ -126,7 +126,7 @@ fn without_tls_nobody_registers_unless_the_operator_lets_them() {
         let offered = |bench: &Bench, secure| {
             let offer =
                 Offer { host: "localhost".into(), account: None, secure, stanza_bytes: 8_192, idle_s: None };
-            bench.registry().offered(&offer).len()
+            bench.registry().offered(&offer, &*bench.services()).len()
         };
         let safe = bench(Config::default());
         assert_eq!((offered(&safe, true), offered(&safe, false)), (1, 0));

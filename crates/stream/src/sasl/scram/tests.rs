@@ -18,7 +18,7 @@ fn around(nonce: &str) -> Surroundings {
 }
 
 fn known(keys: ScramKeys) -> Option<Found> {
-    Some(Found { keys, disabled: false })
+    Some(Found { keys: Some(keys), disabled: false, lacks: Vec::new() })
 }
 
 fn text(step: Step) -> String {
@@ -72,7 +72,8 @@ fn exchange(hash: ScramHash, name: &str, password: &str, edit: impl Fn(String) -
     let Step::LookUp { account, .. } = scram.message(&client.first()) else { panic!("no look-up") };
     let found = account.node().and_then(|node| match node.as_str() {
         "user" => known(keys),
-        "closed" => Some(Found { keys, disabled: true }),
+        "closed" => Some(Found { keys: Some(keys), disabled: true, lacks: Vec::new() }),
+        "brought" => Some(Found { keys: None, disabled: false, lacks: vec![hash] }),
         _ => None,
     });
     let challenge = text(scram.found(found));
@@ -91,6 +92,8 @@ fn only_the_right_password_succeeds() {
         assert!(matches!(good, Step::Success { account, .. } if account.as_str() == "user@x"), "{hash:?}");
         assert_eq!(exchange(hash, "user", "Pencil", |last| last), Step::Fail(NotAuthorized));
         assert_eq!(exchange(hash, "nobody", "pencil", |last| last), Step::Fail(NotAuthorized));
+        // Without keys of the hash nobody gets in, and it looks as if there were no such account.
+        assert_eq!(exchange(hash, "brought", "pencil", |last| last), Step::Fail(NotAuthorized));
         assert_eq!(exchange(hash, "closed", "pencil", |last| last), Step::Fail(AccountDisabled));
         assert_eq!(exchange(hash, "closed", "Pencil", |last| last), Step::Fail(NotAuthorized));
     }
