@@ -64,14 +64,23 @@ pub async fn run(binary: &Path, base_port: u16, load: Load) -> Result<()> {
             }
         }
         messages(&plain, &archiving, &tls, load).await?;
+        all_is_archived(&archiving)?;
         pages(&archiving, &tls, load).await?;
         resumptions(&plain, &tls, load).await?;
     }
     events(binary, base_port + 20, &tls, load).await
 }
 
+/// Fails where the store was too slow, as a message that is not archived costs little.
+pub fn all_is_archived(server: &Server) -> Result<()> {
+    match server.last_logged("not archived")? {
+        Some(line) => bail!("some messages are in no archive: {line}"),
+        None => Ok(()),
+    }
+}
+
 /// CPU of a server for some work, with what it does behind it, in microseconds.
-async fn cost(server: &Server, work: impl Future<Output = Result<()>>) -> Result<f64> {
+pub async fn cost(server: &Server, work: impl Future<Output = Result<()>>) -> Result<f64> {
     let before = server.cpu_us()?;
     work.await?;
     let mut last = server.cpu_us()?;
@@ -287,7 +296,7 @@ async fn pages(server: &Server, tls: &Arc<ClientConfig>, load: Load) -> Result<(
 }
 
 /// One page of 50.
-async fn page(link: &mut Link, which: &str) -> Result<String> {
+pub async fn page(link: &mut Link, which: &str) -> Result<String> {
     let page = ask(link, &format!("<max>50</max>{which}")).await?;
     let count = page.matches("<result ").count();
     if count != 50 {
@@ -297,16 +306,17 @@ async fn page(link: &mut Link, which: &str) -> Result<String> {
 }
 
 async fn ask(link: &mut Link, paging: &str) -> Result<String> {
-    link.write(&format!(
-        "<iq type='set' id='m'><query xmlns='urn:xmpp:mam:2'><set xmlns='http://jabber.org/protocol/rsm'>{paging}</set>\
-         </query></iq>"
-    ))
-    .await?;
+    query(link, &format!("<set xmlns='http://jabber.org/protocol/rsm'>{paging}</set>")).await
+}
+
+/// What an archive answers to a query.
+pub async fn query(link: &mut Link, asked: &str) -> Result<String> {
+    link.write(&format!("<iq type='set' id='m'><query xmlns='urn:xmpp:mam:2'>{asked}</query></iq>")).await?;
     link.until("</fin></iq>").await
 }
 
 /// The id of the first message of a page.
-fn first_of(page: &str) -> Option<String> {
+pub fn first_of(page: &str) -> Option<String> {
     let behind = page.rsplit_once("<first")?.1.split_once('>')?.1;
     Some(behind.split_once('<')?.0.to_owned())
 }

@@ -1,15 +1,17 @@
 //! Measures what a chat message, a login and an idle session cost the server, from the kernel's accounting.
 //!
-//! `cargo run --release -p tests --bin bench -- [chat|nodes|login|floor|idle|guess|bigroster|soak|storm|extras]... [--binary PATH] [--logins N]
+//! `cargo run --release -p tests --bin bench -- [chat|nodes|login|floor|idle|guess|bigroster|soak|storm|extras|history]... [--binary PATH] [--logins N]
 //! [--at-once N] [--rounds N] [--cycles N] [--messages N] [--seed N] [--last-stage NAME]` prints one line per figure. Every message
 //! is numbered and checked for loss, duplicates and order. `guess` tries to tell from the time of an answer whether
-//! an account exists, `soak` lets crowds come and go, `storm` lets one come all at once, `nodes` compares clusters of one to three
+//! an account exists, `soak` lets crowds come and go, `storm` lets one come all at once, `history` reads a
+//! large archive, `nodes` compares clusters of one to three
 //! nodes; they are only done where they are asked for.
 
 mod bigroster;
 mod extras;
 mod floor;
 mod guess;
+mod history;
 mod link;
 mod nodes;
 mod process;
@@ -93,9 +95,9 @@ async fn main() -> Result<()> {
             }
             floor::SERVER => return floor::serve().await,
             "chat" | "nodes" | "login" | "floor" | "idle" | "guess" | "bigroster" | "soak" | "storm"
-            | "extras" => wanted.push(arg),
+            | "extras" | "history" => wanted.push(arg),
             _ => bail!(
-                "unknown argument `{arg}`: expected `chat`, `nodes`, `login`, `floor`, `idle`, `guess`, `bigroster`, `soak`, `storm`, `extras`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--rounds`, `--cycles`, `--messages`, `--seed` with a number"
+                "unknown argument `{arg}`: expected `chat`, `nodes`, `login`, `floor`, `idle`, `guess`, `bigroster`, `soak`, `storm`, `extras`, `history`, `--binary PATH`, `--last-stage NAME`, or `--logins`, `--at-once`, `--rounds`, `--cycles`, `--messages`, `--seed` with a number"
             ),
         }
     }
@@ -129,6 +131,9 @@ async fn main() -> Result<()> {
     }
     if wanted.iter().any(|w| w == "extras") {
         extras::run(&binary, BASE_PORT + 300, logins).await?;
+    }
+    if wanted.iter().any(|w| w == "history") {
+        history::run(&binary, BASE_PORT + 350, logins).await?;
     }
     // It is about the machine as much as about the server.
     if wanted.iter().any(|w| w == "storm") {

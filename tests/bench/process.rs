@@ -95,6 +95,12 @@ impl Server {
         page.get(name).copied().with_context(|| format!("no `{name}` among the metrics"))
     }
 
+    /// The last line of its log with these words.
+    pub fn last_logged(&self, words: &str) -> Result<Option<String>> {
+        let log = fs::read_to_string(self.folder.path().join("log"))?;
+        Ok(log.lines().rfind(|line| line.contains(words)).map(str::to_owned))
+    }
+
     /// Resident set size, in KiB.
     pub fn rss_kib(&self) -> Result<u64> {
         self.status_kib("VmRSS:")

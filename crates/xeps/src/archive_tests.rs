@@ -554,24 +554,53 @@ fn what_is_too_old_or_too_much_goes_and_is_not_shown_before() {
         let (_, end) = ask(&alice, &rsm(&format!("<after>{}</after>", all[0].0))).await;
         assert!(end.contains("item-not-found"), "{end}");
         assert_eq!(count().await, 10);
-        sweep::sweep(&*bench.services(), &account, limits).await.unwrap();
+        sweep::sweep(&*bench.services(), &account, limits, 16).await.unwrap();
         assert_eq!(count().await, 5);
         assert_eq!(bodies(&ask(&alice, "").await.0), ["5", "6", "7", "8", "9"]);
         // More than a step does at a time, and none twice.
-        for body in 0..230 {
+        for body in 0..630 {
             say(&alice, "bob@localhost", &body.to_string()).await;
         }
         ask(&alice, "").await;
         bench.advance(Duration::from_secs(60));
-        sweep::sweep(&*bench.services(), &account, limits).await.unwrap();
-        sweep::sweep(&*bench.services(), &account, limits).await.unwrap();
+        sweep::sweep(&*bench.services(), &account, limits, 16).await.unwrap();
+        sweep::sweep(&*bench.services(), &account, limits, 16).await.unwrap();
         assert_eq!(count().await, 5);
         let partition = crate::rosters::partition(&account);
         let extent: Extent = bench.store().get(&partition, b"").await.unwrap().unwrap();
         assert_eq!(extent.messages, 5);
-        assert_eq!(bodies(&ask(&alice, "").await.0), ["225", "226", "227", "228", "229"]);
+        assert_eq!(bodies(&ask(&alice, "").await.0), ["625", "626", "627", "628", "629"]);
         bench.remove_account("alice@localhost").await;
         assert_eq!(count().await, 0);
+    });
+}
+
+#[test]
+fn an_archive_is_counted_only_where_it_may_be_near_its_bound() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.online("alice@localhost/phone").await;
+        let account = BareJid::new("alice@localhost").unwrap();
+        let partition = crate::rosters::partition(&account);
+        for body in 0..20 {
+            say(&alice, "bob@localhost", &body.to_string()).await;
+        }
+        ask(&alice, "").await;
+        bench.advance(Duration::from_secs(60));
+        let extent = async || bench.store().get::<Extent>(&partition, b"").await.unwrap();
+        let limits = Limits { messages: 100, age: DAY };
+        for _ in 0..3 {
+            sweep::sweep(&*bench.services(), &account, limits, 16).await.unwrap();
+            assert_eq!(extent().await, None);
+        }
+        // Now there may be twice as many as the sweeps stand for.
+        sweep::sweep(&*bench.services(), &account, limits, 16).await.unwrap();
+        assert_eq!(extent().await.unwrap().messages, 20);
+        // What is too old goes in any case.
+        bench.advance(DAY);
+        sweep::sweep(&*bench.services(), &account, limits, 1).await.unwrap();
+        assert_eq!(bench.store().scan::<Archived>(&partition, Range::all()).await.unwrap().len(), 0);
+        assert_eq!(extent().await.unwrap().messages, 0);
     });
 }
 

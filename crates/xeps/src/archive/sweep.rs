@@ -51,16 +51,27 @@ impl Stored for Extent {
     const SCHEMA: u8 = 1;
 }
 
-/// The one key of an account's extent.
+/// About how many messages came since an archive was last counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uncounted {
+    messages: u64,
+}
+
+impl Stored for Uncounted {
+    const TABLE: Table = Table("archive_uncounted");
+    const SCHEMA: u8 = 1;
+}
+
+/// The one key of an account's extent, and of what is uncounted.
 const KEY: &[u8] = b"";
 
 /// Sweeps an archive beside everything else.
-pub fn soon(services: &Arc<dyn Services>, account: BareJid, limits: Limits) {
+pub fn soon(services: &Arc<dyn Services>, account: BareJid, limits: Limits, came: u64) {
     let swept: BoxFuture<'static, ()> = {
         let services = services.clone();
         Box::pin(async move {
             // What fails is done by the next sweep.
-            if let Err(error) = sweep(&*services, &account, limits).await {
+            if let Err(error) = sweep(&*services, &account, limits, came).await {
                 tracing::debug!(module = NAME, %account, %error, "failed to sweep an archive");
             }
         })
@@ -68,8 +79,16 @@ pub fn soon(services: &Arc<dyn Services>, account: BareJid, limits: Limits) {
     services.later(Duration::ZERO, swept);
 }
 
-/// Removes what is beyond the limits, up to a number of steps.
-pub async fn sweep(services: &dyn Services, account: &BareJid, limits: Limits) -> Result<(), StoreError> {
+/// Removes what is beyond the limits, up to a number of steps. About so many messages came since the last sweep.
+pub async fn sweep(
+    services: &dyn Services,
+    account: &BareJid,
+    limits: Limits,
+    came: u64,
+) -> Result<(), StoreError> {
+    if !may_be_beyond(services, account, limits, came).await? {
+        return Ok(());
+    }
     for _ in 0..SLICES {
         if !step(services, account, limits).await? {
             return Ok(());
@@ -77,6 +96,35 @@ pub async fn sweep(services: &dyn Services, account: &BareJid, limits: Limits) -
         services.pause().await;
     }
     Ok(())
+}
+
+/// Whether an archive may be beyond its limits. Most are far from them, and to count what came is to read all of it.
+async fn may_be_beyond(
+    services: &dyn Services,
+    account: &BareJid,
+    limits: Limits,
+    came: u64,
+) -> Result<bool, StoreError> {
+    let (store, partition) = (services.store(), partition(account));
+    let extent: Option<Extent> = store.get(&partition, KEY).await?;
+    let found: Option<Versioned<Uncounted>> = store.get_versioned(&partition, KEY).await?;
+    let expect = found.as_ref().map_or(Expect::Absent, |found| Expect::Version(found.version));
+    let batch = Batch::new(partition.clone()).expect::<Uncounted>(KEY, expect);
+    let messages = found.map_or(0, |found| found.value.messages).saturating_add(came);
+    // Twice, as chance decides when an archive is looked at.
+    let most = extent.map_or(0, |extent| extent.messages).saturating_add(messages.saturating_mul(2));
+    if most >= limits.messages {
+        store.commit_one(batch.delete::<Uncounted>(KEY)).await?;
+        return Ok(true);
+    }
+    let oldest = limits.oldest(services).key();
+    let first = store.scan::<Unread>(&partition, Range::all().limit(1)).await?;
+    if first.first().is_some_and(|(key, _)| *key < oldest) {
+        return Ok(true);
+    }
+    // Another node that was first has counted as much.
+    store.commit_one(batch.put(KEY, &Uncounted { messages })).await?;
+    Ok(false)
 }
 
 /// One step; `false`: nothing is left to do, or another node is at it.

@@ -24,8 +24,9 @@ const BATCH_BYTES: usize = 256 * 1024;
 const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of chance that are asked for at a time: asking costs as much for one id as for many.
 const CHANCE: usize = 512;
-/// Of so many messages one has its archive looked at for what is to go.
-const SWEEP_EVERY: u16 = 256;
+/// Of so many messages one has its archive looked at for what is to go: the most, the least, and how many times as many
+/// an archive may hold.
+const SWEEP_EVERY: (u64, u64, u64) = (1024, 16, 64);
 
 /// What waits to be written.
 #[derive(Default)]
@@ -86,6 +87,11 @@ impl Writer {
 
     pub fn limits(&self) -> sweep::Limits {
         self.limits
+    }
+
+    fn sweep_every(&self) -> u64 {
+        let (most, least, share) = SWEEP_EVERY;
+        (self.limits.messages / share).clamp(least, most)
     }
 
     /// The id of a message that has come just now.
@@ -168,7 +174,7 @@ impl Writer {
                 }
                 let swept = std::mem::take(&mut *self.swept.lock());
                 for account in swept {
-                    sweep::soon(&services, account, self.limits);
+                    sweep::soon(&services, account, self.limits, self.sweep_every());
                 }
                 if self.retractions.begin() {
                     services.later(Duration::ZERO, self.clone().retract(services.clone()));
@@ -228,7 +234,8 @@ impl Writer {
             match services.store().commit(batches(&taken.entries)).await {
                 Ok(_) => {
                     self.retractions.note(taken.entries.iter());
-                    let is_swept = |entry: &Entry| entry.id.chance().is_multiple_of(SWEEP_EVERY);
+                    let every = self.sweep_every();
+                    let is_swept = |entry: &Entry| u64::from(entry.id.chance()).is_multiple_of(every);
                     self.swept
                         .lock()
                         .extend(taken.entries.drain(..).filter(is_swept).map(|entry| entry.account));

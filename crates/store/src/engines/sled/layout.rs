@@ -37,16 +37,15 @@ pub(super) fn partition_prefix(partition: &Partition) -> Vec<u8> {
 
 /// What follows the partition's part in all keys of a table.
 pub(super) fn table_start(table: Table) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(40 + table.0.len());
-    // Bounded by `TABLE_NAME_MAX`, which fits 8 bits.
-    bytes.push(table.0.len() as u8);
-    bytes.extend_from_slice(table.0.as_bytes());
-    bytes
+    record_rest(table, b"")
 }
 
 /// What follows the partition's part in the key of a record.
 pub(super) fn record_rest(table: Table, key: &[u8]) -> Vec<u8> {
-    let mut bytes = table_start(table);
+    let mut bytes = Vec::with_capacity(1 + table.0.len() + key.len());
+    // Bounded by `TABLE_NAME_MAX`, which fits 8 bits.
+    bytes.push(table.0.len() as u8);
+    bytes.extend_from_slice(table.0.as_bytes());
     bytes.extend_from_slice(key);
     bytes
 }
