@@ -20,6 +20,9 @@ use super::sweep;
 const BATCH: usize = 1024;
 /// The most bytes that are written at a time, but for a single larger message: in a cluster it is one entry of a log.
 const BATCH_BYTES: usize = 256 * 1024;
+/// How long the first of those that are written together waits for the others: each write costs a sync of the disk, and
+/// in a cluster a round among the backends.
+const GATHERED: Duration = Duration::from_millis(5);
 /// The most bytes that wait to be written at one node; further messages are delivered and not archived.
 const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of chance that are asked for at a time: asking costs as much for one id as for many.
@@ -35,6 +38,13 @@ struct Pending {
     bytes: usize,
     /// Somebody is about to write it.
     runs: bool,
+}
+
+impl Pending {
+    /// Whether there is no need to wait for more.
+    fn fills_a_write(&self) -> bool {
+        self.entries.len() >= BATCH || self.bytes >= BATCH_BYTES
+    }
 }
 
 /// What the next id is made of.
@@ -113,7 +123,7 @@ impl Writer {
             !std::mem::replace(&mut pending.runs, true)
         };
         if begins {
-            services.later(Duration::ZERO, self.clone().drain(services.clone(), 0));
+            services.later(GATHERED, self.clone().drain(services.clone(), 0));
         }
         true
     }
@@ -153,6 +163,7 @@ impl Writer {
                     let _writing = self.writing.lock().await;
                     self.write(&*services).await
                 };
+                let mut gathers = false;
                 match written {
                     Ok(0) => {
                         let mut pending = self.pending.lock();
@@ -161,7 +172,7 @@ impl Writer {
                             return;
                         }
                     }
-                    Ok(_) => {}
+                    Ok(_) => gathers = !self.pending.lock().fills_a_write(),
                     Err(error) => {
                         let waits = self.pending.lock().entries.len();
                         tracing::warn!(module = NAME, %error, waits, "failed to write to archives");
@@ -178,6 +189,10 @@ impl Writer {
                 }
                 if self.retractions.begin() {
                     services.later(Duration::ZERO, self.clone().retract(services.clone()));
+                }
+                if gathers {
+                    services.later(GATHERED, self.clone().drain(services.clone(), 0));
+                    return;
                 }
             }
         })
