@@ -213,6 +213,8 @@ impl Copy {
                 put(&[&prefix[..], rest].concat(), sealed)?;
             }
         }
+        // A tree that was replaced meanwhile may have ended early.
+        self.look()?;
         out.write_all(&END.to_le_bytes())?;
         let sum = out.sum.clone().finalize();
         out.write_all(&sum.to_le_bytes())
