@@ -22,7 +22,7 @@ const BATCH: usize = 1024;
 const BATCH_BYTES: usize = 256 * 1024;
 /// How long the first of those that are written together waits for the others: each write costs a sync of the disk, and
 /// in a cluster a round among the backends.
-const GATHERED: Duration = Duration::from_millis(5);
+const GATHERED: Duration = Duration::from_millis(20);
 /// The most bytes that wait to be written at one node; further messages are delivered and not archived.
 const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of chance that are asked for at a time: asking costs as much for one id as for many.

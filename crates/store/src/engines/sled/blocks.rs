@@ -9,7 +9,7 @@ use super::{disk::Fault, layer::Bounds, layout};
 use crate::engine::{Key, prefix_end};
 
 /// The most bytes of a block, but for a single larger record: sled keeps 16 on a page, and writes pages anew.
-const BLOCK_BYTES: usize = 4 * 1024;
+const BLOCK_BYTES: usize = 6 * 1024;
 /// A block that is smaller takes what comes behind it; a larger one is left as it is.
 const FULL_BYTES: usize = 2 * 1024;
 /// What a record costs in a block beside its key and its bytes.
@@ -143,18 +143,18 @@ pub(super) fn find(tree: &sled::Tree, prefix: &[u8], rest: &[u8]) -> Result<Foun
 pub(super) fn merge<'a>(
     tree: &sled::Tree,
     prefix: &[u8],
-    changes: impl Iterator<Item = (&'a Key, Option<&'a Vec<u8>>)>,
+    changes: impl Iterator<Item = (&'a [u8], Option<&'a Vec<u8>>)>,
     mut budget: usize,
     batch: &mut sled::Batch,
 ) -> Result<Option<Key>, Fault> {
     let mut changes = changes.peekable();
     while let Some((first, _)) = changes.peek() {
         if budget == 0 {
-            return Ok(Some((*first).clone()));
+            return Ok(Some(first.to_vec()));
         }
         let place = place(tree, prefix, first)?;
         let mut run = Vec::new();
-        while let Some((key, change)) = changes.next_if(|(key, _)| **key < place.next && budget > 0) {
+        while let Some((key, change)) = changes.next_if(|(key, _)| *key < &place.next[..] && budget > 0) {
             budget = budget.saturating_sub(key.len() + change.map_or(0, Vec::len) + ITEM_HEADER);
             run.push((key, change));
         }
@@ -166,7 +166,7 @@ pub(super) fn merge<'a>(
 fn merge_run(
     prefix: &[u8],
     at: Option<(Key, sled::IVec)>,
-    run: Vec<(&Key, Option<&Vec<u8>>)>,
+    run: Vec<(&[u8], Option<&Vec<u8>>)>,
     batch: &mut sled::Batch,
 ) {
     let mut block = Block::default();
@@ -176,7 +176,8 @@ fn merge_run(
     if let Some((key, bytes)) = at
         && let Ok(items) = read(&key, &bytes)
     {
-        let is_behind = items.last().zip(run.first()).is_some_and(|((last, _), (first, _))| last < *first);
+        let is_behind =
+            items.last().zip(run.first()).is_some_and(|((last, _), (first, _))| &last[..] < *first);
         if !is_behind || bytes.len() < FULL_BYTES {
             (there, old) = (items, Some(key));
         }
@@ -189,7 +190,7 @@ fn merge_run(
     };
     let mut there = there.into_iter().peekable();
     for (key, change) in run {
-        while let Some((rest, sealed)) = there.next_if(|(rest, _)| rest < key) {
+        while let Some((rest, sealed)) = there.next_if(|(rest, _)| &rest[..] < key) {
             block.push(&rest, &sealed).map(&mut put);
         }
         drop(there.next_if(|(rest, _)| rest == key));

@@ -17,7 +17,7 @@ use std::{
 
 use super::{
     disk::{failed_io, sync_folder},
-    layer::{Layer, Part},
+    layer::{Layer, Part, Rest},
 };
 use crate::engine::{Key, StoreError};
 
@@ -218,7 +218,7 @@ impl<'a> Entry<'a> {
         let prefix = self.short()?.to_vec();
         let mut part = Part { wiped: self.take(1)? == [1], ..Part::default() };
         for _ in 0..self.number()? {
-            let rest = self.short()?.to_vec();
+            let rest = Rest::from_slice(self.short()?);
             let change = match self.number()? {
                 DELETED => None,
                 length => Some(self.take(usize::try_from(length).ok()?)?.to_vec()),

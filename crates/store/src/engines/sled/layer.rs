@@ -6,7 +6,12 @@ use std::{
     path::PathBuf,
 };
 
+use smallvec::SmallVec;
+
 use crate::engine::Key;
+
+/// What follows the partition in a key; in one piece with its neighbours, so that to compare it costs no look elsewhere.
+pub(super) type Rest = SmallVec<[u8; 40]>;
 
 /// What a change costs beside its key and its bytes, about.
 const CHANGE_COST: usize = 80;
@@ -19,14 +24,14 @@ pub(super) struct Part {
     /// Nothing of what is below this layer is left of the partition.
     pub(super) wiped: bool,
     /// The sealed bytes of records by what follows the partition in their keys; `None`: it is deleted.
-    pub(super) changes: BTreeMap<Key, Option<Vec<u8>>>,
+    pub(super) changes: BTreeMap<Rest, Option<Vec<u8>>>,
 }
 
 impl Part {
     /// What is known here of a key; the outer `None`: what is below tells.
     pub(super) fn get(&self, rest: &[u8]) -> Option<Option<&[u8]>> {
         // What is new is nearly always behind all that is there.
-        let is_behind = self.changes.last_key_value().is_none_or(|(last, _)| last.as_slice() < rest);
+        let is_behind = self.changes.last_key_value().is_none_or(|(last, _)| &last[..] < rest);
         if is_behind {
             return self.wiped.then_some(None);
         }

@@ -2,6 +2,7 @@
 
 use std::ops::Bound;
 
+use super::layer::Rest;
 use crate::engine::{Key, Partition, Range, Record, StoreError, Table, Version, is_log, prefix_end};
 
 /// What a physical record starts with; another number is another layout.
@@ -42,7 +43,12 @@ pub(super) fn table_start(table: Table) -> Vec<u8> {
 
 /// What follows the partition's part in the key of a record.
 pub(super) fn record_rest(table: Table, key: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(1 + table.0.len() + key.len());
+    rest(table, key).into_vec()
+}
+
+/// As [`record_rest`], as layers have it.
+pub(super) fn rest(table: Table, key: &[u8]) -> Rest {
+    let mut bytes = Rest::new();
     // Bounded by `TABLE_NAME_MAX`, which fits 8 bits.
     bytes.push(table.0.len() as u8);
     bytes.extend_from_slice(table.0.as_bytes());

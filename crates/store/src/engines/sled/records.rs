@@ -5,7 +5,7 @@ use std::{collections::VecDeque, iter::Peekable, sync::Arc};
 use super::{
     blocks::{self, Walk},
     disk::Fault,
-    layer::{Bounds, Layer},
+    layer::{Bounds, Layer, Rest},
 };
 use crate::engine::Key;
 
@@ -70,8 +70,9 @@ pub(super) fn merge<'a>(
     let mut sources: Vec<Peekable<Source<'a>>> = Vec::new();
     let mut wiped = false;
     for part in layers.filter_map(|layer| layer.parts.get(prefix)) {
-        let changes = part.changes.range(bounds.clone());
-        let change = |(rest, change): (&Key, &Option<Vec<u8>>)| Ok((rest.clone(), change.clone()));
+        let bounds = (bounds.0.as_ref().map(Key::as_slice), bounds.1.as_ref().map(Key::as_slice));
+        let changes = part.changes.range::<[u8], _>(bounds);
+        let change = |(rest, change): (&Rest, &Option<Vec<u8>>)| Ok((rest.to_vec(), change.clone()));
         let source: Source<'a> =
             if reverse { Box::new(changes.rev().map(change)) } else { Box::new(changes.map(change)) };
         sources.push(source.peekable());

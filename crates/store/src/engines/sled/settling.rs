@@ -193,10 +193,11 @@ impl Disk {
         batch: &mut sled::Batch,
     ) -> Result<Option<Key>, StoreError> {
         let tree = self.records.read().tree.clone();
-        let mut changes = part.changes.range(from.clone()..).peekable();
+        let mut changes =
+            part.changes.range::<[u8], _>((Bound::Included(&from[..]), Bound::Unbounded)).peekable();
         while let Some((rest, change)) = changes.peek() {
             if *left == 0 {
-                return Ok(Some((*rest).clone()));
+                return Ok(Some(rest.to_vec()));
             }
             if !layout::is_in_log(prefix, rest) {
                 let key = [prefix, rest].concat();
@@ -213,7 +214,7 @@ impl Disk {
             let of_table = std::iter::from_fn(|| {
                 let (rest, change) = changes.next_if(|(rest, _)| rest.starts_with(&table))?;
                 taken += rest.len() + change.as_ref().map_or(0, Vec::len);
-                Some((rest, change.as_ref()))
+                Some((&rest[..], change.as_ref()))
             });
             let more = blocks::merge(&tree, prefix, of_table, *left, batch);
             *left = left.saturating_sub(taken);

@@ -6,7 +6,7 @@ use super::{
     blocks,
     disk::{Disk, Fault, failed},
     kept::Kept,
-    layer::{Layer, Part},
+    layer::{Layer, Part, Rest},
     layout,
     records::Records,
     settling::{Gaps, Writer},
@@ -99,7 +99,7 @@ impl Writing<'_> {
         let mut own = Part::default();
         for (table, key, expect) in &batch.expect {
             let current = before
-                .version(&own, *table, &layout::record_rest(*table, key))?
+                .version(&own, *table, &layout::rest(*table, key))?
                 .map_err(|reason| layout::corrupt(&batch.partition, *table, key, reason))?;
             if !expect.holds(current) {
                 return Ok(Committed::Conflict { table: *table, key: key.clone() });
@@ -108,7 +108,7 @@ impl Writing<'_> {
         for op in &batch.ops {
             match op {
                 Op::Put { table, key, value } => {
-                    let rest = layout::record_rest(*table, key);
+                    let rest = layout::rest(*table, key);
                     let current = before
                         .version(&own, *table, &rest)?
                         .map_err(|reason| layout::corrupt(&batch.partition, *table, key, reason))?;
@@ -117,7 +117,7 @@ impl Writing<'_> {
                     own.changes.insert(rest, Some(sealed));
                 }
                 Op::Delete { table, key } => {
-                    own.changes.insert(layout::record_rest(*table, key), None);
+                    own.changes.insert(layout::rest(*table, key), None);
                 }
                 Op::DeletePartition => own = Part { wiped: true, ..Part::default() },
             }
@@ -130,7 +130,7 @@ impl Writing<'_> {
     /// Keeps something of the caller's own in the same atomic write; `None` forgets it.
     pub fn mark(&mut self, name: &[u8], value: Option<&[u8]>) {
         let mut part = Part::default();
-        part.changes.insert(name.to_vec(), value.map(<[u8]>::to_vec));
+        part.changes.insert(Rest::from_slice(name), value.map(<[u8]>::to_vec));
         self.changes.add(layout::MARKS, part);
     }
 
