@@ -188,7 +188,7 @@ impl Archive {
         });
         match wants {
             Some(false) => Answer::PASS,
-            Some(true) if !passage.offline => {
+            Some(true) if !passage.offline && !self.writer.is_crowded() => {
                 self.archive(passage, due);
                 Answer::PASS
             }
@@ -198,8 +198,14 @@ impl Archive {
                     None => self.wants(passage, &due).await,
                 };
                 if wants {
+                    if self.writer.is_crowded() {
+                        self.flush(passage).await;
+                    }
                     self.archive(passage, due);
-                    self.settle(passage).await;
+                    // What waits for a user who is away has time: it is in their archive before it is kept for them.
+                    if passage.offline {
+                        self.flush(passage).await;
+                    }
                 }
                 Verdict::Pass
             }),
@@ -243,11 +249,8 @@ impl Archive {
         }
     }
 
-    /// What waits for a user who is away has time: it is in their archive before it is kept for them.
-    async fn settle(&self, passage: &Passage) {
-        if passage.offline
-            && let Err(error) = self.writer.flush(&*passage.services).await
-        {
+    async fn flush(&self, passage: &Passage) {
+        if let Err(error) = self.writer.flush(&*passage.services).await {
             tracing::warn!(module = NAME, %error, "failed to write to archives");
         }
     }

@@ -714,6 +714,27 @@ fn a_store_that_fails_is_in_nobodys_way_and_gets_it_later() {
     });
 }
 
+#[test]
+fn who_sends_faster_than_the_store_writes_waits_for_it_and_nothing_is_left_out() {
+    block_on(async {
+        let bench = bench();
+        let alice = bench.online("alice@localhost/phone").await;
+        let bob = bench.online("bob@localhost/phone").await;
+        // More than may wait at a node, and nothing that waits has its turn meanwhile.
+        let body = "x".repeat(120_000);
+        for _ in 0..200 {
+            say(&alice, "bob@localhost", &body).await;
+            bob.hears();
+        }
+        while bench.wait().await > 0 {}
+        for client in [&alice, &bob] {
+            let partition = crate::rosters::partition(client.view().account());
+            let stored = bench.store().scan::<Archived>(&partition, Range::all()).await.unwrap();
+            assert_eq!(stored.len(), 200);
+        }
+    });
+}
+
 /// What this thread has cost so far, whatever else the machine does; nothing where the system does not tell.
 fn cpu() -> Duration {
     let told = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
@@ -25,6 +25,9 @@ const BATCH_BYTES: usize = 256 * 1024;
 const GATHERED: Duration = Duration::from_millis(20);
 /// The most bytes that wait to be written at one node; further messages are delivered and not archived.
 const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes that wait at which who sends waits with them, unless the store fails: what is sent faster than the store writes
+/// would be delivered and not archived.
+const CROWDED: usize = 8 * 1024 * 1024;
 /// Bytes of chance that are asked for at a time: asking costs as much for one id as for many.
 const CHANCE: usize = 512;
 /// Of so many messages one has its archive looked at for what is to go: the most, the least, and how many times as many
@@ -76,6 +79,8 @@ pub struct Writer {
     writing: futures::lock::Mutex<()>,
     next: Mutex<Next>,
     lost: AtomicU64,
+    /// The last write failed.
+    fails: AtomicBool,
     /// Accounts whose archives are to be looked at for what is to go.
     swept: Mutex<Vec<BareJid>>,
     limits: sweep::Limits,
@@ -89,6 +94,7 @@ impl Writer {
             writing: futures::lock::Mutex::new(()),
             next: Mutex::new(Next { last: 0, chance: [0; CHANCE], used: CHANCE }),
             lost: AtomicU64::new(0),
+            fails: AtomicBool::new(false),
             swept: Mutex::default(),
             limits,
             retractions: Retractions::default(),
@@ -126,6 +132,11 @@ impl Writer {
             services.later(GATHERED, self.clone().drain(services.clone(), 0));
         }
         true
+    }
+
+    /// Whether so much waits for a store that works that who sends is to wait for it too.
+    pub fn is_crowded(&self) -> bool {
+        self.pending.lock().bytes >= CROWDED && !self.fails.load(Ordering::Relaxed)
     }
 
     /// As [`Writer::flush`], and what an account has been told to take back is taken back: its archive as this node
@@ -246,7 +257,9 @@ impl Writer {
         }
         let count = taken.entries.len();
         while !taken.entries.is_empty() {
-            match services.store().commit(batches(&taken.entries)).await {
+            let written = services.store().commit(batches(&taken.entries)).await;
+            self.fails.store(written.is_err(), Ordering::Relaxed);
+            match written {
                 Ok(_) => {
                     self.retractions.note(taken.entries.iter());
                     let every = self.sweep_every();
