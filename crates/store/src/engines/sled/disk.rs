@@ -88,6 +88,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 const KEPT_SHARE: u64 = 32;
 /// The tree with the number of the tree that holds the records.
 const GENERATION: &[u8] = b"generation";
+/// The number of the last journal whose changes are in it.
+pub(super) const SETTLED: &[u8] = b"settled";
 const RECORDS: &str = "records-";
 
 /// A sled database; its calls block and belong on threads of their own.
@@ -127,7 +129,7 @@ impl Disk {
         let db = open_unlocked(&settings)?;
         let tree = current_tree(&db)?;
         let generation = generation(&db)?;
-        let left = journal::read_all(&config.path, generation)?;
+        let left = journal::read_all(&config.path, generation, number_at(&db, SETTLED)?)?;
         let journal = Journal::begin(&config.path, generation, &left)?;
         let mut records = Records::new(tree);
         left.layers.into_iter().for_each(|layer| records.frozen.push_front(Arc::new(layer)));
@@ -355,7 +357,7 @@ impl Disk {
             self.break_down(error.to_string());
             return Err(error);
         }
-        before.frozen.iter().for_each(|layer| journal::remove(&layer.files));
+        before.frozen.iter().for_each(|layer| journal::remove(layer));
         self.db.drop_tree(before.tree.name()).map_err(|e| failed("drop the replaced tree", e))?;
         Ok(())
     }
@@ -384,7 +386,11 @@ fn open_unlocked(settings: &sled::Config) -> Result<sled::Db, StoreError> {
 }
 
 fn generation(db: &sled::Db) -> Result<u64, StoreError> {
-    let found = db.get(GENERATION).map_err(|e| failed("read its generation", e))?;
+    number_at(db, GENERATION)
+}
+
+fn number_at(db: &sled::Db, key: &[u8]) -> Result<u64, StoreError> {
+    let found = db.get(key).map_err(|e| failed("read its generation", e))?;
     let number = found.and_then(|bytes| bytes.as_ref().try_into().ok().map(u64::from_be_bytes));
     Ok(number.unwrap_or(0))
 }

@@ -139,20 +139,18 @@ impl Journal {
         Written { file: self.file.clone(), entries: self.entry, synced: self.synced.clone() }
     }
 
-    /// Begins another file; what is in the one before is durable then. Gives its path.
-    pub(super) fn turn(&mut self) -> io::Result<PathBuf> {
+    /// Begins another file; what is in the one before is durable then. Gives its number and its path.
+    pub(super) fn turn(&mut self) -> io::Result<(u64, PathBuf)> {
         self.file.sync_data()?;
         let next = Self::create(&self.folder, self.generation, self.number + 1)?;
-        Ok(std::mem::replace(self, next).path)
+        let before = std::mem::replace(self, next);
+        Ok((before.number, before.path))
     }
 
     /// Begins another file for another tree; what is in those before counts no more.
     pub(super) fn begin_anew(&mut self, generation: u64) -> io::Result<()> {
-        let before = self.turn()?;
-        remove(&[before]);
         let next = Self::create(&self.folder, generation, self.number + 1)?;
-        let between = std::mem::replace(self, next).path;
-        remove(&[between]);
+        remove_file(&std::mem::replace(self, next).path);
         Ok(())
     }
 }
@@ -163,12 +161,17 @@ pub(super) fn size(path: &Path) -> u64 {
     files.filter_map(|file| file.ok()?.metadata().ok()).map(|facts| facts.len()).sum()
 }
 
-/// Removes files whose changes are in sled. One that stays is read again at the next start, which changes nothing.
-pub(super) fn remove(files: &[PathBuf]) {
-    for file in files {
-        if let Err(error) = fs::remove_file(file) {
-            tracing::warn!(file = %file.display(), %error, "failed to remove a journal");
-        }
+/// Removes the journal of a layer that is in sled, or that counts no more.
+pub(super) fn remove(layer: &Layer) {
+    if let Some((_, path)) = &layer.journal {
+        remove_file(path);
+    }
+}
+
+/// Whoever starts next knows which ones count no more.
+fn remove_file(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!(file = %path.display(), %error, "failed to remove a journal");
     }
 }
 
@@ -229,8 +232,9 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Reads the files that belong to a tree, takes off what a crash cut, and removes the others.
-pub(super) fn read_all(path: &Path, generation: u64) -> Result<Left, StoreError> {
+/// Reads the files that belong to a tree and have a later number than the last one that is in it, takes off what a crash
+/// cut, and removes the others.
+pub(super) fn read_all(path: &Path, generation: u64, settled: u64) -> Result<Left, StoreError> {
     let folder = path.join(FOLDER);
     let failed = |e: io::Error| failed_io("read its journal", &e);
     fs::create_dir_all(&folder).map_err(failed)?;
@@ -243,19 +247,20 @@ pub(super) fn read_all(path: &Path, generation: u64) -> Result<Left, StoreError>
         }
     }
     files.sort_unstable();
-    let mut left = Left { layers: Vec::new(), number: 0 };
+    let mut left = Left { layers: Vec::new(), number: settled };
     for (number, path) in files {
-        left.number = number;
-        match read_one(&path, generation)? {
+        left.number = left.number.max(number);
+        let layer = if number > settled { read_one(number, &path, generation)? } else { None };
+        match layer {
             Some(layer) if !layer.is_empty() => left.layers.push(layer),
-            _ => remove(&[path]),
+            _ => remove_file(&path),
         }
     }
     Ok(left)
 }
 
 /// `None`: it belongs to another tree, or was cut before it began.
-fn read_one(path: &Path, generation: u64) -> Result<Option<Layer>, StoreError> {
+fn read_one(number: u64, path: &Path, generation: u64) -> Result<Option<Layer>, StoreError> {
     let failed = |e: io::Error| failed_io("read its journal", &e);
     let mut bytes = Vec::new();
     let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
@@ -268,7 +273,7 @@ fn read_one(path: &Path, generation: u64) -> Result<Option<Layer>, StoreError> {
     if header[8..] != generation.to_be_bytes() {
         return Ok(None);
     }
-    let mut layer = Layer { files: vec![path.to_owned()], ..Layer::default() };
+    let mut layer = Layer { journal: Some((number, path.to_owned())), ..Layer::default() };
     let (mut at, mut number) = (0, 0);
     while let Some(payload) = whole_entry(&entries[at..], number) {
         let mut entry = Entry(payload);

@@ -67,8 +67,8 @@ pub(super) struct Layer {
     pub(super) parts: HashMap<Vec<u8>, Part>,
     /// About what it takes in memory; what was overwritten counts until the layer is gone.
     pub(super) bytes: usize,
-    /// The journals that it would be read from again.
-    pub(super) files: Vec<PathBuf>,
+    /// The journal that it would be read from again, with its number; `None`: it is still written.
+    pub(super) journal: Option<(u64, PathBuf)>,
 }
 
 impl Layer {

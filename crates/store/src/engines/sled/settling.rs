@@ -5,7 +5,7 @@ use std::{collections::HashMap, ops::Bound, sync::Arc};
 use super::{
     blocks,
     copy::Copies,
-    disk::{Disk, failed},
+    disk::{Disk, SETTLED, failed},
     journal::{self, Journal},
     layer::{Layer, Part},
     layout,
@@ -115,8 +115,8 @@ impl Disk {
         }
         // Sled must not have what the journal may have lost after a crash.
         self.sync_journal(&writer.journal.written())?;
-        let file = match writer.journal.turn() {
-            Ok(file) => file,
+        let journal = match writer.journal.turn() {
+            Ok(journal) => journal,
             Err(error) => {
                 tracing::warn!(path = %self.path().display(), %error, "failed to begin a journal, the one before goes on");
                 return Ok(());
@@ -124,7 +124,7 @@ impl Disk {
         };
         let mut records = self.records.write();
         let mut layer = std::mem::take(&mut records.active);
-        layer.files.push(file);
+        layer.journal = Some(journal);
         records.frozen.push_front(Arc::new(layer));
         Ok(())
     }
@@ -167,9 +167,13 @@ impl Disk {
             writer.settling = Some(settling);
             return Ok(());
         }
+        if let Some((number, _)) = &layer.journal {
+            // A journal whose file stays behind would bring old values back once later ones are gone.
+            self.db.insert(SETTLED, &number.to_be_bytes()).map_err(|e| self.broken("write", e))?;
+        }
         self.sync_sled()?;
         self.records.write().frozen.pop_back();
-        journal::remove(&layer.files);
+        journal::remove(&layer);
         Ok(())
     }
 

@@ -261,16 +261,17 @@ fn a_journal_that_was_cut_anywhere_gives_what_was_whole() {
     }
     drop(disk);
     let whole = fs::read(&file).unwrap();
-    for length in 0..=whole.len() {
-        fs::write(&file, &whole[..length]).unwrap();
-        let disk = open(folder.path());
+    for length in (0..=whole.len()).step_by(3) {
+        let cut = tempfile::tempdir().unwrap();
+        copy_folder(folder.path(), cut.path());
+        fs::write(journals(cut.path()).pop().unwrap(), &whole[..length]).unwrap();
+        let disk = open(cut.path());
         let there = disk.scan(&account(0), LOG, &Range::all()).unwrap().len();
         assert_eq!(there, ends.iter().filter(|end| **end <= length).count(), "{length} bytes");
         // And what comes then follows it.
         apply(&disk, &put(LOG, 9, "later"));
         drop(disk);
-        assert_eq!(open(folder.path()).scan(&account(0), LOG, &Range::all()).unwrap().len(), there + 1);
-        journals(folder.path()).iter().for_each(|file| fs::remove_file(file).unwrap());
+        assert_eq!(open(cut.path()).scan(&account(0), LOG, &Range::all()).unwrap().len(), there + 1);
     }
 }
 
@@ -330,6 +331,29 @@ fn what_a_power_cut_left_of_writes_that_nobody_was_told_of_is_no_damage() {
     fs::write(&file, &bytes).unwrap();
     assert_eq!(open(folder.path()).scan(&account(0), LOG, &Range::all()).unwrap().len(), 2);
     assert_eq!(open(folder.path()).scan(&account(0), LOG, &Range::all()).unwrap().len(), 2);
+}
+
+#[test]
+fn a_journal_whose_file_stayed_behind_brings_nothing_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let first = journals(folder.path()).pop().unwrap();
+    apply(&disk, &put(LOG, 0, "old"));
+    let bytes = fs::read(&first).unwrap();
+    disk.settle_all().unwrap();
+    apply(&disk, &put(LOG, 0, "new"));
+    disk.settle_all().unwrap();
+    drop(disk);
+    fs::write(&first, &bytes).unwrap();
+    for _ in 0..2 {
+        let disk = open(folder.path());
+        assert_eq!(disk.scan(&account(0), LOG, &Range::all()).unwrap()[0].1.value, b"new");
+        assert!(!first.exists());
+        // Nor is a later one taken for it, though all files are gone in between.
+        apply(&disk, &put(LOG, 1, "later"));
+        drop(disk);
+        assert_eq!(open(folder.path()).scan(&account(0), LOG, &Range::all()).unwrap().len(), 2);
+    }
 }
 
 #[test]
