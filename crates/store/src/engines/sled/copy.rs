@@ -12,6 +12,7 @@ use super::{
     layer::Layer,
     layout,
     settling::as_one,
+    writing::{as_copied, as_installed},
 };
 use crate::engine::{Key, StoreError};
 
@@ -106,6 +107,7 @@ fn fill(tree: &sled::Tree, copy: &mut dyn Read) -> Result<(), StoreError> {
         let key = read_bytes(&mut input, length).map_err(unreadable)?;
         let length = read_u32(&mut input).map_err(unreadable)?;
         let value = read_bytes(&mut input, length).map_err(unreadable)?;
+        let value = as_installed(&key, value);
         fresh.push(key, value)?;
     }
     let sum = input.sum.clone().finalize();
@@ -178,7 +180,7 @@ impl Copy {
             }
             count += 1;
             write_bytes(&mut out, key)?;
-            write_bytes(&mut out, value)
+            write_bytes(&mut out, as_copied(key, value))
         };
         let order = above.order();
         let mut above_it = order

@@ -369,4 +369,14 @@ fn an_earlier_version_does_not_open_what_it_cannot_read_whole() {
     disk.claim(KEEPER).unwrap();
     let refused = disk.claim("a cluster").unwrap_err().to_string();
     assert!(refused.ends_with("belongs to a server that stands alone, not to a cluster"), "{refused}");
+    // But it takes a copy, and goes on being what it is.
+    let mut copy = Vec::new();
+    disk.copy().write_to(&mut copy).unwrap();
+    let words = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(words(&copy).contains(KEEPER) && !words(&copy).contains("later"), "{}", words(&copy));
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = open(elsewhere.path());
+    other.install(&mut &copy[..], (b"place", b"1")).unwrap();
+    assert_eq!(other.records.read().tree.get(&key).unwrap().unwrap(), there);
+    other.claim(KEEPER).unwrap();
 }

@@ -35,6 +35,19 @@ const KEEPER: &[u8] = b"keeper";
 /// What stands behind it since there is a journal: a version that does not read it must not open the store.
 const LATER: &[u8] = b" of a later version";
 
+/// The record of a copy as every version reads it.
+pub(super) fn as_copied<'a>(key: &[u8], value: &'a [u8]) -> &'a [u8] {
+    if key == layout::mark_key(KEEPER) { value.strip_suffix(LATER).unwrap_or(value) } else { value }
+}
+
+/// The record of a copy as it is kept here.
+pub(super) fn as_installed(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
+    if key == layout::mark_key(KEEPER) && !value.ends_with(LATER) {
+        value.extend_from_slice(LATER);
+    }
+    value
+}
+
 impl Disk {
     /// Takes the store for one kind of keeper for good, if it is new.
     ///
