@@ -101,14 +101,10 @@ fn a_login_alone_is_followed_by_features_and_no_new_stream() {
     assert_eq!(talk.answer(|n| n.on_bound(Ok(jid))).last().unwrap(), "BOUND alice@x/r");
 }
 
-#[test]
-fn scram_runs_as_in_the_old_profile_in_other_words() {
-    let mut talk = opened();
-    assert_eq!(talk.say(&authenticate("SCRAM-SHA-1", "n,,n=alice,r=abc", "")), ["LOOK UP alice@x Sha1"]);
-    let keys = keys::derive("pencil", ScramHash::Sha1, b"salt", 16).unwrap();
-    let found = Found { keys: Some(keys), disabled: false, lacks: Vec::new() };
-    let did = talk.answer(|n| n.on_credentials(Some(found))).concat();
-    let challenge = did.strip_prefix("<challenge>").unwrap().strip_suffix("</challenge>").unwrap();
+/// What alice answers to a challenge of SCRAM with SHA-1 behind `n,,n=alice,r=abc`; the salted password, and what the
+/// server signs.
+pub(super) fn proof(challenge: &str) -> (String, Vec<u8>, String) {
+    let challenge = challenge.strip_prefix("<challenge>").unwrap().strip_suffix("</challenge>").unwrap();
     let server_first = String::from_utf8(BASE64.decode(challenge).unwrap()).unwrap();
     let nonce = server_first.split(',').next().unwrap().strip_prefix("r=").unwrap();
     let last = format!("c=biws,r={nonce}");
@@ -117,7 +113,18 @@ fn scram_runs_as_in_the_old_profile_in_other_words() {
     let key = ScramHash::Sha1.hmac(&salted, b"Client Key");
     let signature = ScramHash::Sha1.hmac(&ScramHash::Sha1.digest(&key), message.as_bytes());
     let proof: Vec<u8> = key.iter().zip(&signature).map(|(a, b)| a ^ b).collect();
-    let did = talk.say(&response(&format!("{last},p={}", BASE64.encode(proof))));
+    (response(&format!("{last},p={}", BASE64.encode(proof))), salted, message)
+}
+
+#[test]
+fn scram_runs_as_in_the_old_profile_in_other_words() {
+    let mut talk = opened();
+    assert_eq!(talk.say(&authenticate("SCRAM-SHA-1", "n,,n=alice,r=abc", "")), ["LOOK UP alice@x Sha1"]);
+    let keys = keys::derive("pencil", ScramHash::Sha1, b"salt", 16).unwrap();
+    let found = Found { keys: Some(keys), disabled: false, lacks: Vec::new() };
+    let did = talk.answer(|n| n.on_credentials(Some(found))).concat();
+    let (answer, salted, message) = proof(&did);
+    let did = talk.say(&answer);
     assert_eq!(did, ["IS alice@x SCRAM-SHA-1", "ADMITTED"]);
     let did = talk.answer(Negotiation::on_admitted).concat();
     let server_key = ScramHash::Sha1.hmac(&salted, b"Server Key");

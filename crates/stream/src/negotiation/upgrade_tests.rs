@@ -1,6 +1,6 @@
 //! Tables for upgrades of keys with a login (XEP-0480).
 
-use super::sasl2_tests::{authenticate, response};
+use super::sasl2_tests::{authenticate, proof, response};
 use super::tests::{Talk, facts, header};
 use super::*;
 use base64::Engine as _;
@@ -29,16 +29,7 @@ fn proven(talk: &mut Talk, lacks: &[ScramHash], beside: &str) -> Vec<String> {
     let keys = keys::derive("pencil", ScramHash::Sha1, b"salt", 16).unwrap();
     let found = Found { keys: Some(keys), disabled: false, lacks: lacks.to_vec() };
     let did = talk.answer(|n| n.on_credentials(Some(found))).concat();
-    let challenge = did.strip_prefix("<challenge>").unwrap().strip_suffix("</challenge>").unwrap();
-    let server_first = String::from_utf8(BASE64.decode(challenge).unwrap()).unwrap();
-    let nonce = server_first.split(',').next().unwrap().strip_prefix("r=").unwrap();
-    let last = format!("c=biws,r={nonce}");
-    let message = format!("n=alice,r=abc,{server_first},{last}");
-    let salted = ScramHash::Sha1.salted_password(b"pencil", b"salt", 16);
-    let key = ScramHash::Sha1.hmac(&salted, b"Client Key");
-    let signature = ScramHash::Sha1.hmac(&ScramHash::Sha1.digest(&key), message.as_bytes());
-    let proof: Vec<u8> = key.iter().zip(&signature).map(|(a, b)| a ^ b).collect();
-    talk.say(&response(&format!("{last},p={}", BASE64.encode(proof))))
+    talk.say(&proof(&did).0)
 }
 
 fn next(hash: &str) -> String {

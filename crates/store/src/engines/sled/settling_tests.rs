@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     engine::{Batch, Committed, Expect, Key, Op, Partition, Range, Table},
-    engines::sled::{Config, Disk, KEEPER, journal, layout},
+    engines::sled::{Config, Disk, KEEPER, journal, layout, tests::copy_folder},
 };
 
 const LOG: Table = Table("archive");
@@ -186,18 +186,6 @@ fn random_changes_read_the_same_wherever_they_are_on_their_way() {
     disk.settle_all().unwrap();
     check(&disk, &model, &mut chance);
     assert!(model.len() > 1_000, "{}", model.len());
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            fs::create_dir_all(&target).unwrap();
-            copy_folder(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 fn put(table: Table, key: usize, value: &str) -> Batch {
