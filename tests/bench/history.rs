@@ -17,7 +17,7 @@ use crate::{
 const MESSAGES: usize = 1_000_000;
 const WINDOW: usize = 256;
 /// Of so many messages one is from somebody who writes seldom.
-const SELDOM: usize = 10_000;
+const SELDOM: usize = 5_000;
 /// Pages that are asked for in a round.
 const PAGES: usize = 200;
 
