@@ -139,9 +139,8 @@ impl Journal {
         Written { file: self.file.clone(), entries: self.entry, synced: self.synced.clone() }
     }
 
-    /// Begins another file; what is in the one before is durable then. Gives its number and its path.
+    /// Begins another file, once all that is in the one before is synced. Gives its number and its path.
     pub(super) fn turn(&mut self) -> io::Result<(u64, PathBuf)> {
-        self.file.sync_data()?;
         let next = Self::create(&self.folder, self.generation, self.number + 1)?;
         let before = std::mem::replace(self, next);
         Ok((before.number, before.path))
