@@ -2,9 +2,10 @@
 
 mod support;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
-use cluster::{Change, ClusterError, Config, ConflictPolicy, NodeId, NodeState, Sid, Times};
+use cluster::{Change, ClusterError, Config, ConflictPolicy, GroupStatus, NodeId, NodeState, Sid, Times};
+use proto::raft::{TakeOverRequest, raft_client::RaftClient};
 use support::{BACKEND, BOTH, FRONTEND, Node, SOON, config, deps, full, log, three, write_seeds};
 use tokio::time::{Instant, timeout};
 
@@ -212,6 +213,12 @@ async fn all_nodes_restart_from_disk_with_new_incarnations() {
     assert!(nodes.iter().all(|node| node.cluster.routes().is_empty()));
 }
 
+/// Times in which nobody leads by itself while a test waits.
+fn patient(seeds: &Path) -> Config {
+    let long = Times { election_min_ms: 70_000, election_max_ms: 80_000, ..Times::default() };
+    Config { times: Times { quorum_age_ms: 35_000, ..long }, ..config(seeds, 3) }
+}
+
 /// Who is needed for an election has just started, and would vote for nobody for half a minute; nor does the leader that
 /// stops, which was elected as long ago.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -219,11 +226,7 @@ async fn a_leader_that_stops_hands_over_though_all_others_have_just_started() {
     log();
     let dir = tempfile::tempdir().unwrap();
     let seeds = dir.path().join("seeds");
-    let patient = || {
-        let long = Times { election_min_ms: 70_000, election_max_ms: 80_000, ..Times::default() };
-        Config { times: Times { quorum_age_ms: 35_000, ..long }, ..config(&seeds, 3) }
-    };
-    let start = async |name| Node::start(patient(), deps(name, BOTH, dir.path())).await;
+    let start = async |name| Node::start(patient(&seeds), deps(name, BOTH, dir.path())).await;
     let mut nodes = vec![start("a").await, start("b").await, start("c").await];
     write_seeds(&seeds, &nodes);
     for node in &nodes {
@@ -250,6 +253,61 @@ async fn a_leader_that_stops_hands_over_though_all_others_have_just_started() {
     }
     stopping.await.unwrap();
     nodes[0].bind("alice@localhost/phone").await;
+}
+
+/// What was on its way as the leader asked may have reached one of the others and not all, and the first that was asked
+/// to let go deposes the leader before anybody is asked to lead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_takes_over_that_has_more_than_was_asked_for_or_let_go_before() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let seeds = dir.path().join("seeds");
+    let start = async |name| Node::start(patient(&seeds), deps(name, BOTH, dir.path())).await;
+    let mut nodes = vec![start("a").await, start("b").await, start("c").await];
+    write_seeds(&seeds, &nodes);
+    for node in &nodes {
+        node.ready().await;
+    }
+    for more in [1, 0] {
+        nodes[0].bind("alice@localhost/phone").await;
+        level(&nodes).await;
+        let at = leader_of(&nodes).await;
+        nodes.swap(0, at);
+        let GroupStatus { term, last_log, .. } = routes_group(&nodes[0]);
+        let (heir, other) = if more == 1 { (1, 2) } else { (2, 2) };
+        assert!(ask(&nodes, other, term, last_log, false).await, "lets go of a leader that it follows");
+        changed(&nodes[0], "the leader is deposed", |group| !group.is_leader).await;
+        assert!(!ask(&nodes, heir, term, last_log + 1, true).await, "leads without what it lacks");
+        assert!(ask(&nodes, heir, term, last_log - more, true).await, "does not lead");
+        changed(&nodes[heir], "another one leads", |group| group.is_leader).await;
+        changed(&nodes[0], "it is known who", |group| group.leader.is_some()).await;
+    }
+}
+
+/// Asks a node to let go of the first one, or to lead in place of it.
+async fn ask(nodes: &[Node], asked: usize, term: u64, last_log: u64, lead: bool) -> bool {
+    let cluster = nodes[0].cluster.status().cluster.unwrap().0.to_be_bytes().to_vec();
+    let row = nodes[0].cluster.routes().node(nodes[asked].id()).unwrap();
+    let target = row.member.unwrap().0;
+    let channel = nodes[0].cluster.peer_channel(row.node).unwrap();
+    let request =
+        TakeOverRequest { cluster: cluster.into(), group: "routes".into(), target, term, last_log, lead };
+    RaftClient::new(channel).take_over(request).await.unwrap().into_inner().begun
+}
+
+fn routes_group(node: &Node) -> GroupStatus {
+    let groups = node.cluster.status().groups;
+    groups.into_iter().find(|group| group.name == "routes").unwrap()
+}
+
+async fn changed(node: &Node, what: &str, fits: impl Fn(&GroupStatus) -> bool) {
+    let mut looks = tokio::time::interval(Duration::from_millis(10));
+    let seen = async {
+        while !fits(&routes_group(node)) {
+            looks.tick().await;
+        }
+    };
+    timeout(SOON, seen).await.unwrap_or_else(|_| panic!("{what} in time"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 //! openraft 0.9 knows no transfer, and refuses votes for a while after it heard a leader. A leader that yields decides
 //! nothing more and grants no lease, and waits until another voter has all of its log. Then it asks all other voters to
 //! let go of it: each holds an election of its own in which it asks nobody, which uses up one term. Last it asks the one
-//! to lead, which begins an election at once, in the term behind that one. The votes, and the log that they ask for, are
+//! to lead, or the next one where that refuses, which begins an election at once, in the term behind that one. The votes, and the log that they ask for, are
 //! as in any other election; if it comes to nothing, one begins by itself.
 
 use std::{
@@ -70,24 +70,27 @@ impl Core {
     }
 
     /// The new leader, if there is one in time.
+    ///
+    /// The first voter that lets go may depose this leader at once: the heirs are asked all the same, one after the
+    /// other, as nobody leads until one of them does.
     async fn yield_to(&self, heirs: &[MemberId], deadline: Instant) -> Option<MemberId> {
-        let mut refused = Vec::new();
-        while self.is_leader() && Instant::now() < deadline {
-            let heirs: Vec<MemberId> = heirs.iter().copied().filter(|heir| !refused.contains(heir)).collect();
-            let (heir, term, last_log) = timeout_at(deadline, self.caught_up(&heirs)).await.ok()??;
-            let others = self.voters().into_iter().filter(|voter| *voter != self.member && *voter != heir);
-            join_all(others.map(|voter| self.ask(voter, term, last_log, false))).await;
-            if !self.ask(heir, term, last_log, true).await {
-                refused.push(heir);
-                continue;
+        let (first, term, last_log) = timeout_at(deadline, self.caught_up(heirs)).await.ok()??;
+        let others = self.voters().into_iter().filter(|voter| *voter != self.member && *voter != first);
+        join_all(others.map(|voter| self.ask(voter, term, last_log, false))).await;
+        let voters = self.voters();
+        let rest = heirs.iter().copied().filter(|heir| *heir != first && voters.contains(heir));
+        for heir in std::iter::once(first).chain(rest) {
+            if Instant::now() >= deadline {
+                break;
             }
-            let until = deadline.min(Instant::now() + ATTEMPT);
+            let asked = self.ask(heir, term, last_log, true).await;
+            // Who refuses may do so because another one leads by now, which is known here at once or not at all.
+            let patience = if asked { ATTEMPT } else { Duration::ZERO };
             let mut metrics = self.raft.metrics();
             let led = metrics.wait_for(|m| m.current_leader.is_some_and(|leader| leader != self.member.0));
-            if let Ok(Ok(metrics)) = timeout_at(until, led).await {
+            if let Ok(Ok(metrics)) = timeout_at(deadline.min(Instant::now() + patience), led).await {
                 return metrics.current_leader.map(MemberId);
             }
-            refused.push(heir);
         }
         None
     }
@@ -147,15 +150,18 @@ impl Core {
         }
     }
 
-    /// Asks for votes at once, as the leader of this term wants it; whether this node is as far as that one.
+    /// Asks for votes at once, as the leader of this term wants it; whether this node is as far as that one, or farther:
+    /// what was on its way as that one asked may have come.
     pub(super) async fn take_over(&self, term: u64, last_log: u64) -> bool {
-        let fits = {
+        let (fits, follows) = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow();
             let votes = metrics.membership_config.membership().voter_ids().any(|id| id == self.member.0);
-            votes && metrics.current_term == term && metrics.last_log_index == Some(last_log)
+            let follows = metrics.current_term == term;
+            let let_go = metrics.current_term == term + 1 && self.elections.is_silent(term + 1);
+            (votes && (follows || let_go) && metrics.last_log_index >= Some(last_log), follows)
         };
-        fits && self.elect_silently(term).await && self.raft.trigger().elect().await.is_ok()
+        fits && (!follows || self.elect_silently(term).await) && self.raft.trigger().elect().await.is_ok()
     }
 
     /// Forgets the leader of this term, as it wants, and votes for nobody yet; whether it was known here.
