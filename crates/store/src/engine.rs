@@ -14,7 +14,7 @@ pub type Key = Vec<u8>;
 
 /// How often a key was put since it was last absent: the first put makes version 1.
 ///
-/// A key that was deleted starts again at 1.
+/// A key that was deleted starts again at 1. Tables without versions ([`Table::is_unversioned`]) stay there.
 pub type Version = u64;
 
 /// The longest name of a partition, in bytes (two JID parts of 1023 bytes and the `@`).
@@ -103,6 +103,12 @@ impl Table {
         is_log(self.0)
     }
 
+    /// Whether its records are all of version 1, also those that were put over others: nobody expects one of a version,
+    /// so that who puts one need not look for what is there. See [`Table::is_log`] for why they are named here.
+    pub fn is_unversioned(&self) -> bool {
+        UNVERSIONED.contains(&self.0)
+    }
+
     /// Whether every engine can keep a table of this name: 1 to [`TABLE_NAME_MAX`] bytes of `a-z`, `0-9`,
     /// `_`, `-` and `.`.
     pub fn is_name(name: &str) -> bool {
@@ -112,6 +118,8 @@ impl Table {
 }
 
 pub(crate) const LOGS: [&str; 2] = ["archive", "archive_with"];
+
+const UNVERSIONED: [&str; 1] = ["archive_with"];
 
 /// As [`Table::is_log`], by name.
 pub(crate) fn is_log(table: &str) -> bool {

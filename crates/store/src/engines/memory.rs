@@ -82,7 +82,7 @@ fn apply(partitions: &mut BTreeMap<Partition, Tables>, batch: Batch) -> Committe
                     .or_default()
                     .entry(key)
                     .or_insert(Record { version: 0, value: vec![] });
-                record.version += 1;
+                record.version = if table.is_unversioned() { 1 } else { record.version + 1 };
                 record.value = value;
             }
             Op::Delete { table, key } => {

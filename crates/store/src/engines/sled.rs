@@ -14,6 +14,8 @@ mod layer;
 mod layout;
 pub mod readers;
 mod records;
+mod run;
+mod segments;
 mod settling;
 #[cfg(test)]
 mod settling_tests;

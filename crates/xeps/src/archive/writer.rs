@@ -17,9 +17,9 @@ use super::retraction::Retractions;
 use super::sweep;
 
 /// The most messages that are written at a time.
-const BATCH: usize = 1024;
+const BATCH: usize = 2048;
 /// The most bytes that are written at a time, but for a single larger message: in a cluster it is one entry of a log.
-const BATCH_BYTES: usize = 256 * 1024;
+const BATCH_BYTES: usize = 512 * 1024;
 /// How long the first of those that are written together waits for the others: each write costs a sync of the disk, and
 /// in a cluster a round among the backends.
 const GATHERED: Duration = Duration::from_millis(20);
@@ -286,11 +286,23 @@ impl Writer {
 fn batches(entries: &[Entry]) -> Vec<Batch> {
     let mut at: HashMap<&BareJid, usize> = HashMap::new();
     let mut batches: Vec<Batch> = Vec::new();
-    for entry in entries {
-        let at = *at.entry(&entry.account).or_insert_with(|| {
-            batches.push(entry.batch());
-            batches.len() - 1
-        });
+    let mut counts: Vec<usize> = Vec::new();
+    let numbers: Vec<usize> = entries
+        .iter()
+        .map(|entry| {
+            let at = *at.entry(&entry.account).or_insert_with(|| {
+                batches.push(entry.batch());
+                counts.push(0);
+                counts.len() - 1
+            });
+            counts[at] += 1;
+            at
+        })
+        .collect();
+    for (batch, count) in batches.iter_mut().zip(counts) {
+        batch.ops.reserve_exact(2 * count);
+    }
+    for (entry, at) in entries.iter().zip(numbers) {
         entry.put(&mut batches[at]);
     }
     batches

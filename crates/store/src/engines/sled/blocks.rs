@@ -1,48 +1,95 @@
-//! Many records of one log table as one record of sled: what is small and written once costs little there.
+//! Many records of one log table as one block: what is small and written once costs little there.
 //!
-//! A block stands under the key of its first record and ends before the next key of sled. A record by itself is as
-//! good: stores of earlier versions have only those.
+//! A block stands under the key of its first record and ends before the next key of sled. Sled has the place of it in a
+//! segment, or the block itself where it is small or of an earlier version. A record by itself is as good as a block:
+//! stores of the first versions have only those.
 
-use std::ops::Bound;
+use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, io, ops::Bound, sync::Arc};
 
-use super::{disk::Fault, layer::Bounds, layout};
+use super::{
+    disk::Fault,
+    layer::{Bounds, Rest},
+    layout,
+    run::{ITEM_HEADER, push_item, split_item},
+    segments::{self, Appender, Segments},
+};
 use crate::engine::{Key, prefix_end};
 
-/// The most bytes of a block, but for a single larger record: sled keeps 16 on a page, and writes pages anew.
-const BLOCK_BYTES: usize = 6 * 1024;
+/// The most bytes of a block, but for a single larger record.
+const BLOCK_BYTES: usize = 16 * 1024;
 /// A block that is smaller takes what comes behind it; a larger one is left as it is.
 const FULL_BYTES: usize = 2 * 1024;
-/// What a record costs in a block beside its key and its bytes.
-const ITEM_HEADER: usize = 2 + 4;
+/// What is not larger is kept in sled itself, in bytes.
+const INLINE_BYTES: usize = 64;
+
+/// What is below the layers: sled, and the segments that it points into.
+#[derive(Clone)]
+pub(super) struct Ground {
+    pub(super) tree: sled::Tree,
+    pub(super) segments: Arc<Segments>,
+}
+
+impl Ground {
+    /// The block, or the record by itself, that sled has under a key or points at from there.
+    pub(super) fn block<'a>(&self, rest: &[u8], bytes: Cow<'a, [u8]>) -> Result<Cow<'a, [u8]>, Fault> {
+        if bytes.first() != Some(&layout::PLACE) {
+            return Ok(bytes);
+        }
+        let place = segments::Place::read(&bytes).ok_or(Fault::Block(rest.to_vec(), CUT))?;
+        self.segments.read(place).map(Cow::Owned).map_err(|error| match error.kind() {
+            // It is not where it was: as if it had been damaged.
+            io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => Fault::Block(rest.to_vec(), CUT),
+            _ => Fault::Sled(error.into()),
+        })
+    }
+}
+
+const CUT: &str = "block of records is damaged";
 
 /// The sealed bytes of records by what follows the partition in their keys, in order.
 pub(super) type Items = Vec<(Key, Vec<u8>)>;
 
-/// Reads what sled has under a key; the key is without its partition.
+/// Reads a block, or a record by itself, that stands under a key; the key is without its partition.
 pub(super) fn read(rest: &[u8], bytes: &[u8]) -> Result<Items, &'static str> {
-    const CUT: &str = "block of records is damaged";
-    let Some((&layout::BLOCK, mut left)) = bytes.split_first() else {
-        return Ok(vec![(rest.to_vec(), bytes.to_vec())]);
-    };
-    let table = layout::table_end(rest).ok_or(CUT)?;
+    read_some(rest, bytes, |_| true)
+}
+
+/// As [`read`], only those whose keys are wanted.
+fn read_some(rest: &[u8], bytes: &[u8], wanted: impl Fn(&Key) -> bool) -> Result<Items, &'static str> {
     let mut items = Items::new();
+    let mut key = Key::new();
+    each(rest, bytes, |item, sealed| {
+        key.clear();
+        key.extend_from_slice(item[0]);
+        key.extend_from_slice(item[1]);
+        if wanted(&key) {
+            items.push((std::mem::take(&mut key), sealed.to_vec()));
+        }
+    })?;
+    Ok(items)
+}
+
+/// Looks at each record of a block: the two parts of its key, and its sealed bytes.
+fn each<'a>(
+    rest: &'a [u8],
+    bytes: &'a [u8],
+    mut look: impl FnMut([&'a [u8]; 2], &'a [u8]),
+) -> Result<(), &'static str> {
+    let Some((&layout::BLOCK, mut left)) = bytes.split_first() else {
+        look([rest, &[]], bytes);
+        return Ok(());
+    };
+    let (table, first) = rest.split_at(layout::table_end(rest).ok_or(CUT)?);
+    let mut before = None;
     while !left.is_empty() {
-        let (key_length, more) = left.split_first_chunk().ok_or(CUT)?;
-        let (key, more) = more.split_at_checked(usize::from(u16::from_le_bytes(*key_length))).ok_or(CUT)?;
-        let (length, more) = more.split_first_chunk().ok_or(CUT)?;
-        let length = usize::try_from(u32::from_le_bytes(*length)).map_err(|_| CUT)?;
-        let (sealed, more) = more.split_at_checked(length).ok_or(CUT)?;
-        let key = [&rest[..table], key].concat();
-        if items.last().is_some_and(|(last, _)| *last >= key) {
+        let (key, sealed, more) = split_item(left).ok_or(CUT)?;
+        if before.map_or(key != first, |before| before >= key) {
             return Err(CUT);
         }
-        items.push((key, sealed.to_vec()));
-        left = more;
+        look([table, key], sealed);
+        (left, before) = (more, Some(key));
     }
-    if items.first().is_none_or(|(first, _)| first != rest) {
-        return Err(CUT);
-    }
-    Ok(items)
+    before.map(drop).ok_or(CUT)
 }
 
 /// A block as it is filled.
@@ -56,58 +103,79 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// Takes a record behind those that are there; gives the bytes of a block that is full without it.
-    pub(super) fn push(&mut self, rest: &[u8], sealed: &[u8]) -> Option<(Key, Vec<u8>)> {
-        let key = &rest[layout::table_end(rest).unwrap_or(0)..];
-        let more = ITEM_HEADER + key.len() + sealed.len();
-        let full = if self.bytes.len() + more > BLOCK_BYTES { self.take() } else { None };
+    /// Whether it is full without one more record.
+    pub(super) fn is_full_for(&self, rest: &[u8], sealed: &[u8]) -> bool {
+        let more = ITEM_HEADER + rest.len() - layout::table_end(rest).unwrap_or(0) + sealed.len();
+        self.count > 0 && self.bytes.len() + more > BLOCK_BYTES
+    }
+
+    /// Takes a record behind those that are there.
+    pub(super) fn push(&mut self, rest: &[u8], sealed: &[u8]) {
         if self.count == 0 {
-            self.first = rest.to_vec();
-            self.bytes.reserve(1 + more);
+            self.first.clear();
+            self.first.extend_from_slice(rest);
+            self.bytes.clear();
             self.bytes.push(layout::BLOCK);
         }
-        // Keys and values are bounded far below by the engine.
-        self.bytes.extend_from_slice(&(key.len() as u16).to_le_bytes());
-        self.bytes.extend_from_slice(key);
-        self.bytes.extend_from_slice(&(sealed.len() as u32).to_le_bytes());
+        let key = &rest[layout::table_end(rest).unwrap_or(0)..];
+        push_item(&mut self.bytes, key, |out| out.extend_from_slice(sealed));
         if self.count == 0 {
-            self.sealed = self.bytes.len();
+            self.sealed = self.bytes.len() - sealed.len();
         }
-        self.bytes.extend_from_slice(sealed);
         self.count += 1;
-        full
     }
 
-    /// The key of what was taken and the bytes that belong there.
-    pub(super) fn take(&mut self) -> Option<(Key, Vec<u8>)> {
-        let Block { first, mut bytes, count, sealed } = std::mem::take(self);
-        if count == 1 {
-            bytes.drain(..sealed);
-        }
-        (count > 0).then_some((first, bytes))
+    /// Ends it: its key and the bytes that belong there; `None`: there is nothing in it. The next record begins another.
+    pub(super) fn end(&mut self) -> Option<(&[u8], &[u8])> {
+        let from = if self.count == 1 { self.sealed } else { 0 };
+        let is_empty = std::mem::take(&mut self.count) == 0;
+        (!is_empty).then(|| (&self.first[..], &self.bytes[from..]))
     }
 }
+
+/// Changes of sled that wait until the segments that they point into are synced; `None` removes.
+pub(super) type Pending = BTreeMap<Key, Option<Vec<u8>>>;
 
 /// Where in sled a record of a log table is, if it is there.
-pub(super) struct Place {
+struct Place {
     /// What sled has there: the key without its partition, and the bytes.
-    pub(super) at: Option<(Key, sled::IVec)>,
+    at: Option<(Key, Vec<u8>)>,
     /// The key of what sled has next; the end of the table if that is the last one.
-    pub(super) next: Key,
+    next: Key,
 }
 
-/// Finds where a record of a log table is or belongs.
-pub(super) fn place(tree: &sled::Tree, prefix: &[u8], rest: &[u8]) -> Result<Place, Fault> {
+/// Finds where a record of a log table is or belongs, in sled as it will be.
+fn place(tree: &sled::Tree, pending: &Pending, prefix: &[u8], rest: &[u8]) -> Result<Place, Fault> {
     let table = &rest[..layout::table_end(rest).unwrap_or(0)];
     let (start, wanted) = ([prefix, table].concat(), [prefix, rest].concat());
     // No table's start is all 0xff: it begins with a length.
     let end = prefix_end(table).unwrap_or_default();
-    let before = tree.range(start..=wanted.clone()).next_back().transpose()?;
-    let after =
-        tree.range((Bound::Excluded(wanted), Bound::Excluded([prefix, &end].concat()))).next().transpose()?;
+    let until = [prefix, &end].concat();
+    let stays = |found: &sled::Result<(sled::IVec, sled::IVec)>| {
+        found.as_ref().map_or(true, |(key, _)| !pending.contains_key(&key[..]))
+    };
+    let before = tree.range(start.clone()..=wanted.clone()).rev().find(stays).transpose()?;
+    let mut at = before.map(|(key, bytes)| (key.to_vec(), bytes.to_vec()));
+    let behind = (Bound::Excluded(wanted.clone()), Bound::Excluded(until.clone()));
+    let after = tree.range(behind).find(stays).transpose()?;
+    let mut next = after.map(|(key, _)| key.to_vec());
+    if !pending.is_empty() {
+        let mut earlier = pending.range(start..=wanted.clone()).rev();
+        if let Some((key, Some(bytes))) = earlier.find(|(_, bytes)| bytes.is_some())
+            && at.as_ref().is_none_or(|(at, _)| at < key)
+        {
+            at = Some((key.clone(), bytes.clone()));
+        }
+        let mut later = pending.range((Bound::Excluded(wanted), Bound::Excluded(until)));
+        if let Some((key, _)) = later.find(|(_, bytes)| bytes.is_some())
+            && next.as_ref().is_none_or(|next| next > key)
+        {
+            next = Some(key.clone());
+        }
+    }
     Ok(Place {
-        at: before.map(|(key, bytes)| (key[prefix.len()..].to_vec(), bytes)),
-        next: after.map_or(end, |(key, _)| key[prefix.len()..].to_vec()),
+        at: at.map(|(mut key, bytes)| (key.split_off(prefix.len()), bytes)),
+        next: next.map_or(end, |mut next| next.split_off(prefix.len())),
     })
 }
 
@@ -116,100 +184,153 @@ pub(super) fn place(tree: &sled::Tree, prefix: &[u8], rest: &[u8]) -> Result<Pla
 pub(super) type Found = (Option<Vec<u8>>, (Key, Key));
 
 /// Looks for a record of a log table.
-pub(super) fn find(tree: &sled::Tree, prefix: &[u8], rest: &[u8]) -> Result<Found, Fault> {
-    let place = place(tree, prefix, rest)?;
+pub(super) fn find(ground: &Ground, prefix: &[u8], rest: &[u8]) -> Result<Found, Fault> {
+    let place = place(&ground.tree, &Pending::new(), prefix, rest)?;
     let table = layout::table_end(rest).unwrap_or(0);
     let (mut from, mut to) = (rest[..table].to_vec(), place.next);
     let Some((key, bytes)) = place.at else { return Ok((None, (from, to))) };
-    for (key, sealed) in read(&key, &bytes).map_err(|reason| Fault::Block(key.clone(), reason))? {
-        match key.as_slice().cmp(rest) {
-            std::cmp::Ordering::Less => {
-                from = key;
-                // The first key behind it.
-                from.push(0);
-            }
-            std::cmp::Ordering::Equal => return Ok((Some(sealed), (rest.to_vec(), rest.to_vec()))),
-            std::cmp::Ordering::Greater => {
-                to = key;
-                break;
-            }
+    let bytes = ground.block(&key, Cow::Owned(bytes))?;
+    let (mut before, mut behind, mut found) = (None, None, None);
+    let name = &rest[table..];
+    each(&key, &bytes, |item, sealed| {
+        // A record by itself has its whole key in the first part.
+        let item = if item[0].len() > table { &item[0][table..] } else { item[1] };
+        match item.cmp(name) {
+            Ordering::Less => before = Some(item),
+            Ordering::Equal => found = Some(sealed),
+            Ordering::Greater => behind = behind.or(Some(item)),
         }
+    })
+    .map_err(|reason| Fault::Block(key.clone(), reason))?;
+    if let Some(sealed) = found {
+        return Ok((Some(sealed.to_vec()), (rest.to_vec(), rest.to_vec())));
+    }
+    if let Some(before) = before {
+        // The first key behind it.
+        from = [&rest[..table], before, &[0]].concat();
+    }
+    if let Some(behind) = behind {
+        to = [&rest[..table], behind].concat();
     }
     Ok((None, (from, to)))
 }
 
-/// Changes of sled that put these changes of one log table into their blocks, in order; at most about `budget` bytes of
-/// them. Gives the key behind the last that was taken, unless all were.
-pub(super) fn merge<'a>(
-    tree: &sled::Tree,
-    prefix: &[u8],
-    changes: impl Iterator<Item = (&'a [u8], Option<&'a Vec<u8>>)>,
-    mut budget: usize,
-    batch: &mut sled::Batch,
-) -> Result<Option<Key>, Fault> {
-    let mut changes = changes.peekable();
-    while let Some((first, _)) = changes.peek() {
-        if budget == 0 {
-            return Ok(Some(first.to_vec()));
-        }
-        let place = place(tree, prefix, first)?;
-        let mut run = Vec::new();
-        while let Some((key, change)) = changes.next_if(|(key, _)| *key < &place.next[..] && budget > 0) {
-            budget = budget.saturating_sub(key.len() + change.map_or(0, Vec::len) + ITEM_HEADER);
-            run.push((key, change));
-        }
-        merge_run(prefix, place.at, run, batch);
-    }
-    Ok(None)
+/// Puts changes of log tables into blocks.
+pub(super) struct Merging<'a> {
+    pub(super) ground: &'a Ground,
+    pub(super) prefix: &'a [u8],
+    pub(super) appender: &'a mut Appender,
+    pub(super) pending: &'a mut Pending,
+    pub(super) block: &'a mut Block,
 }
 
-fn merge_run(
-    prefix: &[u8],
-    at: Option<(Key, sled::IVec)>,
-    run: Vec<(&[u8], Option<&Vec<u8>>)>,
-    batch: &mut sled::Batch,
-) {
-    let mut block = Block::default();
-    let mut there = Items::new();
-    let mut old = None;
-    // One that is damaged is left for its readers to tell of.
-    if let Some((key, bytes)) = at
-        && let Ok(items) = read(&key, &bytes)
-    {
-        let is_behind =
-            items.last().zip(run.first()).is_some_and(|((last, _), (first, _))| &last[..] < *first);
-        if !is_behind || bytes.len() < FULL_BYTES {
-            (there, old) = (items, Some(key));
+impl Merging<'_> {
+    /// Puts changes of one log table into their blocks, in order; at most about `budget` bytes of them. Gives the key
+    /// behind the last that was taken, unless all were.
+    pub(super) fn merge<'c>(
+        &mut self,
+        changes: impl Iterator<Item = (Rest, Option<&'c [u8]>)>,
+        mut budget: usize,
+    ) -> Result<Option<Key>, Fault> {
+        let mut changes = changes.peekable();
+        while let Some((first, _)) = changes.peek() {
+            if budget == 0 {
+                return Ok(Some(first.to_vec()));
+            }
+            let place = place(&self.ground.tree, self.pending, self.prefix, first)?;
+            let mut run = Vec::new();
+            while let Some((key, change)) = changes.next_if(|(key, _)| key[..] < place.next[..] && budget > 0)
+            {
+                budget = budget.saturating_sub(key.len() + change.map_or(0, <[u8]>::len) + ITEM_HEADER);
+                run.push((key, change));
+            }
+            self.merge_run(place.at, run)?;
         }
+        Ok(None)
     }
-    let mut put = |(rest, bytes): (Key, Vec<u8>)| {
-        if old.as_ref() == Some(&rest) {
-            old = None;
+
+    fn merge_run(
+        &mut self,
+        at: Option<(Key, Vec<u8>)>,
+        run: Vec<(Rest, Option<&[u8]>)>,
+    ) -> Result<(), Fault> {
+        let mut there = Items::new();
+        if let Some((key, bytes)) = at {
+            let whole = self.ground.block(&key, Cow::Borrowed(&bytes));
+            // One that is damaged is left for its readers to tell of.
+            if let Some(items) = self.to_merge(&key, whole, &run)? {
+                there = items;
+                self.forget(&key, &bytes);
+                self.pending.insert([self.prefix, &key].concat(), None);
+            }
         }
-        batch.insert([prefix, &rest].concat(), bytes);
-    };
-    let mut there = there.into_iter().peekable();
-    for (key, change) in run {
-        while let Some((rest, sealed)) = there.next_if(|(rest, _)| &rest[..] < key) {
-            block.push(&rest, &sealed).map(&mut put);
+        let mut there = there.into_iter().peekable();
+        for (key, change) in run {
+            while let Some((rest, sealed)) = there.next_if(|(rest, _)| rest[..] < key[..]) {
+                self.push(&rest, &sealed)?;
+            }
+            drop(there.next_if(|(rest, _)| rest[..] == key[..]));
+            if let Some(sealed) = change {
+                self.push(&key, sealed)?;
+            }
         }
-        drop(there.next_if(|(rest, _)| rest == key));
-        if let Some(sealed) = change {
-            block.push(key, sealed).map(&mut put);
+        for (rest, sealed) in there {
+            self.push(&rest, &sealed)?;
         }
+        self.end_block()
     }
-    for (rest, sealed) in there {
-        block.push(&rest, &sealed).map(&mut put);
+
+    fn push(&mut self, rest: &[u8], sealed: &[u8]) -> Result<(), Fault> {
+        if self.block.is_full_for(rest, sealed) {
+            self.end_block()?;
+        }
+        self.block.push(rest, sealed);
+        Ok(())
     }
-    block.take().map(&mut put);
-    if let Some(gone) = old {
-        batch.remove([prefix, &gone].concat());
+
+    fn end_block(&mut self) -> Result<(), Fault> {
+        let Some((rest, bytes)) = self.block.end() else { return Ok(()) };
+        let key = [self.prefix, rest].concat();
+        let value = match bytes.len() <= INLINE_BYTES {
+            true => bytes.to_vec(),
+            false => self.appender.append(&key, bytes).map_err(sled::Error::from)?.to_bytes(),
+        };
+        self.pending.insert(key, Some(value));
+        Ok(())
+    }
+
+    /// The records of a block that are to be merged with a run; `None`: it stays as it is.
+    fn to_merge(
+        &self,
+        key: &Key,
+        whole: Result<Cow<'_, [u8]>, Fault>,
+        run: &[(Rest, Option<&[u8]>)],
+    ) -> Result<Option<Items>, Fault> {
+        let bytes = match whole {
+            Ok(bytes) => bytes,
+            Err(Fault::Block(..)) => return Ok(None),
+            Err(fault) => return Err(fault),
+        };
+        let mut last = [&key[..], &[]];
+        let is_whole = each(key, &bytes, |item, _| last = item).is_ok();
+        let is_behind = run.first().is_some_and(|(first, _)| last.concat()[..] < first[..]);
+        if !is_whole || (is_behind && bytes.len() >= FULL_BYTES) {
+            return Ok(None);
+        }
+        Ok(read(key, &bytes).ok())
+    }
+
+    fn forget(&mut self, rest: &[u8], bytes: &[u8]) {
+        if let Some(place) = segments::Place::read(bytes) {
+            self.appender.forget(&[self.prefix, rest].concat(), place);
+        }
     }
 }
 
 /// The records of sled under a partition's keys between bounds, one after the other.
 pub(super) struct Walk<'a> {
     iter: sled::Iter,
+    ground: &'a Ground,
     prefix: &'a [u8],
     bounds: &'a Bounds,
     reverse: bool,
@@ -222,7 +343,7 @@ pub(super) struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// `in_log`: the bounds are inside one log table.
     pub(super) fn new(
-        tree: &sled::Tree,
+        ground: &'a Ground,
         prefix: &'a [u8],
         bounds: &'a Bounds,
         reverse: bool,
@@ -237,12 +358,12 @@ impl<'a> Walk<'a> {
         let mut from = under(&bounds.0, Bound::Included(prefix.to_vec()));
         if in_log && let Bound::Included(first) | Bound::Excluded(first) = &bounds.0 {
             // The block that the first one may be in begins before it.
-            if let Some((key, _)) = place(tree, prefix, first)?.at {
+            if let Some((key, _)) = place(&ground.tree, &Pending::new(), prefix, first)?.at {
                 from = Bound::Included([prefix, &key].concat());
             }
         }
-        let iter = tree.range((from, under(&bounds.1, end)));
-        Ok(Walk { iter, prefix, bounds, reverse, in_log, items: Items::new(), ended: false })
+        let iter = ground.tree.range((from, under(&bounds.1, end)));
+        Ok(Walk { iter, ground, prefix, bounds, reverse, in_log, items: Items::new(), ended: false })
     }
 
     fn fill(&mut self) -> Result<(), Fault> {
@@ -257,8 +378,10 @@ impl<'a> Walk<'a> {
                 self.items.push((rest.to_vec(), bytes.to_vec()));
                 break;
             }
-            let mut items = read(rest, &bytes).map_err(|reason| Fault::Block(rest.to_vec(), reason))?;
-            items.retain(|(rest, _)| std::ops::RangeBounds::contains(self.bounds, rest));
+            let block = self.ground.block(rest, Cow::Borrowed(&bytes))?;
+            let is_inside = |rest: &Key| std::ops::RangeBounds::contains(self.bounds, rest);
+            let items = read_some(rest, &block, is_inside);
+            let mut items = items.map_err(|reason| Fault::Block(rest.to_vec(), reason))?;
             if !self.reverse {
                 items.reverse();
             }

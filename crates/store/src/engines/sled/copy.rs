@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    blocks::{self, Block},
-    disk::{Disk, failed},
+    blocks::{self, Block, Ground, Items},
+    disk::{Disk, Fault, failed},
     layer::Layer,
     layout,
     settling::as_one,
@@ -50,8 +50,8 @@ impl Copies {
 pub struct Copy {
     disk: Arc<Disk>,
     number: u64,
-    /// The tree of that moment: an installed state puts another in its place.
-    tree: sled::Tree,
+    /// What was there at that moment: an installed state puts another in its place.
+    ground: Ground,
     /// What was above it, the newest first.
     layers: Vec<Arc<Layer>>,
 }
@@ -66,7 +66,7 @@ impl Disk {
         copies.running.insert(number);
         let records = self.records.read();
         let layers = std::iter::once(Arc::new(records.active.clone())).chain(records.frozen.iter().cloned());
-        Copy { disk: self.clone(), number, tree: records.tree.clone(), layers: layers.collect() }
+        Copy { disk: self.clone(), number, ground: records.ground.clone(), layers: layers.collect() }
     }
 
     /// Replaces all records by those of a copy, and sets a mark in the same step.
@@ -141,17 +141,18 @@ impl Fresh<'_> {
                 self.close_block();
                 self.start = start.to_vec();
             }
-            if let Some((rest, bytes)) = self.block.push(rest, &value) {
-                self.batch.insert([partition, &rest].concat(), bytes);
+            if self.block.is_full_for(rest, &value) {
+                self.close_block();
             }
+            self.block.push(rest, &value);
         }
         if self.size > PIECE { self.write() } else { Ok(()) }
     }
 
     fn close_block(&mut self) {
-        if let Some((rest, bytes)) = self.block.take() {
+        if let Some((rest, bytes)) = self.block.end() {
             let prefix = layout::partition_end(&self.start).unwrap_or(0);
-            self.batch.insert([&self.start[..prefix], &rest].concat(), bytes);
+            self.batch.insert([&self.start[..prefix], rest].concat(), bytes);
         }
     }
 
@@ -186,22 +187,22 @@ impl Copy {
         let mut above_it = order
             .iter()
             .flat_map(|prefix| {
-                above.parts[prefix].changes.iter().map(move |(rest, change)| (prefix, rest, change))
+                above.parts[prefix].changes_from(&[]).map(move |(rest, change)| (prefix, rest, change))
             })
             .peekable();
-        for item in self.tree.iter() {
+        for item in self.ground.tree.iter() {
             let (key, bytes) = item.map_err(|e| io::Error::other(failed("copy", e)))?;
             let (prefix, rest) = key.split_at(layout::partition_end(&key).unwrap_or(0));
             // A block that is damaged goes along as it is.
-            let items = layout::is_in_log(prefix, rest).then(|| blocks::read(rest, &bytes).ok()).flatten();
-            let items = items.unwrap_or_else(|| vec![(rest.to_vec(), bytes.to_vec())]);
+            let items = layout::is_in_log(prefix, rest).then(|| self.items(rest, &bytes)).transpose()?;
+            let items = items.flatten().unwrap_or_else(|| vec![(rest.to_vec(), bytes.to_vec())]);
             let is_wiped = above.parts.get(prefix).is_some_and(|part| part.wiped);
             for (rest, sealed) in items {
                 let here = (prefix, &rest[..]);
                 while let Some((prefix, rest, change)) = above_it.next_if(|(p, r, _)| (&p[..], &r[..]) < here)
                 {
                     if let Some(sealed) = change {
-                        put(&[&prefix[..], rest].concat(), sealed)?;
+                        put(&[&prefix[..], &rest].concat(), sealed)?;
                     }
                 }
                 let is_changed = above_it.peek().is_some_and(|(p, r, _)| (&p[..], &r[..]) == here);
@@ -212,7 +213,7 @@ impl Copy {
         }
         for (prefix, rest, change) in above_it {
             if let Some(sealed) = change {
-                put(&[&prefix[..], rest].concat(), sealed)?;
+                put(&[&prefix[..], &rest].concat(), sealed)?;
             }
         }
         // A tree that was replaced meanwhile may have ended early.
@@ -220,6 +221,15 @@ impl Copy {
         out.write_all(&END.to_le_bytes())?;
         let sum = out.sum.clone().finalize();
         out.write_all(&sum.to_le_bytes())
+    }
+
+    /// The records of a block; `None`: it is damaged.
+    fn items(&self, rest: &[u8], bytes: &[u8]) -> io::Result<Option<Items>> {
+        match self.ground.block(rest, bytes.into()) {
+            Ok(block) => Ok(blocks::read(rest, &block).ok()),
+            Err(Fault::Block(..)) => Ok(None),
+            Err(Fault::Sled(e)) => Err(io::Error::other(failed("copy", e))),
+        }
     }
 
     /// Whether it may go on.

@@ -1,7 +1,7 @@
 //! One sled database on disk: opened and repaired, synced for real, watched for free space.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     ffi::OsString,
     fs::{self, File},
     io,
@@ -15,13 +15,15 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 
 use super::{
+    blocks::Ground,
     copy::Copies,
     journal::{self, Journal, Written},
     kept::Kept,
     layer::Bounds,
     layout,
     records::Records,
-    settling::{Gaps, Writer},
+    segments::{self, Appender, Extent, Segments},
+    settling::{EXTENTS, Gaps, Writer},
 };
 use crate::engine::{Batch, Key, Op, Partition, Range, Record, StoreError, Table};
 
@@ -129,9 +131,12 @@ impl Disk {
         let db = open_unlocked(&settings)?;
         let tree = current_tree(&db)?;
         let generation = generation(&db)?;
+        let (segments, found) = Segments::open(&config.path, generation)?;
+        let segments = Arc::new(segments);
+        let appender = Appender::new(segments.clone(), generation, found, &extents(&db)?);
         let left = journal::read_all(&config.path, generation, number_at(&db, SETTLED)?)?;
         let journal = Journal::begin(&config.path, generation, &left)?;
-        let mut records = Records::new(tree);
+        let mut records = Records::new(Ground { tree, segments });
         left.layers.into_iter().for_each(|layer| records.frozen.push_front(Arc::new(layer)));
         let data = File::open(config.path.join("db")).map_err(|e| failed_io("open its data file", &e))?;
         let disk = Disk {
@@ -142,6 +147,8 @@ impl Disk {
                 gaps: Gaps::default(),
                 copies: Copies::default(),
                 settling: None,
+                appender,
+                collecting: None,
             }),
             kept: Kept::new(usize::try_from(config.cache_bytes / KEPT_SHARE).unwrap_or(usize::MAX)),
             path: config.path.clone(),
@@ -290,7 +297,7 @@ impl Disk {
 
     /// Bytes that the store takes on the disk.
     pub fn size_on_disk(&self) -> u64 {
-        self.db.size_on_disk().unwrap_or(0) + journal::size(&self.path)
+        self.db.size_on_disk().unwrap_or(0) + journal::size(&self.path) + segments::size(&self.path)
     }
 
     /// Why the store stopped, if it did.
@@ -346,10 +353,12 @@ impl Disk {
         self.db.insert(GENERATION, &number.to_be_bytes()).map_err(|e| failed("switch trees", e))?;
         self.sync_sled()?;
         // From here on the journals of the tree before count no more.
-        let before = std::mem::replace(&mut *place, Records::new(tree));
+        let segments = place.ground.segments.clone();
+        let before = std::mem::replace(&mut *place, Records::new(Ground { tree, segments }));
         self.kept.clear();
         writer.gaps.clear();
         writer.settling = None;
+        writer.collecting = None;
         let begun = writer.journal.begin_anew(number);
         drop(place);
         if let Err(e) = begun {
@@ -358,7 +367,8 @@ impl Disk {
             return Err(error);
         }
         before.frozen.iter().for_each(|layer| journal::remove(layer));
-        self.db.drop_tree(before.tree.name()).map_err(|e| failed("drop the replaced tree", e))?;
+        writer.appender.begin_anew(number);
+        self.db.drop_tree(before.ground.tree.name()).map_err(|e| failed("drop the replaced tree", e))?;
         Ok(())
     }
 }
@@ -393,6 +403,19 @@ fn number_at(db: &sled::Db, key: &[u8]) -> Result<u64, StoreError> {
     let found = db.get(key).map_err(|e| failed("read its generation", e))?;
     let number = found.and_then(|bytes| bytes.as_ref().try_into().ok().map(u64::from_be_bytes));
     Ok(number.unwrap_or(0))
+}
+
+/// What is known of the segments, by their numbers.
+fn extents(db: &sled::Db) -> Result<HashMap<u64, Extent>, StoreError> {
+    let mut extents = HashMap::new();
+    for found in db.scan_prefix(EXTENTS) {
+        let (key, bytes) = found.map_err(|e| failed("read what its segments hold", e))?;
+        let number = key[EXTENTS.len()..].try_into().map(u64::from_be_bytes);
+        if let (Ok(number), Some(extent)) = (number, Extent::read(&bytes)) {
+            extents.insert(number, extent);
+        }
+    }
+    Ok(extents)
 }
 
 fn current_tree(db: &sled::Db) -> Result<sled::Tree, StoreError> {

@@ -18,13 +18,16 @@ use std::{
 use super::{
     disk::{failed_io, sync_folder},
     layer::{Layer, Part, Rest},
+    run::Run,
 };
 use crate::engine::{Key, StoreError};
 
 /// The folder inside the store's one.
 pub(super) const FOLDER: &str = "journal";
 /// What a file begins with; the last byte is the version of its layout.
-const MAGIC: &[u8; 8] = b"rkjrnal\x01";
+const MAGIC: &[u8; 8] = b"rkjrnal\x02";
+/// As [`MAGIC`], of files whose entries have no runs.
+const WITHOUT_RUNS: &[u8; 8] = b"rkjrnal\x01";
 /// What each entry begins with, so that whole ones are found behind a damaged one.
 const ENTRY: [u8; 4] = *b"\xf1rke";
 /// Mark, length, checksum, number, entries that were synced.
@@ -194,16 +197,25 @@ fn encode(changes: &Layer, out: &mut Vec<u8>) {
                 }
             }
         }
+        out.push(part.runs.len() as u8);
+        for run in &part.runs {
+            short(run.table(), out);
+            out.extend_from_slice(&(run.bytes().len() as u32).to_le_bytes());
+            out.extend_from_slice(run.bytes());
+        }
     }
 }
 
 /// Takes bytes from the front of an entry.
-struct Entry<'a>(&'a [u8]);
+struct Entry<'a> {
+    left: &'a [u8],
+    has_runs: bool,
+}
 
 impl<'a> Entry<'a> {
     fn take(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (taken, left) = self.0.split_at_checked(count)?;
-        self.0 = left;
+        let (taken, left) = self.left.split_at_checked(count)?;
+        self.left = left;
         Some(taken)
     }
 
@@ -226,6 +238,12 @@ impl<'a> Entry<'a> {
                 length => Some(self.take(usize::try_from(length).ok()?)?.to_vec()),
             };
             part.changes.insert(rest, change);
+        }
+        let runs = if self.has_runs { self.take(1)?[0] } else { 0 };
+        for _ in 0..runs {
+            let table = self.short()?;
+            let length = usize::try_from(self.number()?).ok()?;
+            part.runs.push(Run::read(table, self.take(length)?)?);
         }
         Some((prefix, part))
     }
@@ -265,7 +283,8 @@ fn read_one(number: u64, path: &Path, generation: u64) -> Result<Option<Layer>, 
     let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
     file.read_to_end(&mut bytes).map_err(failed)?;
     let Some((header, entries)) = bytes.split_at_checked(FILE_HEADER) else { return Ok(None) };
-    if header[..8] != *MAGIC {
+    let has_runs = header[..8] == *MAGIC;
+    if !has_runs && header[..8] != *WITHOUT_RUNS {
         let reason = format!("journal `{}` has an unknown format", path.display());
         return Err(StoreError::Engine { reason });
     }
@@ -275,8 +294,8 @@ fn read_one(number: u64, path: &Path, generation: u64) -> Result<Option<Layer>, 
     let mut layer = Layer { journal: Some((number, path.to_owned())), ..Layer::default() };
     let (mut at, mut number) = (0, 0);
     while let Some(payload) = whole_entry(&entries[at..], number) {
-        let mut entry = Entry(payload);
-        while !entry.0.is_empty() {
+        let mut entry = Entry { left: payload, has_runs };
+        while !entry.left.is_empty() {
             let Some((prefix, part)) = entry.part() else { return Err(damaged(path)) };
             layer.add(&prefix, part);
         }

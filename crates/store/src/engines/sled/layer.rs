@@ -1,6 +1,7 @@
 //! Changes that are not in sled yet, in memory: they hide what is below them.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, HashMap},
     ops::Bound,
     path::PathBuf,
@@ -8,7 +9,11 @@ use std::{
 
 use smallvec::SmallVec;
 
-use crate::engine::Key;
+use super::{
+    layout,
+    run::{ITEM_HEADER, Run},
+};
+use crate::engine::{Key, LOGS, Op, Table, Version};
 
 /// What follows the partition in a key; in one piece with its neighbours, so that to compare it costs no look elsewhere.
 pub(super) type Rest = SmallVec<[u8; 40]>;
@@ -19,12 +24,14 @@ const CHANGE_COST: usize = 80;
 const PART_COST: usize = 160;
 
 /// Changes of one partition, or of all marks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Part {
     /// Nothing of what is below this layer is left of the partition.
     pub(super) wiped: bool,
     /// The sealed bytes of records by what follows the partition in their keys; `None`: it is deleted.
     pub(super) changes: BTreeMap<Rest, Option<Vec<u8>>>,
+    /// Records of log tables, one run for a table, in the order of the tables; `changes` hide them.
+    pub(super) runs: Vec<Run>,
 }
 
 impl Part {
@@ -32,27 +39,112 @@ impl Part {
     pub(super) fn get(&self, rest: &[u8]) -> Option<Option<&[u8]>> {
         // What is new is nearly always behind all that is there.
         let is_behind = self.changes.last_key_value().is_none_or(|(last, _)| &last[..] < rest);
-        if is_behind {
-            return self.wiped.then_some(None);
+        if !is_behind && let Some(change) = self.changes.get(rest) {
+            return Some(change.as_deref());
         }
-        match self.changes.get(rest) {
-            Some(change) => Some(change.as_deref()),
+        let run = self.runs.iter().find(|run| rest.starts_with(run.table()));
+        match run.and_then(|run| run.get(rest)) {
+            Some(sealed) => Some(Some(sealed)),
             None => self.wiped.then_some(None),
         }
     }
 
-    /// Adds changes that came later.
-    pub(super) fn absorb(&mut self, later: Part) {
-        if later.wiped || self.changes.is_empty() {
-            let wiped = self.wiped || later.wiped;
-            *self = Part { wiped, ..later };
-        } else {
-            self.changes.extend(later.changes);
+    /// Notes a record, which came later than what is there.
+    pub(super) fn put(&mut self, prefix: &[u8], rest: Rest, is_in_log: bool, version: Version, value: &[u8]) {
+        if is_in_log
+            && !self.changes.contains_key(&rest)
+            && self.run(&rest[..layout::table_end(&rest).unwrap_or(0)]).put(prefix, &rest, version, value)
+        {
+            return;
+        }
+        let sealed = layout::seal(prefix, &rest, version, value);
+        self.changes.insert(rest, Some(sealed));
+    }
+
+    /// Makes room for what is put into log tables.
+    pub(super) fn expect_ops(&mut self, ops: &[Op]) {
+        let mut expected = LOGS.map(|_| (0, 0));
+        for op in ops {
+            if let Op::Put { table, key, value } = op
+                && let Some(at) = LOGS.iter().position(|name| table.0 == *name)
+            {
+                let (records, bytes) = &mut expected[at];
+                *records += 1;
+                *bytes += ITEM_HEADER + key.len() + layout::HEADER + value.len();
+            }
+        }
+        for (name, (records, bytes)) in LOGS.into_iter().zip(expected) {
+            if records > 0 {
+                self.run(&layout::table_start(Table(name))).reserve(records, bytes);
+            }
         }
     }
 
+    fn run(&mut self, table: &[u8]) -> &mut Run {
+        let at = self.runs.partition_point(|run| run.table() < table);
+        if self.runs.get(at).is_none_or(|run| run.table() != table) {
+            self.runs.insert(at, Run::new(table));
+        }
+        &mut self.runs[at]
+    }
+
+    /// Adds changes that came later.
+    pub(super) fn absorb(&mut self, later: Part) {
+        if later.wiped || (self.changes.is_empty() && self.runs.is_empty()) {
+            let wiped = self.wiped || later.wiped;
+            *self = Part { wiped, ..later };
+            return;
+        }
+        for run in &later.runs {
+            self.absorb_run(run);
+        }
+        self.changes.extend(later.changes);
+    }
+
+    fn absorb_run(&mut self, later: &Run) {
+        if later.len() == 0 {
+            return;
+        }
+        let (first, last) = (later.record(0).0, later.record(later.len() - 1).0);
+        let is_free = self.changes.range(first..=last).next().is_none();
+        if is_free && self.run(later.table()).absorb(later) {
+            return;
+        }
+        for (rest, sealed) in (0..later.len()).map(|number| later.record(number)) {
+            let is_free = !self.changes.contains_key(&rest);
+            if !is_free || !self.run(later.table()).put_sealed(&rest, sealed) {
+                self.changes.insert(rest, Some(sealed.to_vec()));
+            }
+        }
+    }
+
+    /// All changes behind `from`, that one included, in order.
+    pub(super) fn changes_from<'a>(
+        &'a self,
+        from: &'a [u8],
+    ) -> impl Iterator<Item = (Rest, Option<&'a [u8]>)> {
+        let bounds = (Bound::Included(from), Bound::Unbounded);
+        let changes = self.changes.range::<[u8], _>(bounds);
+        let mut changes = changes.map(|(rest, change)| (rest.clone(), change.as_deref())).peekable();
+        let runs = self.runs.iter().flat_map(move |run| run.range(bounds).map(|number| run.record(number)));
+        let mut runs = runs.map(|(rest, sealed)| (rest, Some(sealed))).peekable();
+        std::iter::from_fn(move || match (changes.peek(), runs.peek()) {
+            (Some((change, _)), Some((record, _))) => match change.cmp(record) {
+                Ordering::Less => changes.next(),
+                Ordering::Equal => {
+                    runs.next();
+                    changes.next()
+                }
+                Ordering::Greater => runs.next(),
+            },
+            (Some(_), None) => changes.next(),
+            (None, _) => runs.next(),
+        })
+    }
+
     fn bytes(&self) -> usize {
-        self.changes.iter().map(|(rest, change)| cost(rest, change.as_deref())).sum()
+        let changes = self.changes.iter().map(|(rest, change)| cost(rest, change.as_deref()));
+        changes.sum::<usize>() + self.runs.iter().map(Run::cost).sum::<usize>()
     }
 }
 

@@ -9,10 +9,12 @@ use crate::engine::{Key, Partition, Range, Record, StoreError, Table, Version, i
 pub(super) const FORMAT: u8 = 1;
 /// What a block of records starts with, see `blocks`.
 pub(super) const BLOCK: u8 = 2;
+/// What the place of a block in a segment starts with, see `segments`.
+pub(super) const PLACE: u8 = 3;
 /// What the keys of marks start with, in the place of a partition.
 pub(super) const MARKS: &[u8] = b"\0";
 /// Format, version, checksum of both and of the key, checksum of the value.
-const HEADER: usize = 1 + 8 + 4 + 4;
+pub(super) const HEADER: usize = 1 + 8 + 4 + 4;
 
 /// Keys that belong to the engine's user rather than to a partition sort before all partitions.
 pub(super) fn mark_key(name: &[u8]) -> Vec<u8> {
@@ -103,12 +105,18 @@ pub(super) fn bounds(prefix: &[u8], range: &Range) -> (Bound<Key>, Bound<Key>) {
 /// own, so that a damaged value can still be overwritten with the version that every replica expects.
 pub(super) fn seal(prefix: &[u8], rest: &[u8], version: Version, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + value.len());
-    bytes.push(FORMAT);
-    bytes.extend_from_slice(&version.to_le_bytes());
-    bytes.extend_from_slice(&head_sum(prefix, rest, &bytes).to_le_bytes());
-    bytes.extend_from_slice(&crc32fast::hash(value).to_le_bytes());
-    bytes.extend_from_slice(value);
+    seal_into(&mut bytes, prefix, rest, version, value);
     bytes
+}
+
+/// As [`seal`], behind what is there.
+pub(super) fn seal_into(out: &mut Vec<u8>, prefix: &[u8], rest: &[u8], version: Version, value: &[u8]) {
+    let mut head = [FORMAT; 9];
+    head[1..].copy_from_slice(&version.to_le_bytes());
+    out.extend_from_slice(&head);
+    out.extend_from_slice(&head_sum(prefix, rest, &head).to_le_bytes());
+    out.extend_from_slice(&crc32fast::hash(value).to_le_bytes());
+    out.extend_from_slice(value);
 }
 
 /// The version of a record, whatever became of its value.

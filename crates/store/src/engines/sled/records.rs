@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, iter::Peekable, sync::Arc};
 
 use super::{
-    blocks::{self, Walk},
+    blocks::{self, Ground, Walk},
     disk::Fault,
     layer::{Bounds, Layer, Rest},
 };
@@ -14,7 +14,7 @@ pub(super) type Found = (Key, Vec<u8>);
 
 /// Sled and the layers above it; what is read under one lock is of one moment.
 pub(super) struct Records {
-    pub(super) tree: sled::Tree,
+    pub(super) ground: Ground,
     /// Takes the changes.
     pub(super) active: Layer,
     /// What takes no more changes and is to go to sled, the newest first.
@@ -22,8 +22,8 @@ pub(super) struct Records {
 }
 
 impl Records {
-    pub(super) fn new(tree: sled::Tree) -> Records {
-        Records { tree, active: Layer::default(), frozen: VecDeque::new() }
+    pub(super) fn new(ground: Ground) -> Records {
+        Records { ground, active: Layer::default(), frozen: VecDeque::new() }
     }
 
     pub(super) fn layers(&self) -> impl Iterator<Item = &Layer> {
@@ -41,9 +41,9 @@ impl Records {
             return Ok(found.map(<[u8]>::to_vec));
         }
         if in_log {
-            return Ok(blocks::find(&self.tree, prefix, rest)?.0);
+            return Ok(blocks::find(&self.ground, prefix, rest)?.0);
         }
-        Ok(self.tree.get([prefix, rest].concat())?.map(|bytes| bytes.to_vec()))
+        Ok(self.ground.tree.get([prefix, rest].concat())?.map(|bytes| bytes.to_vec()))
     }
 
     /// The records of a partition between bounds; `in_log`: these are inside one log table.
@@ -54,13 +54,13 @@ impl Records {
         reverse: bool,
         in_log: bool,
     ) -> Result<Merge<'a>, Fault> {
-        merge(&self.tree, self.layers(), prefix, bounds, reverse, in_log)
+        merge(&self.ground, self.layers(), prefix, bounds, reverse, in_log)
     }
 }
 
 /// As [`Records::range`], of sled and the layers above it, the newest first.
 pub(super) fn merge<'a>(
-    tree: &sled::Tree,
+    ground: &'a Ground,
     layers: impl Iterator<Item = &'a Layer>,
     prefix: &'a [u8],
     bounds: &'a Bounds,
@@ -76,13 +76,19 @@ pub(super) fn merge<'a>(
         let source: Source<'a> =
             if reverse { Box::new(changes.rev().map(change)) } else { Box::new(changes.map(change)) };
         sources.push(source.peekable());
+        let record = |(rest, sealed): (Rest, &[u8])| Ok((rest.into_vec(), Some(sealed.to_vec())));
+        let runs = part.runs.iter().filter(|run| run.len() > 0);
+        let numbers = runs.flat_map(move |run| run.range(bounds).map(move |number| run.record(number)));
+        let source: Source<'a> =
+            if reverse { Box::new(numbers.rev().map(record)) } else { Box::new(numbers.map(record)) };
+        sources.push(source.peekable());
         wiped = part.wiped;
         if wiped {
             break;
         }
     }
     if !wiped {
-        let walk = Walk::new(tree, prefix, bounds, reverse, in_log)?;
+        let walk = Walk::new(ground, prefix, bounds, reverse, in_log)?;
         let source: Source<'a> = Box::new(walk.map(|found| found.map(|(rest, sealed)| (rest, Some(sealed)))));
         sources.push(source.peekable());
     }

@@ -3,12 +3,13 @@
 use std::{collections::HashMap, ops::Bound, sync::Arc};
 
 use super::{
-    blocks,
+    blocks::{Block, Merging, Pending},
     copy::Copies,
     disk::{Disk, SETTLED, failed},
     journal::{self, Journal},
     layer::{Layer, Part},
     layout,
+    segments::{Appender, Collecting, Place},
 };
 use crate::engine::{Key, StoreError};
 
@@ -18,6 +19,10 @@ const FROZEN_MAX: usize = 4;
 const PIECE: usize = 64 * 1024;
 /// Records that are removed at a time where a partition ends.
 const REMOVED: usize = 512;
+/// Blocks to whose new places sled is pointed at a time.
+const MOVED: usize = if cfg!(test) { 3 } else { 256 };
+/// What it counts for to point sled at a block, in bytes.
+const POINTED: usize = 256;
 /// Ranges without a record that are remembered.
 const GAPS_MAX: usize = 65_536;
 
@@ -27,6 +32,8 @@ pub(super) struct Writer {
     pub(super) gaps: Gaps,
     pub(super) copies: Copies,
     pub(super) settling: Option<Settling>,
+    pub(super) appender: Appender,
+    pub(super) collecting: Option<Collecting>,
 }
 
 /// How far the oldest layer is.
@@ -37,6 +44,10 @@ pub(super) struct Settling {
     wiped: bool,
     /// Where the next one goes on.
     from: Key,
+    /// What sled is to be given once all partitions are in their blocks and these are synced.
+    pending: Pending,
+    /// Its memory serves all blocks.
+    block: Block,
 }
 
 /// Ranges of log tables of which it is known that sled has no record in them.
@@ -81,6 +92,9 @@ impl Disk {
         let waiting: usize = self.records.read().frozen.iter().map(|layer| layer.bytes).sum();
         if !writer.copies.may_go_on(waiting) {
             return Ok(());
+        }
+        if self.records.read().frozen.is_empty() {
+            return self.collect(writer);
         }
         self.settle(writer, PIECE + written.saturating_mul(2))?;
         while self.records.read().frozen.len() > FROZEN_MAX {
@@ -135,24 +149,30 @@ impl Disk {
         let mut settling = writer.settling.take().unwrap_or_else(|| {
             let mut order = layer.order();
             order.reverse();
-            Settling { order, wiped: false, from: Key::new() }
+            Settling {
+                order,
+                wiped: false,
+                from: Key::new(),
+                pending: Pending::new(),
+                block: Block::default(),
+            }
         });
+        let is_poured = settling.order.is_empty();
         let mut batch = sled::Batch::default();
         let mut left = budget;
         while left > 0
             && let Some(prefix) = settling.order.last().cloned()
         {
-            writer.gaps.forget(&prefix);
             let Some(part) = layer.parts.get(&prefix) else {
                 settling.order.pop();
                 continue;
             };
             if part.wiped && !settling.wiped {
                 // The blocks of what comes then are looked for in sled as it is afterwards.
-                settling.wiped = self.wipe(&prefix, &mut batch)?;
+                settling.wiped = self.wipe(&prefix, &mut writer.appender, &mut batch)?;
                 break;
             }
-            match self.pour(&prefix, part, &settling.from, &mut left, &mut batch)? {
+            match self.pour(&prefix, part, &mut settling, &mut writer.appender, &mut left, &mut batch)? {
                 Some(from) => settling.from = from,
                 None => {
                     settling.order.pop();
@@ -161,8 +181,23 @@ impl Disk {
                 }
             }
         }
-        let is_done = settling.order.is_empty();
-        self.records.write().tree.apply_batch(batch).map_err(|e| self.broken("write", e))?;
+        if settling.order.is_empty() && !settling.pending.is_empty() {
+            if !is_poured {
+                self.sync_segments(writer)?;
+            }
+            while left > 0
+                && let Some((key, value)) = settling.pending.pop_first()
+            {
+                left = left.saturating_sub(POINTED);
+                writer.gaps.forget(&key[..layout::partition_end(&key).unwrap_or(0)]);
+                match value {
+                    Some(value) => batch.insert(key, value),
+                    None => batch.remove(key),
+                }
+            }
+        }
+        let is_done = settling.order.is_empty() && settling.pending.is_empty();
+        self.records.write().ground.tree.apply_batch(batch).map_err(|e| self.broken("write", e))?;
         if !is_done {
             writer.settling = Some(settling);
             return Ok(());
@@ -177,11 +212,96 @@ impl Disk {
         Ok(())
     }
 
+    /// Moves what lives in a segment that is half dead to the end of the newest one, a piece at a time, and removes it.
+    fn collect(&self, writer: &mut Writer) -> Result<(), StoreError> {
+        let Writer { collecting, appender, .. } = writer;
+        if collecting.is_none() {
+            *collecting = appender.collect();
+        }
+        let Some(segment) = collecting else { return Ok(()) };
+        let ground = self.records.read().ground.clone();
+        let found = match segment.look(&ground.segments) {
+            Ok(found) => found,
+            Err(error) => {
+                let path = self.path().display();
+                tracing::warn!(%path, segment = segment.number, %error, "a segment is damaged, it stays as it is");
+                appender.leave(segment.number);
+                *collecting = None;
+                return Ok(());
+            }
+        };
+        let lives = |key: &[u8], place| {
+            let there = ground.tree.get(key).map_err(|e| self.broken("look for a block", e))?;
+            Ok(there.and_then(|bytes| Place::read(&bytes)) == Some(place))
+        };
+        let is_looked_through = found.is_empty();
+        for block in found {
+            if lives(&block.key, block.place)? {
+                let moved = appender.append(&block.key, &block.block);
+                let moved = moved.map_err(|e| self.broken("move a block", e.into()))?;
+                segment.moved.push((block.key, block.place, moved));
+            }
+        }
+        if !is_looked_through {
+            return Ok(());
+        }
+        let left = segment.moved.len().saturating_sub(MOVED);
+        let moved = segment.moved.split_off(left);
+        let number = segment.number;
+        if !std::mem::replace(&mut segment.is_synced, true) {
+            self.sync_segments(writer)?;
+        }
+        let mut batch = sled::Batch::default();
+        for (key, before, now) in moved {
+            // It may have been written anew since it was looked at.
+            if lives(&key, before)? {
+                batch.insert(key, now.to_bytes());
+            } else {
+                writer.appender.forget(&key, now);
+            }
+        }
+        self.records.write().ground.tree.apply_batch(batch).map_err(|e| self.broken("write", e))?;
+        if left > 0 {
+            return Ok(());
+        }
+        writer.collecting = None;
+        self.sync_sled()?;
+        writer.appender.remove(number);
+        self.note_extents(writer)
+    }
+
+    /// Makes all blocks durable, and then tells sled how far the segments go: it points at nothing behind that.
+    fn sync_segments(&self, writer: &mut Writer) -> Result<(), StoreError> {
+        writer.appender.sync().map_err(|e| self.broken("sync a segment", e.into()))?;
+        self.note_extents(writer)
+    }
+
+    fn note_extents(&self, writer: &mut Writer) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        for (number, extent) in writer.appender.take_changed() {
+            let key = extent_key(number);
+            match extent {
+                Some(extent) => batch.insert(key, &extent.to_bytes()),
+                None => batch.remove(key),
+            }
+        }
+        self.db.apply_batch(batch).map_err(|e| self.broken("write", e))
+    }
+
     /// Removes some of what sled has of a partition; whether that is all.
-    fn wipe(&self, prefix: &[u8], batch: &mut sled::Batch) -> Result<bool, StoreError> {
+    fn wipe(
+        &self,
+        prefix: &[u8],
+        appender: &mut Appender,
+        batch: &mut sled::Batch,
+    ) -> Result<bool, StoreError> {
         let mut count = 0;
-        for key in self.records.read().tree.scan_prefix(prefix).keys().take(REMOVED) {
-            batch.remove(key.map_err(|e| self.broken("scan a partition", e))?);
+        for found in self.records.read().ground.tree.scan_prefix(prefix).take(REMOVED) {
+            let (key, bytes) = found.map_err(|e| self.broken("scan a partition", e))?;
+            if let Some(place) = Place::read(&bytes) {
+                appender.forget(&key, place);
+            }
+            batch.remove(key);
             count += 1;
         }
         Ok(count < REMOVED)
@@ -192,22 +312,24 @@ impl Disk {
         &self,
         prefix: &[u8],
         part: &Part,
-        from: &Key,
+        settling: &mut Settling,
+        appender: &mut Appender,
         left: &mut usize,
         batch: &mut sled::Batch,
     ) -> Result<Option<Key>, StoreError> {
-        let tree = self.records.read().tree.clone();
-        let mut changes =
-            part.changes.range::<[u8], _>((Bound::Included(&from[..]), Bound::Unbounded)).peekable();
+        let ground = self.records.read().ground.clone();
+        let Settling { pending, block, .. } = settling;
+        let mut merging = Merging { ground: &ground, prefix, appender, pending, block };
+        let mut changes = part.changes_from(&settling.from).peekable();
         while let Some((rest, change)) = changes.peek() {
             if *left == 0 {
                 return Ok(Some(rest.to_vec()));
             }
             if !layout::is_in_log(prefix, rest) {
                 let key = [prefix, rest].concat();
-                *left = left.saturating_sub(key.len() + change.as_ref().map_or(0, Vec::len));
-                match change {
-                    Some(sealed) => batch.insert(key, &sealed[..]),
+                *left = left.saturating_sub(key.len() + change.map_or(0, <[u8]>::len));
+                match *change {
+                    Some(sealed) => batch.insert(key, sealed),
                     None => batch.remove(key),
                 }
                 changes.next();
@@ -217,10 +339,10 @@ impl Disk {
             let mut taken = 0;
             let of_table = std::iter::from_fn(|| {
                 let (rest, change) = changes.next_if(|(rest, _)| rest.starts_with(&table))?;
-                taken += rest.len() + change.as_ref().map_or(0, Vec::len);
-                Some((&rest[..], change.as_ref()))
+                taken += rest.len() + change.map_or(0, <[u8]>::len);
+                Some((rest, change))
             });
-            let more = blocks::merge(&tree, prefix, of_table, *left, batch);
+            let more = merging.merge(of_table, *left);
             *left = left.saturating_sub(taken);
             if let Some(from) = more.map_err(|fault| self.broken("settle", fault.into_sled()))? {
                 return Ok(Some(from));
@@ -243,3 +365,11 @@ pub(super) fn as_one<'a>(layers: impl DoubleEndedIterator<Item = &'a Layer>) -> 
     layers.rev().for_each(|layer| all.absorb(layer.clone()));
     all
 }
+
+/// The record outside the tree with the extent of a segment.
+pub(super) fn extent_key(number: u64) -> Vec<u8> {
+    [EXTENTS, &number.to_be_bytes()].concat()
+}
+
+/// What the keys of extents start with.
+pub(super) const EXTENTS: &[u8] = b"segment/";

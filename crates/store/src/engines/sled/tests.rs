@@ -142,7 +142,7 @@ async fn a_flipped_bit_in_a_record_is_corrupt_for_that_record_only() {
     let physical = [layout::partition_prefix(&p), layout::record_rest(T, b"b")].concat();
     sled.disk().settle_all().unwrap();
     {
-        let tree = &sled.disk().records.read().tree;
+        let tree = &sled.disk().records.read().ground.tree;
         let mut bytes = tree.get(&physical).unwrap().unwrap().to_vec();
         *bytes.last_mut().unwrap() ^= 1;
         tree.insert(&physical, bytes).unwrap();

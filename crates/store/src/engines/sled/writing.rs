@@ -32,17 +32,25 @@ impl Disk {
 
 /// The mark with who keeps the store.
 const KEEPER: &[u8] = b"keeper";
-/// What stands behind it since there is a journal: a version that does not read it must not open the store.
-const LATER: &[u8] = b" of a later version";
+/// What stands behind it since there are segments: a version that does not read them must not open the store.
+const LATER: &[u8] = b" of a later version, with segments";
+/// What stood behind it since there was a journal.
+const BEFORE: &[u8] = b" of a later version";
+
+/// Who keeps a store, without what stands behind it.
+fn bare(keeper: &[u8]) -> &[u8] {
+    keeper.strip_suffix(LATER).or_else(|| keeper.strip_suffix(BEFORE)).unwrap_or(keeper)
+}
 
 /// The record of a copy as every version reads it.
 pub(super) fn as_copied<'a>(key: &[u8], value: &'a [u8]) -> &'a [u8] {
-    if key == layout::mark_key(KEEPER) { value.strip_suffix(LATER).unwrap_or(value) } else { value }
+    if key == layout::mark_key(KEEPER) { bare(value) } else { value }
 }
 
 /// The record of a copy as it is kept here.
 pub(super) fn as_installed(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
-    if key == layout::mark_key(KEEPER) && !value.ends_with(LATER) {
+    if key == layout::mark_key(KEEPER) {
+        value.truncate(bare(&value).len());
         value.extend_from_slice(LATER);
     }
     value
@@ -59,9 +67,9 @@ impl Disk {
     pub fn claim(&self, keeper: &str) -> Result<(), StoreError> {
         match self.mark(KEEPER)? {
             Some(found) if found == [keeper.as_bytes(), LATER].concat() => Ok(()),
-            Some(found) if found == keeper.as_bytes() => self.keep_for(keeper, &[]),
+            Some(found) if bare(&found) == keeper.as_bytes() => self.keep_for(keeper, &[]),
             Some(found) => {
-                let found = String::from_utf8_lossy(found.strip_suffix(LATER).unwrap_or(&found)).into_owned();
+                let found = String::from_utf8_lossy(bare(&found)).into_owned();
                 let reason =
                     format!("store in `{}` belongs to {found}, not to {keeper}", self.path().display());
                 Err(StoreError::Engine { reason })
@@ -74,8 +82,7 @@ impl Disk {
     /// in the same write; whether it was the former's.
     pub fn hand_over(&self, from: &str, to: &str, marks: &[(&[u8], &[u8])]) -> Result<bool, StoreError> {
         let found = self.mark(KEEPER)?;
-        let found = found.as_ref().map(|found| found.strip_suffix(LATER).unwrap_or(found));
-        if found != Some(from.as_bytes()) {
+        if found.as_deref().map(bare) != Some(from.as_bytes()) {
             return Ok(false);
         }
         self.keep_for(to, marks)?;
@@ -118,16 +125,19 @@ impl Writing<'_> {
                 return Ok(Committed::Conflict { table: *table, key: key.clone() });
             }
         }
+        own.expect_ops(&batch.ops);
         for op in &batch.ops {
             match op {
                 Op::Put { table, key, value } => {
                     let rest = layout::rest(*table, key);
-                    let current = before
-                        .version(&own, *table, &rest)?
-                        .map_err(|reason| layout::corrupt(&batch.partition, *table, key, reason))?;
+                    let current = match table.is_unversioned() {
+                        true => None,
+                        false => before
+                            .version(&own, *table, &rest)?
+                            .map_err(|reason| layout::corrupt(&batch.partition, *table, key, reason))?,
+                    };
                     let version = current.unwrap_or(0).saturating_add(1);
-                    let sealed = layout::seal(&prefix, &rest, version, value);
-                    own.changes.insert(rest, Some(sealed));
+                    own.put(&prefix, rest, table.is_log(), version, value);
                 }
                 Op::Delete { table, key } => {
                     own.changes.insert(layout::rest(*table, key), None);
@@ -200,7 +210,7 @@ impl Before<'_> {
             if self.gaps.covers(prefix, rest) {
                 return Ok(Ok(None));
             }
-            return match blocks::find(&self.records.tree, prefix, rest) {
+            return match blocks::find(&self.records.ground, prefix, rest) {
                 Ok((None, gap)) => {
                     self.gaps.note(prefix, gap);
                     Ok(Ok(None))
@@ -213,7 +223,7 @@ impl Before<'_> {
         if let Some(known) = self.kept.version(prefix, rest) {
             return Ok(Ok(known));
         }
-        let found = self.records.tree.get([prefix, rest].concat()).map_err(|e| failed("read", e))?;
+        let found = self.records.ground.tree.get([prefix, rest].concat()).map_err(|e| failed("read", e))?;
         Ok(open(found.as_deref()))
     }
 }
