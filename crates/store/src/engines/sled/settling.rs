@@ -123,7 +123,7 @@ impl Disk {
     }
 
     /// Lets the layer that takes changes take no more, and begins another one with another journal.
-    fn freeze(&self, writer: &mut Writer) -> Result<(), StoreError> {
+    pub(super) fn freeze(&self, writer: &mut Writer) -> Result<(), StoreError> {
         if self.records.read().active.is_empty() {
             return Ok(());
         }

@@ -234,6 +234,32 @@ fn many_records_of_a_log_share_one_of_sled() {
     assert_eq!(disk.records.read().ground.tree.scan_prefix(layout::partition_prefix(&account(0))).count(), 0);
 }
 
+/// A piece ends where it will, and the next one begins before sled has what the first one made of the same block.
+#[test]
+fn a_log_that_goes_to_sled_in_pieces_is_whole_there() {
+    for budget in (100..6_000).step_by(370) {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(&Config::new(folder.path())).unwrap();
+        let both = |n| {
+            apply(&disk, &put(LOG, n, &"x".repeat(300)));
+            apply(&disk, &put(INDEX, n, "x"));
+        };
+        (0..2).for_each(both);
+        disk.settle_all().unwrap();
+        (2..150).for_each(both);
+        disk.freeze(&mut disk.writer.lock()).unwrap();
+        while !disk.records.read().frozen.is_empty() {
+            disk.settle_some(budget).unwrap();
+        }
+        for table in [LOG, INDEX] {
+            let found = disk.scan(&account(0), table, &Range::all()).unwrap();
+            let keys: Vec<Key> = found.into_iter().map(|(key, _)| key).collect();
+            let all: Vec<Key> = (0..150).map(|n| format!("{n:06}").into()).collect();
+            assert_eq!(keys, all, "{table:?} by {budget} bytes");
+        }
+    }
+}
+
 #[test]
 fn changes_wait_while_a_copy_runs_and_go_on_behind_it() {
     let folder = tempfile::tempdir().unwrap();
