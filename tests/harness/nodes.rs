@@ -161,7 +161,8 @@ impl Nodes {
         self.ground.as_ref().context("all nodes are on one machine")
     }
 
-    async fn start_all(&mut self) -> Result<()> {
+    /// Starts all nodes, and waits until they are a cluster.
+    pub async fn start_all(&mut self) -> Result<()> {
         for at in 0..self.nodes.len() {
             self.spawn(at)?;
         }

@@ -3,6 +3,7 @@
 mod accounts;
 mod administration;
 mod anonymous;
+mod archiving;
 mod certificates;
 mod commands;
 mod deploying;
