@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, future::pending, path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use jid::BareJid;
@@ -74,6 +74,19 @@ pub async fn run(binary: &Path, base_port: u16, load: Load) -> Result<()> {
         }
         messages(&plain, &archiving, &tls, load).await?;
         all_is_archived(&archiving)?;
+        for n in 0..PAIRS {
+            for who in ["a", "b"] {
+                let name = format!("{who}{n}");
+                let mut link = Link::log_in(&archiving.direct_tls, &tls, &name, PASSWORD, "check").await?;
+                let mut rounds = 0;
+                let number = |result: &str| {
+                    let n: usize = result.split("<body>").nth(1)?.split(' ').next()?.parse().ok()?;
+                    rounds += usize::from(n == 0);
+                    Some((0, rounds * MESSAGES + n))
+                };
+                is_whole(&mut link, load.rounds * MESSAGES, number).await?;
+            }
+        }
         pages(&archiving, &tls, load).await?;
         resumptions(&plain, &tls, load).await?;
     }
@@ -86,6 +99,33 @@ pub fn all_is_archived(server: &Server) -> Result<()> {
         Some(line) => bail!("some messages are in no archive: {line}"),
         None => Ok(()),
     }
+}
+
+/// Reads a whole archive, and fails where a message is missing, doubled or in the wrong place: `number` says which one of
+/// its sender's a message is, and from whom.
+pub async fn is_whole(
+    link: &mut Link,
+    messages: usize,
+    mut number: impl FnMut(&str) -> Option<(usize, usize)>,
+) -> Result<()> {
+    let (mut count, mut after) = (0, String::new());
+    let mut last = HashMap::new();
+    loop {
+        let page = ask(link, &format!("<max>1000</max>{after}")).await?;
+        for result in page.split("<result ").skip(1) {
+            let (sender, n) = number(result).with_context(|| format!("no number: {result}"))?;
+            let before = last.insert(sender, n);
+            ensure!(before.is_none_or(|before| before < n), "message {n} is behind {before:?}");
+            count += 1;
+        }
+        let Some((_, end)) = page.rsplit_once("<last>").filter(|_| !page.contains("complete='true'")) else {
+            break;
+        };
+        let id = end.split('<').next().unwrap_or_default();
+        after = format!("<after>{id}</after>");
+    }
+    ensure!(count == messages, "the archive has {count} messages of {messages}");
+    Ok(())
 }
 
 /// CPU of a server for some work, with what it does behind it, in microseconds.

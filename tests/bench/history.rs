@@ -7,7 +7,7 @@ use rustls::ClientConfig;
 
 use crate::{
     Load, PASSWORD,
-    extras::{all_is_archived, cost, first_of, query},
+    extras::{all_is_archived, cost, first_of, is_whole, query},
     link::{self, Link},
     middle,
     process::Server,
@@ -38,6 +38,12 @@ pub async fn run(binary: &Path, base_port: u16, load: Load) -> Result<()> {
     );
 
     let mut reader = log_in(&server, &tls, "reader").await?;
+    let number = |result: &str| {
+        let text = result.split("<body>").nth(1)?.split(' ').next()?;
+        Some((usize::from(result.contains("from='seldom")), text.parse().ok()?))
+    };
+    is_whole(&mut reader, MESSAGES, number).await?;
+    println!("all of them are there, in order");
     let middle_of_all = middle_id(&mut reader).await?;
     let set =
         |paging: &str| format!("<set xmlns='http://jabber.org/protocol/rsm'><max>50</max>{paging}</set>");
