@@ -26,6 +26,8 @@ const PIECE: usize = 256 * 1024;
 const LOOK: usize = 256;
 /// The most changes that wait above sled while a copy runs, in bytes; beyond it copies are given up.
 const WAITING_MAX: usize = 256 * 1024 * 1024;
+/// What stands for a block that cannot be read: one without records, as no version makes one.
+const DAMAGED: [u8; 1] = [layout::BLOCK];
 /// The longest key or value that is believed, in bytes.
 const ITEM_MAX: usize = 16 * 1024 * 1024;
 
@@ -128,7 +130,7 @@ struct Fresh<'a> {
 }
 
 impl Fresh<'_> {
-    fn push(&mut self, key: Key, value: Vec<u8>) -> Result<(), StoreError> {
+    fn push(&mut self, key: Key, mut value: Vec<u8>) -> Result<(), StoreError> {
         self.size += key.len() + value.len();
         let prefix = layout::partition_end(&key).unwrap_or(0);
         let (partition, rest) = key.split_at(prefix);
@@ -136,6 +138,10 @@ impl Fresh<'_> {
             self.close_block();
             self.batch.insert(key, value);
         } else {
+            if value.first() == Some(&layout::PLACE) {
+                // Wherever it comes from, it would point into the segments of this store.
+                value = DAMAGED.to_vec();
+            }
             let start = &key[..prefix + layout::table_end(rest).unwrap_or(0)];
             if start != self.start {
                 self.close_block();
@@ -193,9 +199,10 @@ impl Copy {
         for item in self.ground.tree.iter() {
             let (key, bytes) = item.map_err(|e| io::Error::other(failed("copy", e)))?;
             let (prefix, rest) = key.split_at(layout::partition_end(&key).unwrap_or(0));
-            // A block that is damaged goes along as it is.
-            let items = layout::is_in_log(prefix, rest).then(|| self.items(rest, &bytes)).transpose()?;
-            let items = items.flatten().unwrap_or_else(|| vec![(rest.to_vec(), bytes.to_vec())]);
+            let items = match layout::is_in_log(prefix, rest) {
+                true => self.items(rest, &bytes)?,
+                false => vec![(rest.to_vec(), bytes.to_vec())],
+            };
             let is_wiped = above.parts.get(prefix).is_some_and(|part| part.wiped);
             for (rest, sealed) in items {
                 let here = (prefix, &rest[..]);
@@ -223,11 +230,13 @@ impl Copy {
         out.write_all(&sum.to_le_bytes())
     }
 
-    /// The records of a block; `None`: it is damaged.
-    fn items(&self, rest: &[u8], bytes: &[u8]) -> io::Result<Option<Items>> {
+    /// The records of a block; one that is damaged goes along as one record that nobody can read.
+    fn items(&self, rest: &[u8], bytes: &[u8]) -> io::Result<Items> {
         match self.ground.block(rest, bytes.into()) {
-            Ok(block) => Ok(blocks::read(rest, &block).ok()),
-            Err(Fault::Block(..)) => Ok(None),
+            Ok(block) => {
+                Ok(blocks::read(rest, &block).unwrap_or_else(|_| vec![(rest.to_vec(), DAMAGED.to_vec())]))
+            }
+            Err(Fault::Block(..)) => Ok(vec![(rest.to_vec(), DAMAGED.to_vec())]),
             Err(Fault::Sled(e)) => Err(io::Error::other(failed("copy", e))),
         }
     }

@@ -459,6 +459,19 @@ fn a_damaged_segment_takes_no_other_records_along_and_stays() {
     let damaged: Vec<usize> = (0..401).filter(|n| is_damaged(*n)).collect();
     assert!((1..100).contains(&damaged.len()), "{damaged:?}");
     assert!(disk.scan(&account(0), LOG, &Range::all()).is_err());
+    // A copy has all others, and says the same of these.
+    let mut copy = Vec::new();
+    disk.copy().write_to(&mut copy).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = open(elsewhere.path());
+    (0..400).for_each(|n| drop(apply(&other, &put(LOG, n, &"y".repeat(300)))));
+    other.settle_all().unwrap();
+    other.install(&mut &copy[..], (b"place", b"1")).unwrap();
+    assert!(other.get(&account(0), LOG, format!("{:06}", damaged[0]).as_bytes()).is_err());
+    for n in (0..400).filter(|n| !damaged.contains(n)) {
+        let found = other.get(&account(0), LOG, format!("{n:06}").as_bytes()).unwrap().unwrap();
+        assert_eq!(found.value, "x".repeat(300).as_bytes());
+    }
     // Much of it dies; what is looked through ends where it is damaged, and it is not removed.
     for n in (0..400).filter(|n| !damaged.contains(n)) {
         let op = Op::Delete { table: LOG, key: format!("{n:06}").into() };
