@@ -257,7 +257,12 @@ impl Presence {
     }
 
     /// A session is gone without having said so.
-    async fn gone(&self, services: &dyn Services, account: &BareJid, jid: &FullJid, watchers: Vec<Jid>) {
+    async fn gone(&self, services: &dyn Services, account: &BareJid, jid: &FullJid, mut watchers: Vec<Jid>) {
+        // Own devices by name: a successor of the same full JID is not told that it is gone itself.
+        watchers.retain(|watcher| watcher.as_str() != account.as_str());
+        let own = services.online(account).into_iter();
+        let own = own.filter(|one| one.takes.is_some() && one.jid != *jid);
+        watchers.extend(own.map(|one| Jid::from(one.jid)));
         let presence = Stanza::presence(Some("unavailable")).with_from(jid.clone());
         for some in watchers.chunks(SLICE) {
             services.fan_out(presence.clone(), some.to_vec()).await;

@@ -282,8 +282,17 @@ fn a_late_end_of_a_displaced_session_is_repaired() {
             account: alice.view().account().clone(),
             jid: alice.view().jid().clone(),
         };
+        let tablet = bench.online("alice@localhost/tablet").await;
+        for client in [&alice, &bob, &tablet] {
+            short(client);
+        }
         bench.services().announce(event).await;
-        assert_eq!(short(&bob), ["unavailable alice@localhost/phone", "available alice@localhost/phone"]);
+        let repaired = ["unavailable alice@localhost/phone", "available alice@localhost/phone"];
+        // Whoever asks again is answered for all sessions of the account.
+        assert_eq!(short(&bob), [repaired[0], repaired[1], "available alice@localhost/tablet"]);
+        // Its own devices are told as well, and the successor hears nothing of itself.
+        assert_eq!(short(&tablet), repaired);
+        assert_eq!(short(&alice), [""; 0]);
     });
 }
 
