@@ -548,18 +548,33 @@ impl Drop for Nodes {
 /// The binary under test: `ROOKERY_BIN`, or a fresh debug build.
 pub fn binary() -> Result<&'static Path> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| {
-        if let Some(given) = std::env::var_os("ROOKERY_BIN") {
+    built(&BUILT, "ROOKERY_BIN", "node", "rookery")
+}
+
+/// The load generator: `ROOKERY_BENCH_BIN`, or a fresh debug build.
+pub fn generator() -> Result<&'static Path> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    built(&BUILT, "ROOKERY_BENCH_BIN", "bench", "rookery-bench")
+}
+
+fn built(
+    once: &'static OnceLock<Result<PathBuf, String>>,
+    variable: &str,
+    package: &str,
+    name: &str,
+) -> Result<&'static Path> {
+    let built = once.get_or_init(|| {
+        if let Some(given) = std::env::var_os(variable) {
             return Ok(given.into());
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = std::process::Command::new(cargo)
-            .args(["build", "--quiet", "--package", "node"])
+            .args(["build", "--quiet", "--package", package])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
             .map_err(|e| format!("failed to run cargo: {e}"))?;
-        let binary = target_dir().map_err(|e| e.to_string())?.join("debug/rookery");
-        if status.success() { Ok(binary) } else { Err("the binary does not build".to_owned()) }
+        let binary = target_dir().map_err(|e| e.to_string())?.join("debug").join(name);
+        if status.success() { Ok(binary) } else { Err(format!("`{name}` does not build")) }
     });
     built.as_deref().map_err(|e| anyhow::anyhow!(e.clone()))
 }

@@ -13,6 +13,7 @@ mod files;
 mod groups;
 mod joining;
 mod links;
+mod load;
 mod logs;
 mod metrics;
 mod reads;

@@ -153,6 +153,8 @@ pub struct Outcome {
     pub tally: Tally,
     /// From when a stanza was due until it was heard.
     pub latency: Latency,
+    /// From when it was due until it was written: what of that is the generator's own.
+    pub late: Latency,
     /// From the first one that was said to the last one that was heard.
     pub elapsed: Duration,
     /// CPU time meanwhile.
@@ -217,6 +219,7 @@ impl Source {
 struct Hall {
     clock: Clock,
     latency: Arc<Mutex<Latency>>,
+    late: Arc<Mutex<Latency>>,
     counter: Counter,
     plan: Plan,
     /// How long nothing may come.
@@ -276,9 +279,10 @@ pub async fn run<T: Talk>(
         Pace::Window(_) => Duration::ZERO,
         Pace::Rate(rate) => LEAD + Duration::from_secs_f64(lines.len() as f64 / rate.max(0.001)),
     };
-    let (clock, latency) = (Clock::start(), Arc::new(Mutex::new(Latency::default())));
-    let silence = plan.patience + gap;
-    let hall = Hall { clock, latency: latency.clone(), counter: progress.counter(), plan, silence };
+    let (clock, latency, late) =
+        (Clock::start(), Arc::<Mutex<Latency>>::default(), Arc::<Mutex<Latency>>::default());
+    let (counter, silence) = (progress.counter(), plan.patience + gap);
+    let hall = Hall { clock, latency: latency.clone(), late: late.clone(), counter, plan, silence };
     let meter = Meter::start(watched)?;
     let (mut running, mut schedules) = (Vec::new(), Vec::new());
     for line in lines {
@@ -312,8 +316,9 @@ pub async fn run<T: Talk>(
         pacing.await??;
     }
     let spent = meter.stop()?;
-    let latency = std::mem::take(&mut *latency.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok((lines, Outcome { tally, latency, elapsed: Duration::from_nanos(last_ns), spent }))
+    let [latency, late] = [latency, late]
+        .map(|times| std::mem::take(&mut *times.lock().unwrap_or_else(PoisonError::into_inner)));
+    Ok((lines, Outcome { tally, latency, late, elapsed: Duration::from_nanos(last_ns), spent }))
 }
 
 /// Says to each line in turn when its next stanza is due.
@@ -385,6 +390,7 @@ async fn converse<T: Talk>(
 /// Says all that is due; how many were said, and what went wrong.
 async fn say<T: Talk>(talk: &T, writer: &Writer, mut source: Source, hall: &Hall) -> (u64, Option<Error>) {
     let Plan { first, each, patience, .. } = hall.plan;
+    let scheduled = matches!(source, Source::Schedule(_));
     let (mut sent, mut text, mut moments) = (0, String::new(), Vec::new());
     while sent < each {
         let most = usize::try_from(each - sent).unwrap_or(BATCH);
@@ -399,6 +405,11 @@ async fn say<T: Talk>(talk: &T, writer: &Writer, mut source: Source, hall: &Hall
             return (sent, Some(error));
         }
         sent += moments.len() as u64;
+        if scheduled {
+            let now = hall.clock.ns();
+            let mut late = hall.late.lock().unwrap_or_else(PoisonError::into_inner);
+            moments.iter().for_each(|due| late.record(now.saturating_sub(*due)));
+        }
     }
     text.clear();
     talk.end(&mut text);

@@ -91,13 +91,14 @@ impl Report {
 
     /// The usual rows of a flow of `thing`s.
     pub fn outcome(self, thing: &str, outcome: &Outcome) -> Report {
-        let Outcome { tally, latency, elapsed, spent } = outcome;
+        let Outcome { tally, latency, late, elapsed, spent } = outcome;
         let per_second = tally.heard as f64 / elapsed.as_secs_f64().max(1e-9);
         self.row("seconds", "seconds", elapsed.as_secs_f64())
             .row("per_second", &format!("{thing}s a second"), per_second)
             .row("cpu_us", &format!("server CPU per {thing}, us"), spent.server_each(tally.heard))
             .row("generator_cpu_us", &format!("generator CPU per {thing}, us"), spent.own_each(tally.heard))
             .latency("latency_us", "latency", latency)
+            .latency("late_us", "of it until it was written", late)
             .tally(&format!("{thing}s"), tally)
     }
 

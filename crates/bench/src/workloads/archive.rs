@@ -22,13 +22,16 @@ const PAGE: usize = 50;
 /// Messages that are archived, and pages of the archive.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Archive {
+    /// Pairs of accounts that write and hear
+    #[arg(long, default_value_t = 20)]
+    pairs: usize,
     /// Sessions that read pages
     #[arg(long, default_value_t = 4)]
     sessions: usize,
     /// Pages that each reads
     #[arg(long, default_value_t = 100)]
     pages: u64,
-    /// Messages between the first two accounts; `--count` or `--rate` times `--seconds`
+    /// Messages that are written
     #[command(flatten)]
     amount: Amount,
 }
@@ -38,29 +41,32 @@ pub struct Archive {
 /// # Errors
 /// Where sessions cannot be had, or nothing is archived.
 pub async fn run(stage: &mut Stage, archive: &Archive) -> Result<()> {
-    stage.make(0..2).await?;
-    let mut links = stage.open(0..2).await?;
-    for link in &mut links {
-        // Where a server lets nobody choose, what it does by itself is seen below.
-        link.writer
-            .write("<iq type='set' id='prefs'><prefs xmlns='urn:xmpp:mam:2' default='always'><always/><never/></prefs></iq>")
-            .await?;
-        link.reader.wait_for(|stanza| stanza.attribute(b"id") == Some(b"prefs")).await?;
+    let pairs = archive.pairs.max(1);
+    stage.make(0..2 * pairs).await?;
+    let mut lines = Vec::new();
+    let mut links = stage.open(0..2 * pairs).await?;
+    while let (Some(mut b), Some(mut a)) = (links.pop(), links.pop()) {
+        always(&mut a).await?;
+        always(&mut b).await?;
+        let talk = Arc::new(Messages::new(&b.jid, 80));
+        lines.push(Line { talk, writer: a.writer, ears: vec![b.reader], aside: Some(a.reader) });
     }
-    let (b, a) = links.pop().zip(links.pop()).context("two sessions")?;
-    let talk = Arc::new(Messages::new(&b.jid, 80));
-    let Link { reader, writer, .. } = a;
-    let lines = vec![Line { talk, writer, ears: vec![b.reader], aside: Some(reader) }];
-    let (_, each) = archive.amount.each(1);
+    let (_, each) = archive.amount.each(pairs);
     let plan = Plan { first: 0, each, pace: archive.amount.pace(), patience: stage.target.patience };
     let (mut lines, outcome) = flow::run("archived", lines, plan, &stage.watched).await?;
     stage.reports.say(
-        Report::new("archive_messages", format!("archive: messages, {}", archive.amount.words()))
-            .outcome("archived message", &outcome),
+        Report::new(
+            "archive_messages",
+            format!("archive: messages of {pairs} pairs, {}", archive.amount.words()),
+        )
+        .row("pairs", "pairs", pairs)
+        .row("rate", "rate", (!archive.amount.saturate).then_some(archive.amount.rate))
+        .outcome("archived message", &outcome),
     )?;
+    // The last line is that of the first two accounts.
     let line = lines.pop().context("the line comes back")?;
-    let mut owner =
-        Link { reader: line.aside.context("and its aside")?, writer: line.writer, jid: String::new() };
+    let reader = line.aside.context("and its aside")?;
+    let mut owner = Link { reader, writer: line.writer, jid: String::new() };
     look(&mut owner, each).await?;
     let mut readers = Vec::new();
     for n in 0..archive.sessions.max(1) {
@@ -72,8 +78,16 @@ pub async fn run(stage: &mut Stage, archive: &Archive) -> Result<()> {
     stage.reports.say(
         Report::new("archive_pages", format!("archive: the last {PAGE} of at least {each}"))
             .row("page", "messages of a page", PAGE)
+            .row("archived", "messages in the archive, at least", each)
             .outcome("page", &outcome),
     )
+}
+
+/// Lets a server archive all messages of an account. Where it lets nobody choose, what it does by itself is seen later.
+async fn always(link: &mut Link) -> Result<()> {
+    let prefs = "<prefs xmlns='urn:xmpp:mam:2' default='always'><always/><never/></prefs>";
+    link.writer.write(&format!("<iq type='set' id='prefs'>{prefs}</iq>")).await?;
+    link.reader.wait_for(|stanza| stanza.attribute(b"id") == Some(b"prefs")).await.map(drop)
 }
 
 fn page() -> String {
@@ -86,6 +100,7 @@ fn page() -> String {
 async fn look(owner: &mut Link, sent: u64) -> Result<()> {
     const TRIES: usize = 50;
     let (talk, first) = (Messages::new("", 0), sent.saturating_sub(PAGE as u64 - 1));
+    let mut seen = Vec::new();
     for attempt in 0..TRIES {
         let id = format!("look{attempt}");
         owner.writer.write(&format!("<iq type='set' id='{id}'>{}</iq>", page())).await?;
@@ -103,11 +118,13 @@ async fn look(owner: &mut Link, sent: u64) -> Result<()> {
                 _ => {}
             }
         }
-        // The page ends with the message behind the last one, which has no number of its own.
-        if numbers.iter().copied().eq(first..=sent) {
+        // It ends with the message behind the last one, and begins with older ones where there are not enough of these.
+        let right: Vec<u64> = (first..=sent).collect();
+        if numbers.ends_with(&right) {
             return Ok(());
         }
+        seen = numbers;
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
-    bail!("the last page is not that of the last {PAGE} messages, in order")
+    bail!("the last page is not that of the last {PAGE} messages, in order: it has {seen:?}")
 }

@@ -29,7 +29,7 @@ pub struct Churn {
     stay_s: f64,
     /// Accounts that they share
     #[arg(long, default_value_t = 200)]
-    accounts: usize,
+    pool: usize,
     /// Sessions that are coming, there or going at most; further ones wait, and their time runs
     #[arg(long, default_value_t = 2000)]
     under_way: usize,
@@ -40,7 +40,7 @@ pub struct Churn {
 /// # Errors
 /// Where accounts cannot be made.
 pub async fn run(stage: &mut Stage, churn: &Churn) -> Result<()> {
-    let accounts = churn.accounts.max(1);
+    let accounts = churn.pool.max(1);
     stage.make(0..accounts).await?;
     // Salted passwords are made before.
     let warm = stage.open(0..accounts).await?;

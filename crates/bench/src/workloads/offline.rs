@@ -22,7 +22,7 @@ use crate::{
 pub struct Offline {
     /// Accounts that are away
     #[arg(long, default_value_t = 50)]
-    accounts: usize,
+    away: usize,
     /// Messages for each of them; servers keep a hundred or so
     #[arg(long, default_value_t = 50)]
     messages: u64,
@@ -40,7 +40,7 @@ pub struct Offline {
 /// Where sessions cannot be had.
 pub async fn run(stage: &mut Stage, offline: &Offline) -> Result<()> {
     // The first account writes, the others are away.
-    let away = 1..offline.accounts + 1;
+    let away = 1..offline.away + 1;
     stage.make(0..away.end).await?;
     let settle = Duration::from_secs_f64(offline.settle_s.max(0.0));
     // Once for salted passwords and what waits from before, once to know what it costs when nothing waits.
@@ -62,9 +62,9 @@ pub async fn run(stage: &mut Stage, offline: &Offline) -> Result<()> {
     tokio::time::sleep(settle).await;
     let fetched = meter.stop()?;
     tally.refused += refused;
-    let count = offline.messages * offline.accounts as u64;
+    let count = offline.messages * offline.away as u64;
     let beyond = fetched.server_us.zip(empty.server_us).map(|(all, part)| all.saturating_sub(part) as f64);
-    let title = format!("offline: {} messages for each of {} accounts", offline.messages, offline.accounts);
+    let title = format!("offline: {} messages for each of {} accounts", offline.messages, offline.away);
     stage.reports.say(
         Report::new("offline", title)
             .row("stored_cpu_us", "server CPU per message stored, us", stored.server_each(count))
