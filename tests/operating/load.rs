@@ -66,6 +66,9 @@ fn plausible(line: &Value, expected: f64) -> Result<()> {
     Ok(())
 }
 
+/// Whether TLS begins at once, what is run, and the reports of it, each with what it is to count.
+type Row = (bool, &'static str, &'static [(&'static str, f64)]);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_real_server_loses_nothing_and_its_figures_are_plausible() -> Result<()> {
     let nodes = Nodes::start_edited(Layout::One, |_, _, config| {
@@ -85,7 +88,7 @@ async fn a_real_server_loses_nothing_and_its_figures_are_plausible() -> Result<(
         nodes.nodes[0].admin
     );
     // Each way of making accounts, of TLS and of logging in at least once.
-    let table: [(bool, &str, &[(&str, f64)]); 10] = [
+    let table: [Row; 10] = [
         (true, "--users c chat --saturate --pairs 3 --count 600 --warm-up 30", &[("chat", 600.0)]),
         (
             false,
