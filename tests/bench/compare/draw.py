@@ -58,7 +58,7 @@ def steps(most):
 
 
 def shown(value):
-    return f"{value:g}" if value < 10000 else f"{value:,.0f}"
+    return f"{value:g}" if value < 1000 else f"{value:,.0f}"
 
 
 def vertical(sheet, ticks, logarithmic, label):

@@ -137,7 +137,7 @@ def text(data):
                 for name in NAMES
             ]
         )
-    others = sorted(line["others"] for line in figures.lines)
+    others = sorted(line["others"] for line in figures.lines if line["others"] is not None)
     versions = data["versions"]
     return f"""# Rookery, ejabberd and Prosody side by side
 
@@ -145,15 +145,15 @@ Made by `tests/bench/compare/run` on {data["date"]}, in one go of {data["minutes
 
 | | |
 |---|---|
-| machine | {machine["cores"]} cores of {machine["cpu"]}, a virtual machine, {machine["memory_gib"]} GiB; {machine["kernel"]} |
+| machine | {machine["cores"]} cores of {machine["cpu"]}{machine["virtual"]}, {machine["memory_gib"]} GiB; {machine["kernel"]} |
 | servers | {versions["rookery"]} (release build); {versions["ejabberd"]}; {versions["prosody"]} |
 | load | `rookery-bench` with one thread, on the same cores, which it shares with the server |
-| work of others beside it | {others[len(others) // 2]:.1%} of the machine in the median step, {others[-1]:.1%} at most |
+| work of others beside it | {others[len(others) // 2]:.1%} of the machine in the median step, {others[-1]:.1%} at most, steps of memory left out |
 
-All servers speak direct TLS with one certificate (ECDSA, P-256) and log in with SCRAM-SHA-1, whose salted passwords the generator keeps. Their settings are those that they come with, without what bounds rates, with registration, and the same features on: roster, disco, ping, carbons, blocking, private storage, vCard, PEP, client state, stream management, offline messages; an archive only where archiving is measured. Logs go to a file at their usual level. ejabberd keeps its data in Mnesia and has schedulers that sleep when they have nothing to do (`+sbwt none`), as their waiting would be counted as work; Prosody keeps its in files and collects by generations. The whole of it: [rookery.toml](../tests/bench/compare/rookery.toml), [ejabberd.yml](../tests/bench/compare/ejabberd.yml), [prosody.cfg.lua](../tests/bench/compare/prosody.cfg.lua), [servers.py](../tests/bench/compare/servers.py). The servers promise different things for what they cost: Rookery syncs what it stores to the disk before it says so, the other two do not by default.
+All servers speak direct TLS with one certificate (ECDSA, P-256) and log in with SCRAM-SHA-1, whose salted passwords the generator keeps. Their settings are those that they come with, without what bounds rates, with registration, and the same features on: roster, disco, ping, carbons, blocking, private storage, vCard, PEP, client state, stream management, offline messages; an archive only where archiving is measured. Logs go to a file at their usual level. ejabberd keeps its data in Mnesia and has schedulers that sleep when they have nothing to do (`+sbwt none`), as their waiting would be counted as work; Prosody keeps its in files and collects by generations. The whole of it: [rookery.toml](../tests/bench/compare/rookery.toml), [ejabberd.yml](../tests/bench/compare/ejabberd.yml), [prosody.cfg.lua](../tests/bench/compare/prosody.cfg.lua), [servers.py](../tests/bench/compare/servers.py). When each of them syncs to the disk what it keeps is left as it comes and not compared: Rookery does before it says that something is kept.
 
 ## What it costs
-User and system time of the server's processes in microseconds, as the kernel accounts for it, in ticks of 10 ms for the whole of a run. Saturated: {"20 pairs or sessions, at most 64 stanzas of each under way"}; presence: one publisher, at most 4 updates under way; logins: 32 at a time.
+User and system time of the server's processes in microseconds, as the kernel accounts for it, in ticks of 10 ms for the whole of a run. Saturated: 20 pairs or sessions, at most 64 stanzas of each under way; presence: one publisher, at most 4 updates under way; logins: 32 at a time; archives: some 200 messages in each. At a rate a server wakes for nearly each message, so that one costs more than where many come at once. What the network does in the kernel for nobody in particular (softirq) is in no figure.
 
 {table(["CPU, us"] + head + ["times ours: ejabberd, Prosody"], cost)}
 
@@ -167,7 +167,7 @@ Latency is from the moment at which a message was due, whatever became of those 
 ![Latency at 1,000 messages a second](comparison/latency.svg)
 
 ## Memory
-Proportional set size beyond that of the server without sessions, one account for each available session over TLS, four seconds after the last login, on a server just started on which 200 sessions had come and gone. The kernel's memory for sockets is not in it.
+Proportional set size beyond that of the server without sessions, one account for each available session over TLS, four seconds after the last login, on a server just started on which 200 sessions had come and gone; what those left behind serves the first ones again, which is why 500 seem to take less each. The kernel's memory for sockets is not in it.
 
 {table(["sessions"] + head, memory)}
 
