@@ -148,7 +148,7 @@ Made by `tests/bench/compare/run` on {data["date"]}, in one go of {data["minutes
 | machine | {machine["cores"]} cores of {machine["cpu"]}{machine["virtual"]}, {machine["memory_gib"]} GiB; {machine["kernel"]} |
 | servers | {versions["rookery"]} (release build); {versions["ejabberd"]}; {versions["prosody"]} |
 | load | `rookery-bench` with one thread, on the same cores, which it shares with the server |
-| work of others beside it | {others[len(others) // 2]:.1%} of the machine in the median step, {others[-1]:.1%} at most, steps of memory left out |
+| work of others beside it | {others[len(others) // 2]:.1%} of the machine in the median step, {others[-1]:.1%} at most, {data["others_by"]}, steps of memory left out |
 
 All servers speak direct TLS with one certificate (ECDSA, P-256) and log in with SCRAM-SHA-1, whose salted passwords the generator keeps. Their settings are those that they come with, without what bounds rates, with registration, and the same features on: roster, disco, ping, carbons, blocking, private storage, vCard, PEP, client state, stream management, offline messages; an archive only where archiving is measured. Logs go to a file at their usual level. ejabberd keeps its data in Mnesia and has schedulers that sleep when they have nothing to do (`+sbwt none`), as their waiting would be counted as work; Prosody keeps its in files and collects by generations. The whole of it: [rookery.toml](../tests/bench/compare/rookery.toml), [ejabberd.yml](../tests/bench/compare/ejabberd.yml), [prosody.cfg.lua](../tests/bench/compare/prosody.cfg.lua), [servers.py](../tests/bench/compare/servers.py). When each of them syncs to the disk what it keeps is left as it comes and not compared: Rookery does before it says that something is kept.
 
