@@ -213,10 +213,20 @@ async fn all_nodes_restart_from_disk_with_new_incarnations() {
     assert!(nodes.iter().all(|node| node.cluster.routes().is_empty()));
 }
 
-/// Times in which nobody leads by itself while a test waits.
-fn patient(seeds: &Path) -> Config {
+/// A node with times in which nobody leads by itself while a test waits.
+async fn patient(name: &str, dir: &Path) -> Node {
     let long = Times { election_min_ms: 70_000, election_max_ms: 80_000, ..Times::default() };
-    Config { times: Times { quorum_age_ms: 35_000, ..long }, ..config(seeds, 3) }
+    let config = Config { times: Times { quorum_age_ms: 35_000, ..long }, ..config(&dir.join("seeds"), 3) };
+    Node::start(config, deps(name, BOTH, dir)).await
+}
+
+async fn patient_three(dir: &Path) -> Vec<Node> {
+    let nodes = vec![patient("a", dir).await, patient("b", dir).await, patient("c", dir).await];
+    write_seeds(&dir.join("seeds"), &nodes);
+    for node in &nodes {
+        node.ready().await;
+    }
+    nodes
 }
 
 /// Who is needed for an election has just started, and would vote for nobody for half a minute; nor does the leader that
@@ -225,20 +235,14 @@ fn patient(seeds: &Path) -> Config {
 async fn a_leader_that_stops_hands_over_though_all_others_have_just_started() {
     log();
     let dir = tempfile::tempdir().unwrap();
-    let seeds = dir.path().join("seeds");
-    let start = async |name| Node::start(patient(&seeds), deps(name, BOTH, dir.path())).await;
-    let mut nodes = vec![start("a").await, start("b").await, start("c").await];
-    write_seeds(&seeds, &nodes);
-    for node in &nodes {
-        node.ready().await;
-    }
+    let mut nodes = patient_three(dir.path()).await;
     let mut names = vec!["a", "b", "c"];
     let at = leader_of(&nodes).await;
     let leader = nodes.remove(at);
     names.remove(at);
     for name in names {
         nodes.remove(0).kill().await;
-        let again = start(name).await;
+        let again = patient(name, dir.path()).await;
         again.ready().await;
         nodes.push(again);
     }
@@ -261,13 +265,7 @@ async fn a_leader_that_stops_hands_over_though_all_others_have_just_started() {
 async fn a_voter_takes_over_that_has_more_than_was_asked_for_or_let_go_before() {
     log();
     let dir = tempfile::tempdir().unwrap();
-    let seeds = dir.path().join("seeds");
-    let start = async |name| Node::start(patient(&seeds), deps(name, BOTH, dir.path())).await;
-    let mut nodes = vec![start("a").await, start("b").await, start("c").await];
-    write_seeds(&seeds, &nodes);
-    for node in &nodes {
-        node.ready().await;
-    }
+    let mut nodes = patient_three(dir.path()).await;
     for more in [1, 0] {
         nodes[0].bind("alice@localhost/phone").await;
         level(&nodes).await;
