@@ -3,8 +3,8 @@
 //! openraft 0.9 knows no transfer, and refuses votes for a while after it heard a leader. A leader that yields decides
 //! nothing more and grants no lease, and waits until another voter has all of its log. Then it asks all other voters to
 //! let go of it: each holds an election of its own in which it asks nobody, which uses up one term. Last it asks the one
-//! to lead, or the next one where that refuses, which begins an election at once, in the term behind that one. The votes, and the log that they ask for, are
-//! as in any other election; if it comes to nothing, one begins by itself.
+//! to lead, or the next one where that refuses, which begins an election at once, in the term behind that one. The votes,
+//! and the log that they ask for, are as in any other election; if it comes to nothing, one begins by itself.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

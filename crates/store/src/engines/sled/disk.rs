@@ -297,7 +297,8 @@ impl Disk {
 
     /// Bytes that the store takes on the disk.
     pub fn size_on_disk(&self) -> u64 {
-        self.db.size_on_disk().unwrap_or(0) + journal::size(&self.path) + segments::size(&self.path)
+        let beside = [journal::FOLDER, segments::FOLDER].map(|folder| folder_bytes(&self.path.join(folder)));
+        self.db.size_on_disk().unwrap_or(0) + beside.iter().sum::<u64>()
     }
 
     /// Why the store stopped, if it did.
@@ -453,6 +454,19 @@ fn is_whole_snapshot(bytes: &[u8]) -> bool {
         return false;
     };
     !body.is_empty() && crc32fast::hash(body).to_le_bytes() == tail[8..]
+}
+
+/// Bytes of all files of a folder.
+fn folder_bytes(path: &Path) -> u64 {
+    let Ok(files) = fs::read_dir(path) else { return 0 };
+    files.filter_map(|file| file.ok()?.metadata().ok()).map(|facts| facts.len()).sum()
+}
+
+/// Removes a journal or a segment that counts no more; where that fails, whoever starts next knows that it does not.
+pub(super) fn remove_file(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!(file = %path.display(), %error, "failed to remove a file of the store");
+    }
 }
 
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {

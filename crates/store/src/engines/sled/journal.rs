@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::{
-    disk::{failed_io, sync_folder},
+    disk::{failed_io, remove_file, sync_folder},
     layer::{Layer, Part, Rest},
     run::Run,
 };
@@ -157,23 +157,10 @@ impl Journal {
     }
 }
 
-/// Bytes of all journals of a store.
-pub(super) fn size(path: &Path) -> u64 {
-    let Ok(files) = fs::read_dir(path.join(FOLDER)) else { return 0 };
-    files.filter_map(|file| file.ok()?.metadata().ok()).map(|facts| facts.len()).sum()
-}
-
 /// Removes the journal of a layer that is in sled, or that counts no more.
 pub(super) fn remove(layer: &Layer) {
     if let Some((_, path)) = &layer.journal {
         remove_file(path);
-    }
-}
-
-/// Whoever starts next knows which ones count no more.
-fn remove_file(path: &Path) {
-    if let Err(error) = fs::remove_file(path) {
-        tracing::warn!(file = %path.display(), %error, "failed to remove a journal");
     }
 }
 

@@ -53,7 +53,9 @@ impl Part {
     pub(super) fn put(&mut self, prefix: &[u8], rest: Rest, is_in_log: bool, version: Version, value: &[u8]) {
         if is_in_log
             && !self.changes.contains_key(&rest)
-            && self.run(&rest[..layout::table_end(&rest).unwrap_or(0)]).put(prefix, &rest, version, value)
+            && self
+                .run(&rest[..layout::table_end(&rest).unwrap_or(0)])
+                .put(&rest, |out| layout::seal_into(out, prefix, &rest, version, value))
         {
             return;
         }
@@ -112,7 +114,7 @@ impl Part {
         }
         for (rest, sealed) in (0..later.len()).map(|number| later.record(number)) {
             let is_free = !self.changes.contains_key(&rest);
-            if !is_free || !self.run(later.table()).put_sealed(&rest, sealed) {
+            if !is_free || !self.run(later.table()).put(&rest, |out| out.extend_from_slice(sealed)) {
                 self.changes.insert(rest, Some(sealed.to_vec()));
             }
         }

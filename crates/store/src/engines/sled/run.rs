@@ -9,7 +9,7 @@ use std::{
     ops::{Bound, Range},
 };
 
-use super::{layer::Rest, layout};
+use super::layer::Rest;
 
 /// What an item costs beside its key and its bytes.
 pub(super) const ITEM_HEADER: usize = 2 + 4;
@@ -68,12 +68,9 @@ impl Run {
         while !left.is_empty() {
             let (key, _, more) = split_item(left)?;
             let start = u32::try_from(bytes.len() - left.len()).ok()?;
+            let place = run.place(key);
+            run.begin_at(place, start);
             left = more;
-            let before = |n: usize| run.item(n).0 < key;
-            let is_behind = run.starts.is_empty() || before(run.starts.len() - 1);
-            let number = if is_behind { run.starts.len() } else { run.starts_before(before) };
-            let is_there = !is_behind && run.item(number).0 == key;
-            if is_there { run.starts[number] = start } else { run.starts.insert(number, start) }
         }
         Some(run)
     }
@@ -116,48 +113,36 @@ impl Run {
         }
     }
 
-    /// Whether a record belongs behind all that are there; what follows the partition in its key.
-    pub(super) fn is_behind(&self, rest: &[u8]) -> bool {
-        self.starts.is_empty() || self.compare(self.starts.len() - 1, rest).is_lt()
+    /// Where a record belongs by its key without the table, and whether there is one with it.
+    fn place(&self, key: &[u8]) -> (usize, bool) {
+        let is_before = |number: usize| self.item(number).0 < key;
+        // What is new is nearly always behind all that is there.
+        if self.starts.is_empty() || is_before(self.len() - 1) {
+            return (self.len(), false);
+        }
+        let number = self.starts_before(is_before);
+        (number, self.item(number).0 == key)
     }
 
-    /// Where a record belongs, and whether there is one with its key; `None`: too far from the end.
-    fn place(&self, rest: &[u8]) -> Option<(usize, bool)> {
-        if self.bytes.len() > RUN_MAX {
-            return None;
-        }
-        if self.is_behind(rest) {
-            return Some((self.len(), false));
-        }
-        let number = self.starts_before(|n| self.compare(n, rest).is_lt());
-        (self.len() - number <= MOVED_MAX).then(|| (number, self.compare(number, rest).is_eq()))
-    }
-
-    fn start_at(&mut self, (number, is_there): (usize, bool)) {
-        let start = self.bytes.len() as u32;
+    fn begin_at(&mut self, (number, is_there): (usize, bool), start: u32) {
         if is_there { self.starts[number] = start } else { self.starts.insert(number, start) }
     }
 
-    /// Takes a record; whether it does.
-    pub(super) fn put(&mut self, prefix: &[u8], rest: &[u8], version: u64, value: &[u8]) -> bool {
-        let Some(place) = self.place(rest) else { return false };
-        self.start_at(place);
+    /// Takes a record; whether it does. `seal` adds its sealed bytes.
+    pub(super) fn put(&mut self, rest: &[u8], seal: impl FnOnce(&mut Vec<u8>)) -> bool {
         let key = &rest[self.table.len()..];
-        push_item(&mut self.bytes, key, |out| layout::seal_into(out, prefix, rest, version, value));
-        true
-    }
-
-    /// Takes a record of the same table as it is; whether it does.
-    pub(super) fn put_sealed(&mut self, rest: &[u8], sealed: &[u8]) -> bool {
-        let Some(place) = self.place(rest) else { return false };
-        self.start_at(place);
-        push_item(&mut self.bytes, &rest[self.table.len()..], |out| out.extend_from_slice(sealed));
+        let place = self.place(key);
+        if self.bytes.len() > RUN_MAX || self.len() - place.0 > MOVED_MAX {
+            return false;
+        }
+        self.begin_at(place, self.bytes.len() as u32);
+        push_item(&mut self.bytes, key, seal);
         true
     }
 
     /// Takes all of another one of the same table, if all of that is behind; whether it does.
     pub(super) fn absorb(&mut self, later: &Run) -> bool {
-        let is_behind = later.starts.is_empty() || self.is_behind(&later.record(0).0);
+        let is_behind = later.starts.is_empty() || self.place(later.item(0).0).0 == self.len();
         if !is_behind || self.bytes.len() + later.bytes.len() > RUN_MAX {
             return false;
         }
@@ -169,11 +154,8 @@ impl Run {
 
     /// The sealed bytes of a record.
     pub(super) fn get(&self, rest: &[u8]) -> Option<&[u8]> {
-        if self.is_behind(rest) {
-            return None;
-        }
-        let number = self.starts_before(|n| self.compare(n, rest).is_lt());
-        (number < self.len() && self.compare(number, rest).is_eq()).then(|| self.item(number).1)
+        let (number, is_there) = self.place(rest.strip_prefix(&self.table[..])?);
+        is_there.then(|| self.item(number).1)
     }
 
     /// The numbers of the items between bounds.

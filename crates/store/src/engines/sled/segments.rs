@@ -18,7 +18,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
-    disk::{failed_io, sync_folder},
+    disk::{failed_io, remove_file, sync_folder},
     layout,
 };
 use crate::engine::StoreError;
@@ -136,19 +136,6 @@ impl Segments {
         self.open.lock().remove(&number);
         remove_file(&self.path(number));
     }
-}
-
-/// Whoever starts next finds it again, dead as it is.
-fn remove_file(path: &Path) {
-    if let Err(error) = fs::remove_file(path) {
-        tracing::warn!(file = %path.display(), %error, "failed to remove a segment");
-    }
-}
-
-/// Bytes of all segments of a store.
-pub(super) fn size(path: &Path) -> u64 {
-    let Ok(files) = fs::read_dir(path.join(FOLDER)) else { return 0 };
-    files.filter_map(|file| file.ok()?.metadata().ok()).map(|facts| facts.len()).sum()
 }
 
 /// How much is in a segment, and how much of that is dead, in bytes.
