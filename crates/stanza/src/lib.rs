@@ -5,6 +5,7 @@ pub mod address;
 pub mod reply;
 pub mod error;
 pub mod ns;
+pub mod outline;
 pub mod dom;
 pub mod scanner;
 pub mod scope;

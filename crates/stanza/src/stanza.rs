@@ -11,6 +11,7 @@ use crate::address;
 use crate::dom;
 use crate::error::{Condition, StanzaError};
 use crate::ns;
+use crate::outline::Outline;
 
 /// The three stanzas (RFC 6120, 8.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -261,9 +262,27 @@ impl Stanza {
         })
     }
 
+    /// The children by name, without a tree.
+    pub fn outline(&self) -> Outline<'_> {
+        Outline::new(&self.body, ns::CLIENT)
+    }
+
+    /// Whether a child has one of these local names, in whatever namespace. Where none has, no tree has to be made to
+    /// look for one.
+    pub fn has_named(&self, names: &[&str]) -> bool {
+        self.outline().any(|child| names.contains(&child.name))
+    }
+
+    /// Whether there is a child of that name and namespace. A tree is made only where nothing else can say.
+    pub fn has_child(&self, name: &str, ns: &str) -> bool {
+        let named = || self.outline().filter(|child| child.name == name);
+        named().any(|child| child.ns == Some(ns))
+            || (named().any(|child| child.ns.is_none()) && self.dom().has_child(name, ns))
+    }
+
     /// The first child of that name and namespace.
     pub fn child(&self, name: &str, ns: &str) -> Option<&Element> {
-        if self.body.is_empty() {
+        if !self.outline().any(|child| child.name == name && child.ns.is_none_or(|its| its == ns)) {
             return None;
         }
         self.dom().get_child(name, ns)
@@ -585,6 +604,30 @@ mod tests {
         stanza.remove_children(|e| e.is("delay", "urn:xmpp:delay"));
         assert_eq!(text(&stanza), "<message type='chat'><body>a&amp;b</body></message>");
         assert_eq!(stanza.payload().unwrap().name(), "body");
+    }
+
+    #[test]
+    fn a_child_is_found_without_a_tree_where_its_tag_says_all() {
+        let body =
+            |body: &'static str| Stanza::new(Head::new(Kind::Message), Bytes::from_static(body.as_bytes()));
+        let cases = [
+            ("", false, false),
+            ("<x xmlns='u'/>", true, false),
+            ("<x xmlns='v'/>", false, false),
+            ("<y><x xmlns='u'/></y>", false, false),
+            ("<p:x xmlns:p='u'/>", true, true),
+            ("<p:x xmlns:p='v'/>", false, true),
+            ("<x xmlns='&#117;'/>", true, true),
+            ("<x xmlns='v'/><x xmlns='u'/>", true, false),
+        ];
+        for (xml, has, by_tree) in cases {
+            let stanza = body(xml);
+            assert_eq!(stanza.has_child("x", "u"), has, "{xml}");
+            assert_eq!(stanza.dom.get().is_some(), by_tree, "{xml}");
+            assert_eq!(body(xml).child("x", "u").is_some(), has, "{xml}");
+        }
+        assert!(body("<a/><p:x xmlns:p='v'/>").has_named(&["y", "x"]));
+        assert!(!body("<a><x/></a>x").has_named(&["y", "x"]));
     }
 
     #[test]

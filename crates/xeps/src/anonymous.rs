@@ -46,7 +46,7 @@ impl Anonymous {
                     | PresenceType::Unsubscribe
                     | PresenceType::Unsubscribed)
             ),
-            Kind::Iq => !is_change(session, stanza) || stanza.child("session", ns::SESSION).is_some(),
+            Kind::Iq => !is_change(session, stanza) || stanza.has_child("session", ns::SESSION),
         }
     }
 }

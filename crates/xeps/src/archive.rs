@@ -34,7 +34,7 @@ use self::writer::Writer;
 use crate::carbons::{is_carbon, receivers};
 use crate::failure::{Failure, bad_request, store_failed};
 use crate::forgeries::STANZA_ID;
-use crate::hints::{Hints, mentions};
+use crate::hints::Hints;
 use crate::rosters::Rosters;
 
 pub const NAME: &str = "archive";
@@ -272,8 +272,19 @@ pub fn with_id(message: &Stanza, account: &BareJid, id: &str) -> Stanza {
 pub fn is_archived(message: &Stanza, account: &BareJid) -> bool {
     let ours =
         |child: &Element| child.is("stanza-id", STANZA_ID) && child.attr("by") == Some(account.as_str());
-    mentions(message, &["stanza-id"]) && message.dom().children().any(ours)
+    message.has_named(&["stanza-id"]) && message.dom().children().any(ours)
 }
+
+/// What makes a message worth it to be kept, the usual first.
+const WORTH_IT: [(&str, &str); 6] = [
+    ("body", stanza::ns::CLIENT),
+    ("received", "urn:xmpp:receipts"),
+    ("received", "urn:xmpp:chat-markers:0"),
+    ("displayed", "urn:xmpp:chat-markers:0"),
+    ("acknowledged", "urn:xmpp:chat-markers:0"),
+    // XEP-0424, 5: a retraction is kept, whatever becomes of what it takes back.
+    ("retract", RETRACT),
+];
 
 /// Section 6.1.1, and what clients read from an archive beside conversations: what was received and what was seen.
 fn is_worth_it(message: &Stanza) -> bool {
@@ -283,28 +294,11 @@ fn is_worth_it(message: &Stanza) -> bool {
     if !matches!(message.message_type(), MessageType::Normal | MessageType::Chat) {
         return false;
     }
-    // An element's name cannot be written in another way, a namespace can.
-    let tells = ["<body", ":body", "received", "displayed", "acknowledged", "store", "retract"];
-    if !mentions(message, &tells) {
-        return false;
-    }
-    // Nearly every message ends here, without a tree.
-    if mentions(message, &["<body>"]) && !mentions(message, &["store", "<message"]) {
-        return true;
-    }
     let hints = Hints::of(message);
     if hints.no_store || hints.no_permanent_store {
         return false;
     }
-    let tells = |child: &minidom::Element| match child.name() {
-        "body" => child.has_ns(stanza::ns::CLIENT),
-        "received" => child.has_ns("urn:xmpp:receipts") || child.has_ns("urn:xmpp:chat-markers:0"),
-        // XEP-0424, 5: a retraction is kept, whatever becomes of what it takes back.
-        "retract" => child.has_ns(RETRACT),
-        "displayed" | "acknowledged" => child.has_ns("urn:xmpp:chat-markers:0"),
-        _ => false,
-    };
-    hints.store || message.dom().children().any(tells)
+    hints.store || WORTH_IT.iter().any(|(name, ns)| message.has_child(name, ns))
 }
 
 /// XEP-0386, 3.2: the client learns what there is to read.

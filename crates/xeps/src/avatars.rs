@@ -88,7 +88,7 @@ fn speak_of(hash: &str, presence: &mut Stanza) {
     if hash.is_empty() {
         return;
     }
-    if !presence.body().is_empty() {
+    if presence.has_child("x", UPDATE) {
         let updates = presence.dom().children().filter(|child| child.is("x", UPDATE));
         let said: Vec<Option<String>> = updates
             .map(|x| x.get_child("photo", UPDATE).map(|photo| photo.text().trim().to_owned()))
@@ -96,9 +96,7 @@ fn speak_of(hash: &str, presence: &mut Stanza) {
         if said.iter().flatten().any(String::is_empty) || said == [Some(hash.to_owned())] {
             return;
         }
-        if !said.is_empty() {
-            presence.remove_children(|child| child.is("x", UPDATE));
-        }
+        presence.remove_children(|child| child.is("x", UPDATE));
     }
     let photo = element("photo", UPDATE).text_node(hash);
     presence.append_child(&element("x", UPDATE).child(photo));

@@ -22,7 +22,7 @@ use stanza::{Condition, Head, IqType, Kind, MessageType, Stanza, StanzaError};
 use crate::archive;
 use crate::failure::bad_request;
 use crate::forwarded;
-use crate::hints::{Hints, mentions};
+use crate::hints::Hints;
 
 pub const NS: &str = "urn:xmpp:carbons:2";
 const NAME: &str = "carbons";
@@ -300,11 +300,11 @@ fn is_eligible(message: &Stanza, side: Side) -> bool {
         return kind == MessageType::Chat;
     }
     // Nearly every message ends here, without a tree.
-    if kind == MessageType::Chat && !mentions(message, &["private", "no-copy", "<x", ":x"]) {
+    if kind == MessageType::Chat && !message.has_named(&["private", "no-copy", "x"]) {
         return true;
     }
     let children = || message.dom().children();
-    if message.child("private", NS).is_some() || Hints::of(message).no_copy {
+    if message.has_child("private", NS) || Hints::of(message).no_copy {
         return false;
     }
     let room = message.child("x", MUC_USER);

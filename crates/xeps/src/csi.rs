@@ -102,6 +102,9 @@ impl Holding for Csi {
             },
             Kind::Message if stanza.message_type() == MessageType::Error => None,
             Kind::Message => {
+                if stanza.has_named(&["body"]) && !stanza.has_named(&["event"]) {
+                    return None;
+                }
                 let is_state = |child: &&Element| child.has_ns(CHAT_STATES);
                 let dom = stanza.dom();
                 if let Some(event) = dom.get_child("event", EVENTS) {

@@ -7,7 +7,6 @@ use minidom::Element;
 use stanza::{Kind, Stanza, address};
 
 use crate::carbons;
-use crate::hints::mentions;
 
 pub const NAME: &str = "forgeries";
 const DELAY: &str = "urn:xmpp:delay";
@@ -63,9 +62,8 @@ impl Arriving for Forgeries {
 }
 
 fn clean(stanza: &mut Stanza, services: &dyn Services) {
-    // An element's name cannot be written in another way, a namespace can. Nearly every stanza ends here.
-    let words = ["delay", "stanza-id", "<sent", ":sent", "<received", ":received"];
-    if stanza.head.kind == Kind::Iq || !mentions(stanza, &words) {
+    // Nearly every stanza ends here.
+    if stanza.head.kind == Kind::Iq || !stanza.has_named(&["delay", "stanza-id", "sent", "received"]) {
         return;
     }
     stanza.remove_children(|child| is_forged(child, services));

@@ -20,28 +20,14 @@ pub struct Hints {
 impl Hints {
     /// What a message says of itself; nothing, where it is an error (section 5): that one repeats what it answers.
     pub fn of(message: &Stanza) -> Hints {
-        // An element's name cannot be written in another way, a namespace can. Nearly every message ends here.
-        if !mentions(message, &["store", "no-copy"]) || message.message_type() == MessageType::Error {
+        // Nearly every message ends here.
+        let names = ["no-store", "no-permanent-store", "store", "no-copy"];
+        if !message.has_named(&names) || message.message_type() == MessageType::Error {
             return Hints::default();
         }
-        let mut hints = Hints::default();
-        for hint in message.dom().children().filter(|child| child.has_ns(NS)) {
-            match hint.name() {
-                "no-store" => hints.no_store = true,
-                "no-permanent-store" => hints.no_permanent_store = true,
-                "store" => hints.store = true,
-                "no-copy" => hints.no_copy = true,
-                _ => {}
-            }
-        }
-        hints
+        let [no_store, no_permanent_store, store, no_copy] = names.map(|name| message.has_child(name, NS));
+        Hints { no_store, no_permanent_store, store, no_copy }
     }
-}
-
-/// Whether the raw body holds one of the words: where it does not, no tree has to be made of it.
-pub fn mentions(stanza: &Stanza, words: &[&str]) -> bool {
-    let body = std::str::from_utf8(stanza.body());
-    body.is_ok_and(|body| words.iter().any(|word| body.contains(word)))
 }
 
 #[cfg(test)]

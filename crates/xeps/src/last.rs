@@ -144,7 +144,7 @@ impl Leaving for Last {
 impl Last {
     /// The status in its languages, or nothing of it where it is too long.
     fn statuses(&self, presence: &Stanza) -> Vec<(Option<String>, String)> {
-        if presence.body().is_empty() {
+        if !presence.has_child("status", ns::CLIENT) {
             return Vec::new();
         }
         let of_stanza = presence.head.lang.as_deref();
@@ -288,7 +288,7 @@ fn seconds(seconds: u64) -> Element {
 impl Answering for Last {
     fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
         let passage: &'a Passage = passage;
-        if passage.stanza.iq_type() != Ok(IqType::Get) || passage.stanza.child("query", NS).is_none() {
+        if passage.stanza.iq_type() != Ok(IqType::Get) || !passage.stanza.has_child("query", NS) {
             return Answer::Now(Reply::Error(bad_request("last activity is asked by a get with a query")));
         }
         let Some(account) = &passage.account else {

@@ -288,7 +288,7 @@ fn key(number: u64) -> Vec<u8> {
 fn stamped(services: &dyn Services, account: &BareJid, stanza: &Stanza) -> Stanza {
     let host = account.domain().as_str();
     let ours = |child: &minidom::Element| child.is("delay", DELAY) && child.attr("from") == Some(host);
-    if stanza.dom().children().any(ours) {
+    if stanza.has_named(&["delay"]) && stanza.dom().children().any(ours) {
         return stanza.clone();
     }
     let delay = element("delay", DELAY).with("from", host).with("stamp", &utc(services.now()));

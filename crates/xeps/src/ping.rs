@@ -41,7 +41,7 @@ impl Module for Ping {
 impl Answering for Ping {
     fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
         let passage: &'a Passage = passage;
-        if passage.stanza.iq_type() != Ok(IqType::Get) || passage.stanza.child("ping", NS).is_none() {
+        if passage.stanza.iq_type() != Ok(IqType::Get) || !passage.stanza.has_child("ping", NS) {
             return Answer::Now(Reply::Error(StanzaError::new(Condition::BadRequest)));
         }
         let (Some(account), false) = (&passage.account, passage.is_own()) else {

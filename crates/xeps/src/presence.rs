@@ -290,7 +290,7 @@ impl Presence {
 
 /// RFC 6121, 4.7.2.3: one whole number from -128 to 127; nothing means 0.
 pub(crate) fn priority(stanza: &Stanza) -> Result<i8, StanzaError> {
-    if stanza.body().is_empty() {
+    if !stanza.has_child("priority", ns::CLIENT) {
         return Ok(0);
     }
     let mut elements = stanza.dom().children().filter(|child| child.is("priority", ns::CLIENT));

@@ -29,7 +29,7 @@ use toml_edit::Value;
 use self::publishing::Publishing;
 use crate::cache::{Cache, KEY, is_change};
 use crate::failure::{Failure, bad_request, store_failed};
-use crate::hints::{Hints, mentions};
+use crate::hints::Hints;
 use crate::pubsub::{self, config::PUBLISH_OPTIONS};
 use crate::rosters::partition;
 use crate::settings::Setting;
@@ -489,19 +489,18 @@ fn is_worth_it(message: &Stanza, offline: bool) -> bool {
     if !matches!(message.message_type(), MessageType::Normal | MessageType::Chat | MessageType::Groupchat) {
         return false;
     }
-    // An element's name cannot be written in another way, a namespace can.
-    if !mentions(message, &["<body", ":body", "propose", "store"]) {
+    if !message.has_named(&["body", "propose", "store", "received"]) {
         return false;
     }
-    if message.child("sent", carbons::NS).is_some() {
+    if message.has_child("sent", carbons::NS) {
         return false;
     }
     if let Some(received) = message.child("received", carbons::NS) {
         let inner = received.get_child("forwarded", forwarded::NS);
         let inner = inner.and_then(|forwarded| forwarded.get_child("message", ns::CLIENT));
-        return inner.and_then(|inner| Stanza::from_element(inner).ok()).is_some_and(|inner| {
-            inner.child("received", carbons::NS).is_none() && is_worth_it(&inner, false)
-        });
+        return inner
+            .and_then(|inner| Stanza::from_element(inner).ok())
+            .is_some_and(|inner| !inner.has_child("received", carbons::NS) && is_worth_it(&inner, false));
     }
     let hints = Hints::of(message);
     if offline && hints.no_store {

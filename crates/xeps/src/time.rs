@@ -37,7 +37,7 @@ impl Module for Time {
 
 impl Answering for Time {
     fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
-        if passage.stanza.iq_type() != Ok(IqType::Get) || passage.stanza.child("time", NS).is_none() {
+        if passage.stanza.iq_type() != Ok(IqType::Get) || !passage.stanza.has_child("time", NS) {
             return Answer::Now(Reply::Error(StanzaError::new(Condition::BadRequest)));
         }
         let time = element("time", NS)

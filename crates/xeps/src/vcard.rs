@@ -103,7 +103,7 @@ impl Answering for VCard {
 impl VCard {
     async fn get(&self, passage: &Passage) -> Result<Reply, Failure> {
         let account = passage.account.as_ref().ok_or_else(|| bad_request("no account"))?;
-        if passage.stanza.child("vCard", NS).is_none() {
+        if !passage.stanza.has_child("vCard", NS) {
             return Err(bad_request("no vCard is asked for").into());
         }
         let kept: Option<Kept> = passage.services.store().get(&partition(account), KEY).await?;

@@ -45,7 +45,7 @@ impl Module for Version {
 
 impl Answering for Version {
     fn answering<'a>(&'a self, passage: &'a mut Passage) -> Answer<'a, Reply> {
-        if passage.stanza.iq_type() != Ok(IqType::Get) || passage.stanza.child("query", NS).is_none() {
+        if passage.stanza.iq_type() != Ok(IqType::Get) || !passage.stanza.has_child("query", NS) {
             return Answer::Now(Reply::Error(StanzaError::new(Condition::BadRequest)));
         }
         let about = passage.services.about();

@@ -15,7 +15,6 @@ use store::{Batch, Expect, Range, StoreError, Versioned};
 use super::NAME;
 use super::entries::{Archived, Entry, Id, With, bare, id_of_with_key, mark, with_key};
 use super::sweep::SETTLED;
-use crate::hints::mentions;
 use crate::kept::Kept;
 use crate::rosters::partition;
 use crate::time;
@@ -35,8 +34,8 @@ const AGAIN_MAX: usize = 1_000;
 
 /// Whether a message takes another one back.
 pub fn is_one(message: &Stanza) -> bool {
-    // An element's name cannot be written in another way, a namespace can. Nearly every message ends here.
-    mentions(message, &["retract"]) && retracted(message).is_some()
+    // Nearly every message ends here.
+    message.has_named(&["retract"]) && retracted(message).is_some()
 }
 
 /// The id of the message that a message takes back.
@@ -227,9 +226,7 @@ impl Retraction {
         }
         let Some(stanza) = original.stanza() else { return Ok(true) };
         // A retraction stays, and so does the first tombstone.
-        let is_left =
-            |child: &minidom::Element| child.is("retract", RETRACT) || child.is("retracted", RETRACT);
-        if mentions(&stanza, &["retract"]) && stanza.dom().children().any(is_left) {
+        if ["retract", "retracted"].iter().any(|name| stanza.has_child(name, RETRACT)) {
             return Ok(true);
         }
         let tombstone =

@@ -88,7 +88,7 @@ pub struct Announced {
 
 /// Reads what a presence announces, the second version where it has a hash that is known here.
 pub fn announced(presence: &Stanza) -> Option<Announced> {
-    if presence.body().is_empty() {
+    if !presence.has_named(&["c"]) {
         return None;
     }
     let tree = presence.dom();

@@ -326,7 +326,7 @@ impl Pep {
             None => true,
             Some(to) => to.is_bare() && address::same_account(to, account),
         };
-        if !is_own || !crate::hints::mentions(&passage.stanza, &["subscribe_authorization"]) {
+        if !is_own || !passage.stanza.has_child("x", crate::forms::NS) {
             return Answer::PASS;
         }
         let fields = match Fields::read(passage.stanza.dom(), AUTHORIZATION) {
