@@ -1,6 +1,8 @@
 //! The binary `rookery`: a table of contents.
 
 mod admin;
+#[cfg(target_os = "linux")]
+mod allocator;
 mod certificate;
 mod cli;
 mod config;

@@ -3,7 +3,6 @@
 mod draining;
 pub mod files;
 pub mod folder;
-pub mod memory;
 mod notify;
 mod parent;
 mod ports;
@@ -140,7 +139,6 @@ async fn start(settings: Settings) -> Result<Node, Failure> {
     let readiness = Readiness::new(cluster.clone(), listeners.clone());
     let drainer = Drainer::new(cluster.clone(), listeners.clone(), readiness.clone(), settings.node.leaving);
     let local = told::local_sessions(listeners.clone());
-    tokio::spawn(memory::watch(listeners.clone(), cluster.clone()));
     let peers = admin::Peers { cluster: cluster.clone(), local: local.clone(), drainer: drainer.clone() };
     let links = cluster.grpc_services().add_service(router.relay_service());
     let sight =

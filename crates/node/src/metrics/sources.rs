@@ -52,8 +52,6 @@ fn label(name: &'static str, value: impl ToString) -> Labels {
 
 /// The process as the system sees it.
 fn process(page: &mut Writer) -> fmt::Result {
-    let trims = "Times that memory was given back to the system: a crowd had left, or a large table had come or gone.";
-    page.counter("memory_trims", trims, parts::memory::trims())?;
     if let Some(open) = parts::files::open() {
         page.gauge("open_files", "Files that the process has open.", open)?;
     }
