@@ -251,7 +251,7 @@ impl Disco {
         let own = || self.own.of(&*passage.services, passage.host().unwrap_or_default());
         match (ask, node) {
             (Ask::Items, None) => Reply::with(element("query", ITEMS)),
-            (Ask::Info, None) => Reply::with(own().query.clone()),
+            (Ask::Info, None) => Reply::Written(own().written.clone()),
             (Ask::Info, Some(node)) => match own() {
                 // XEP-0115, 6.2: the node is said again.
                 own if own.is_at(node) => Reply::with(own.query.clone().with("node", node)),

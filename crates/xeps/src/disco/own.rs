@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::{Bytes, BytesMut};
 use hooks::{Card, Services};
 use minidom::{Element, rxml::Namespace};
 use parking_lot::Mutex;
-use stanza::dom;
+use stanza::{dom, ns};
 
 use super::{Extends, INFO, features};
 use crate::pep::caps::Announcement;
@@ -21,6 +22,8 @@ pub(super) struct Said {
     modules: Vec<&'static str>,
     /// The answer to disco#info.
     pub query: Element,
+    /// The same as bytes, which nearly everybody gets.
+    pub written: Bytes,
     announced: Announcement,
 }
 
@@ -79,6 +82,8 @@ impl Own {
         let forms = self.contacts.iter().cloned().chain(forms.map(|form| form.form()));
         let query = forms.fold(query, Element::child);
         let announced = Announcement::of(&query, SOFTWARE);
-        Said { modules, query, announced }
+        let mut written = BytesMut::new();
+        dom::write(&query, ns::CLIENT, &mut written);
+        Said { modules, query, written: written.freeze(), announced }
     }
 }
