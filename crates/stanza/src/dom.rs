@@ -346,8 +346,21 @@ pub fn attribute_name(name: &str) -> Option<NcName> {
     NcName::try_from(name).ok()
 }
 
+/// Whether nothing in it can be in need of an escape, be it of an attribute or not. Without a branch, so that many bytes
+/// are looked at at a time.
+fn is_plain(bytes: &[u8]) -> bool {
+    let marks = b"<>&'\"\xbe\xbf";
+    !bytes.iter().fold(false, |any, byte| {
+        any | (*byte < b' ') | marks.iter().fold(false, |is, mark| is | (byte == mark))
+    })
+}
+
 fn escape(text: &str, attribute: bool, out: &mut BytesMut) {
     let bytes = text.as_bytes();
+    // Nearly all that is written.
+    if is_plain(bytes) {
+        return out.extend_from_slice(bytes);
+    }
     let mut from = 0;
     for (i, &b) in bytes.iter().enumerate() {
         let with: &[u8] = match b {

@@ -1,14 +1,28 @@
 //! Which children a raw body has, without a tree: what most rules ask of a stanza.
 
-use memchr::{memchr, memchr2, memmem};
+use memchr::{memchr, memchr2, memchr3, memmem};
 
 /// A child element by its opening tag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Child<'a> {
     /// Its local name.
     pub name: &'a str,
+    has_prefix: bool,
+    attributes: &'a [u8],
+    default: &'a str,
+}
+
+impl<'a> Child<'a> {
     /// Its namespace; `None` where only a tree can say: it is written with a prefix, or with a reference in it.
-    pub ns: Option<&'a str>,
+    pub fn ns(&self) -> Option<&'a str> {
+        if self.has_prefix { None } else { declared(self.attributes).unwrap_or(Some(self.default)) }
+    }
+}
+
+/// One bit of 64 for a name: what says of many names at once that none of them is there.
+pub(crate) const fn bit(name: &[u8]) -> u64 {
+    let [first, .., last] = name else { return 1 };
+    1 << ((*first as usize + 5 * *last as usize + 11 * name.len()) & 63)
 }
 
 /// The children of a body (see [`crate::Stanza::new`]) in their order. What is no XML has no more children from there
@@ -32,7 +46,7 @@ impl<'a> Outline<'a> {
         let mut at = 0;
         // Values may hold what else would end the tag.
         loop {
-            at += tag[at..].iter().position(|byte| matches!(byte, b'>' | b'\'' | b'"'))?;
+            at += memchr3(b'>', b'\'', b'"', &tag[at..])?;
             match tag[at] {
                 b'>' => break,
                 quote => at += 2 + memchr(quote, &tag[at + 1..])?,
@@ -79,11 +93,9 @@ fn is_space(byte: &u8) -> bool {
 }
 
 fn child<'a>(name: &'a [u8], attributes: &'a [u8], default: &'a str) -> Option<Child<'a>> {
-    let name = std::str::from_utf8(name).ok()?;
-    Some(match name.split_once(':') {
-        Some((_, name)) => Child { name, ns: None },
-        None => Child { name, ns: declared(attributes).unwrap_or(Some(default)) },
-    })
+    let colon = name.iter().position(|byte| *byte == b':');
+    let name = std::str::from_utf8(colon.map_or(name, |colon| &name[colon + 1..])).ok()?;
+    Some(Child { name, has_prefix: colon.is_some(), attributes, default })
 }
 
 /// The default namespace that a tag declares, if it does; `Some(None)`: in a way that has to be read with care.
@@ -112,7 +124,7 @@ mod tests {
     use crate::{dom, ns};
 
     fn outline(body: &str) -> Vec<(&str, Option<&str>)> {
-        Outline::new(body.as_bytes(), ns::CLIENT).map(|child| (child.name, child.ns)).collect()
+        Outline::new(body.as_bytes(), ns::CLIENT).map(|child| (child.name, child.ns())).collect()
     }
 
     #[test]
