@@ -80,7 +80,8 @@ fn soon() -> Instant {
 
 async fn write(node: &Node, key: &str) {
     let op = Op::Put { table: T, key: key.into(), value: key.into() };
-    let batch = Batch { partition: Partition::Account("a@h".into()), expect: vec![], ops: vec![op] };
+    let batch =
+        Batch { partition: Partition::Account("a@h".into()), expect: vec![], ops: Arc::new(vec![op]) };
     assert_eq!(node.engine.commit(vec![batch], soon()).await, Ok(vec![Committed::Done]), "{key}");
 }
 

@@ -397,6 +397,12 @@ impl Mailboxes {
         self.slots.contains_key(account)
     }
 
+    /// The sessions of the account that are here, as modules see them.
+    pub(crate) fn views(&self, account: &BareJid) -> Vec<Arc<SessionView>> {
+        let views = |slots: &Vec<Arc<Slot>>| slots.iter().map(|slot| slot.view.clone()).collect();
+        self.slots.get(account).map(|slots| views(&slots)).unwrap_or_default()
+    }
+
     /// The sessions of the account that are here.
     pub(crate) fn slots(&self, account: &BareJid) -> Vec<Arc<Slot>> {
         self.slots.get(account).map(|slots| slots.clone()).unwrap_or_default()

@@ -96,7 +96,7 @@ impl Services for Router {
     }
 
     fn local_sessions(&self, account: &BareJid) -> Vec<Arc<SessionView>> {
-        self.mailboxes.slots(account).into_iter().map(|slot| slot.view.clone()).collect()
+        self.mailboxes.views(account)
     }
 
     fn set_priority<'a>(

@@ -49,9 +49,9 @@ fn append(disk: &Disk, accounts: usize, first: usize, count: usize) -> Result<()
         for n in numbers {
             let id = [(n as u64).to_be_bytes(), (n as u64 * 0x9e37_79b9).to_be_bytes()].concat();
             let with = (owner as u64 % 7 + n as u64 % 3).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            batch.ops.push(Op::Put { table: ARCHIVE, key: id.clone(), value: vec![n as u8; BYTES] });
+            batch.push(Op::Put { table: ARCHIVE, key: id.clone(), value: vec![n as u8; BYTES] });
             let key = [&with.to_be_bytes()[..], &id].concat();
-            batch.ops.push(Op::Put { table: INDEX, key, value: vec![2; 20] });
+            batch.push(Op::Put { table: INDEX, key, value: vec![2; 20] });
         }
         writing.batch(&batch)?;
     }

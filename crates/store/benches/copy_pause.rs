@@ -111,7 +111,7 @@ fn write(disk: &Disk, first: u64) -> io::Result<Duration> {
         Batch {
             partition: Partition::Account(format!("user{account}@bench").into()),
             expect: Vec::new(),
-            ops,
+            ops: Arc::new(ops),
         }
     };
     let batches: Vec<Batch> = (first..first + ENTRY).map(put).collect();

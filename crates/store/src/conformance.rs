@@ -61,7 +61,7 @@ fn delete(table: Table, key: impl Into<Key>) -> Op {
 }
 
 fn batch(partition: &Partition, ops: Vec<Op>) -> Batch {
-    Batch { partition: partition.clone(), expect: Vec::new(), ops }
+    Batch { partition: partition.clone(), expect: Vec::new(), ops: Arc::new(ops) }
 }
 
 fn record(version: Version, value: &str) -> Record {
@@ -389,7 +389,7 @@ impl Random {
         let mut made = batch(partition, Vec::new());
         for _ in 0..self.below(6) {
             let table = if self.below(2) == 0 { T } else { U };
-            made.ops.push(match self.below(40) {
+            made.push(match self.below(40) {
                 0 => Op::DeletePartition,
                 n if n < 12 => delete(table, self.key()),
                 n => put(table, self.key(), format!("{round} {n}")),

@@ -1,6 +1,6 @@
 //! The contract of a storage engine: partitions, tables, records, batches with preconditions.
 
-use std::{collections::BTreeSet, fmt, future::Future, ops::Bound, pin::Pin, time::Instant};
+use std::{collections::BTreeSet, fmt, future::Future, ops::Bound, pin::Pin, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
 
@@ -177,6 +177,13 @@ pub enum Op {
     DeletePartition,
 }
 
+impl Op {
+    /// A put of a value that [`record::encode_as`] has made bytes of.
+    pub fn put_encoded<T: Stored>(key: impl Into<Key>, value: Vec<u8>) -> Op {
+        Op::Put { table: T::TABLE, key: key.into(), value }
+    }
+}
+
 /// Changes of one partition that happen together or not at all, if all that it expects holds.
 ///
 /// Operations take effect in their order; a key that is put twice has grown by two versions.
@@ -184,12 +191,13 @@ pub enum Op {
 pub struct Batch {
     pub partition: Partition,
     pub expect: Vec<(Table, Key, Expect)>,
-    pub ops: Vec<Op>,
+    /// Shared, so that who may have to put the batch once more keeps it without a copy.
+    pub ops: Arc<Vec<Op>>,
 }
 
 impl Batch {
     pub fn new(partition: Partition) -> Batch {
-        Batch { partition, expect: Vec::new(), ops: Vec::new() }
+        Batch { partition, expect: Vec::new(), ops: Arc::default() }
     }
 
     /// Adds a precondition on a key of `T`'s table.
@@ -200,24 +208,24 @@ impl Batch {
 
     /// Adds a put of a typed value.
     pub fn put<T: Stored>(mut self, key: impl Into<Key>, value: &T) -> Batch {
-        self.ops.push(Op::Put { table: T::TABLE, key: key.into(), value: record::encode(value) });
+        self.push(Op::Put { table: T::TABLE, key: key.into(), value: record::encode(value) });
         self
     }
 
-    /// Adds a put of a value that [`record::encode_as`] has made bytes of.
-    pub fn put_encoded<T: Stored>(&mut self, key: impl Into<Key>, value: Vec<u8>) {
-        self.ops.push(Op::Put { table: T::TABLE, key: key.into(), value });
+    /// Adds a change behind those that are there.
+    pub fn push(&mut self, op: Op) {
+        Arc::make_mut(&mut self.ops).push(op);
     }
 
     /// Adds a delete in `T`'s table.
     pub fn delete<T: Stored>(mut self, key: impl Into<Key>) -> Batch {
-        self.ops.push(Op::Delete { table: T::TABLE, key: key.into() });
+        self.push(Op::Delete { table: T::TABLE, key: key.into() });
         self
     }
 
     /// Adds the end of the whole partition.
     pub fn delete_partition(mut self) -> Batch {
-        self.ops.push(Op::DeletePartition);
+        self.push(Op::DeletePartition);
         self
     }
 
@@ -233,7 +241,7 @@ impl Batch {
         for (table, key, _) in &self.expect {
             check_key(*table, key)?;
         }
-        for op in &self.ops {
+        for op in &*self.ops {
             match op {
                 Op::Put { table, key, value } => {
                     check_key(*table, key)?;

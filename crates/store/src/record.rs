@@ -75,7 +75,28 @@ pub fn in_schema(schema: u8, value: &impl Serialize, size: usize) -> Vec<u8> {
     bytes.push(schema);
     // Postcard fails on sequences of unknown length and on writers that fail; a Vec does not fail, and a
     // type that serializes such a sequence fails in its first test.
-    postcard::to_extend(value, bytes).expect("a stored type serializes into memory")
+    postcard::serialize_with_flavor(value, Memory(bytes)).expect("a stored type serializes into memory")
+}
+
+/// Appends to a vector; postcard's own ways do so byte by byte, or begin an empty one.
+struct Memory(Vec<u8>);
+
+impl postcard::ser_flavors::Flavor for Memory {
+    type Output = Vec<u8>;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
+    }
 }
 
 /// The value of bytes that this or an older version of the server wrote.

@@ -304,8 +304,10 @@ mod tests {
         let read: Long = store.get(&partition, "a").await.unwrap().unwrap();
         assert_eq!(read.0, long.0);
         assert_eq!(store.scan::<Long>(&partition, Range::all()).await.unwrap()[0].1.0, long.0);
-        let damaged =
-            Batch { ops: vec![raw_put(Long::TABLE, "b", vec![1; LARGE])], ..Batch::new(partition.clone()) };
+        let damaged = Batch {
+            ops: Arc::new(vec![raw_put(Long::TABLE, "b", vec![1; LARGE])]),
+            ..Batch::new(partition.clone())
+        };
         store.commit_one(damaged).await.unwrap();
         let error = store.get::<Long>(&partition, "b").await.err().unwrap();
         assert!(matches!(error, StoreError::Corrupt { ref key, .. } if key == b"b"), "{error}");

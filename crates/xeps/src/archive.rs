@@ -14,7 +14,6 @@ mod writer;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use hooks::{
     Addressee, Answer, Answering, Arriving, Binding, Card, Delivering, Hooks, Leaving, Module, Passage,
     Reply, Services, SessionView, Status, Step, Verdict, Xep,
@@ -238,14 +237,14 @@ impl Archive {
         let Some((account, with)) = due.of(passage) else { return };
         let id = self.writer.id(&*passage.services);
         let (message, underway) = (&passage.stanza, passage.underway.clone());
-        let entry = Entry::new(account.clone(), id, message, due.incoming, with, underway);
-        if !self.writer.append(&passage.services, entry) {
+        let entry = Entry::new(id, message, due.incoming, with, underway);
+        if !self.writer.append(&passage.services, account, entry) {
             return;
         }
-        match due.incoming {
-            true => passage.stanza = with_id(message, account, &id.to_string()),
+        match &passage.account {
+            Some(account) if due.incoming => say_id(&mut passage.stanza, account, &id.to_string()),
             // Section 3.4: the receiver is not told; the other devices of the sender are.
-            false => passage.archived = Some(id.to_string().into()),
+            _ => passage.archived = Some(id.to_string().into()),
         }
     }
 
@@ -256,19 +255,19 @@ impl Archive {
     }
 }
 
-/// The message with the id under which the archive of the account has it (XEP-0359, 3).
-pub fn with_id(message: &Stanza, account: &BareJid, id: &str) -> Stanza {
-    let mut body = BytesMut::with_capacity(message.body().len() + account.as_str().len() + 96);
-    body.extend_from_slice(message.body());
-    for (text, value) in [("<stanza-id xmlns='", STANZA_ID), ("' by='", account.as_str()), ("' id='", id)] {
-        body.extend_from_slice(text.as_bytes());
-        stanza::dom::escape_attribute(value, &mut body);
-    }
-    body.extend_from_slice(b"'/>");
-    Stanza::new(message.head.clone(), body.freeze())
+/// Says in a message under which id the archive of the account has it (XEP-0359, 3).
+pub fn say_id(message: &mut Stanza, account: &BareJid, id: &str) {
+    message.append_written(account.as_str().len() + 96, |body| {
+        for (text, value) in [("<stanza-id xmlns='", STANZA_ID), ("' by='", account.as_str()), ("' id='", id)]
+        {
+            body.extend_from_slice(text.as_bytes());
+            stanza::dom::escape_attribute(value, body);
+        }
+        body.extend_from_slice(b"'/>");
+    });
 }
 
-/// Whether the archive of the account has the message, as [`with_id`] says.
+/// Whether the archive of the account has the message, as [`say_id`] says.
 pub fn is_archived(message: &Stanza, account: &BareJid) -> bool {
     let ours =
         |child: &Element| child.is("stanza-id", STANZA_ID) && child.attr("by") == Some(account.as_str());

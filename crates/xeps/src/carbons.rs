@@ -205,7 +205,8 @@ impl Leaving for Carbons {
         match &passage.archived {
             // XEP-0313, 3.4.
             Some(id) => {
-                let message = archive::with_id(message, account, id);
+                let mut message = message.clone();
+                archive::say_id(&mut message, account, id);
                 copy(Side::Sent, account, &message, others, &passage.services)
             }
             None => copy(Side::Sent, account, message, others, &passage.services),

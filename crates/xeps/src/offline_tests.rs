@@ -402,7 +402,7 @@ impl Engine for Unsure {
             Op::Put { table, .. } | Op::Delete { table, .. } => *table == Waiting::TABLE,
             _ => false,
         };
-        let concerned = batches.iter().flat_map(|batch| &batch.ops).any(is_of_message);
+        let concerned = batches.iter().flat_map(|batch| batch.ops.iter()).any(is_of_message);
         let fails = if concerned { self.next.lock().take() } else { None };
         Box::pin(async move {
             if fails == Some(Fails::Before) {

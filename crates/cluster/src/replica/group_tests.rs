@@ -125,7 +125,7 @@ fn soon() -> Instant {
 
 fn put(key: &str) -> Batch {
     let op = Op::Put { table: T, key: key.into(), value: key.into() };
-    Batch { partition: Partition::Account("a@h".into()), expect: vec![], ops: vec![op] }
+    Batch { partition: Partition::Account("a@h".into()), expect: vec![], ops: Arc::new(vec![op]) }
 }
 
 async fn write(member: &Member, key: &str) {

@@ -52,7 +52,7 @@ fn account(name: &str) -> Partition {
 
 fn put(key: &str, value: &str) -> Batch {
     let op = Op::Put { table: T, key: key.into(), value: value.into() };
-    Batch { partition: account("a@h"), expect: vec![], ops: vec![op] }
+    Batch { partition: account("a@h"), expect: vec![], ops: Arc::new(vec![op]) }
 }
 
 fn disk(path: &Path) -> Arc<Disk> {
@@ -374,9 +374,9 @@ fn row_138_whatever_is_in_the_log_of_the_store_is_applied_or_refused() {
     let mut machines = disks.each_ref().map(|disk| StoreMachine::open(disk.clone()).unwrap());
     let mut expecting = put("l", "w");
     expecting.expect = vec![(T, b"k".to_vec(), Expect::Version(3)), (T, b"l".to_vec(), Expect::Absent)];
-    expecting.ops.push(Op::Delete { table: T, key: b"k".to_vec() });
+    expecting.push(Op::Delete { table: T, key: b"k".to_vec() });
     let mut wiping = put("m", "v");
-    wiping.ops.push(Op::DeletePartition);
+    wiping.push(Op::DeletePartition);
     let seeds = [
         command(1, vec![put("k", "v")]),
         command(2, vec![expecting.clone(), put("k", "v")]),
@@ -407,8 +407,8 @@ fn row_138_whatever_is_in_the_log_of_the_store_is_applied_or_refused() {
 fn the_bytes_of_a_command_of_format_1_stay_readable() {
     let mut batch = put("k", "v");
     batch.expect = vec![(T, b"k".to_vec(), Expect::Version(3)), (T, b"l".to_vec(), Expect::Absent)];
-    batch.ops.push(Op::Delete { table: T, key: b"l".to_vec() });
-    batch.ops.push(Op::DeletePartition);
+    batch.push(Op::Delete { table: T, key: b"l".to_vec() });
+    batch.push(Op::DeletePartition);
     let made = command(1, vec![batch.clone()]).encode_to_vec();
     let kept = b"\x08\x01\x12\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x1a\x44\
         \x0a\x07\x08\x01\x12\x03a@h\

@@ -2,6 +2,7 @@
 
 use std::{
     ops::Bound,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -86,7 +87,7 @@ pub(super) fn batch(batch: Batch) -> wire::Batch {
             Expect::Any => None,
         },
     });
-    let changes = batch.ops.into_iter().map(|op| {
+    let changes = Arc::unwrap_or_clone(batch.ops).into_iter().map(|op| {
         let what = match op {
             Op::Put { table, key, value } => wire::change::What::Put(wire::Put {
                 table: table.0.to_owned(),
@@ -119,7 +120,7 @@ pub(super) fn read_batch(batch: wire::Batch) -> Result<Batch, Malformed> {
         read.expect.push((read_table(&e.table)?, e.key.into(), expect));
     }
     for change in batch.changes {
-        read.ops.push(match change.what.ok_or(Malformed("empty change"))? {
+        read.push(match change.what.ok_or(Malformed("empty change"))? {
             wire::change::What::Put(put) => {
                 Op::Put { table: read_table(&put.table)?, key: put.key.into(), value: put.value.into() }
             }

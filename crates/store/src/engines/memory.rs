@@ -1,6 +1,6 @@
 //! The engine of tests: a map behind a lock, gone with the process.
 
-use std::{collections::BTreeMap, ops::Bound, time::Instant};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc, time::Instant};
 
 use parking_lot::RwLock;
 
@@ -74,7 +74,7 @@ fn apply(partitions: &mut BTreeMap<Partition, Tables>, batch: Batch) -> Committe
         }
     }
     let tables = partitions.entry(batch.partition.clone()).or_default();
-    for op in batch.ops {
+    for op in Arc::unwrap_or_clone(batch.ops) {
         match op {
             Op::Put { table, key, value } => {
                 let record = tables

@@ -1,14 +1,13 @@
 //! What an archive is made of: ids that sort by time, messages by id, and which of them are of whom.
 
 use hooks::Underway;
-use jid::{BareJid, Jid};
+use jid::Jid;
 use serde::{Deserialize, Serialize};
 use stanza::Stanza;
-use store::{Batch, Key, Stored, Table, record};
+use store::{Key, Op, Stored, Table, record};
 
 use super::retraction;
 use crate::kept::{Keeping, Kept};
-use crate::rosters::partition;
 
 /// The id of an archived message: microseconds since 1970, then chance, so that ids sort by time and nobody guesses
 /// one (XEP-0313, 3; XEP-0359, 3).
@@ -124,6 +123,9 @@ impl Stored for Unread {
     }
 }
 
+/// The longest bytes of a [`With`].
+const WITH_BYTES: usize = 21;
+
 /// Says that a message is with somebody: under the mark of their bare address, then its id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct With {
@@ -167,9 +169,7 @@ pub fn bare(address: &str) -> &str {
 
 /// Where it says that a message is with somebody.
 pub fn with_key(with: &str, id: Id) -> Key {
-    let mut key = mark(bare(with)).to_be_bytes().to_vec();
-    key.extend_from_slice(&id.0);
-    key
+    [&mark(bare(with)).to_be_bytes()[..], &id.0].concat()
 }
 
 /// The id of such a key.
@@ -180,49 +180,34 @@ pub fn id_of_with_key(key: &[u8]) -> Option<Id> {
 /// A message that is to be archived.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    pub account: BareJid,
     pub id: Id,
-    /// The bytes of its [`Archived`].
-    record: Vec<u8>,
-    with_key: Key,
-    with: With,
+    /// What it writes: the bytes of its [`Archived`], and that it is with somebody.
+    pub ops: [Op; 2],
     /// The sender's client hears that the message is handled once it is written (XEP-0198, 4).
-    #[expect(dead_code, reason = "its end is what counts")]
-    underway: Option<Underway>,
+    pub underway: Option<Underway>,
     /// It takes back another one, which is looked for once this one is written.
     pub retracts: Option<Archived>,
 }
 
 impl Entry {
-    pub fn new(
-        account: BareJid,
-        id: Id,
-        message: &Stanza,
-        incoming: bool,
-        with: &Jid,
-        underway: Option<Underway>,
-    ) -> Entry {
+    pub fn new(id: Id, message: &Stanza, incoming: bool, with: &Jid, underway: Option<Underway>) -> Entry {
         let size = message.body().len() + 3 * with.as_str().len() + 64;
         let record = record::encode_as::<Archived>(&Archiving { stanza: Keeping(message), incoming }, size);
         let named = message.head.id.as_deref().unwrap_or_default();
-        let with_key = with_key(with.as_str(), id);
-        let with = With { full: mark(with.as_str()), named: Some(mark(named)) };
+        let is_with = With { full: mark(with.as_str()), named: Some(mark(named)) };
+        let is_with = record::encode_as::<With>(&is_with, WITH_BYTES);
         let retracts = retraction::is_one(message).then(|| Archived { stanza: Kept::of(message), incoming });
-        Entry { account, id, record, with_key, with, underway, retracts }
+        let ops = [
+            Op::put_encoded::<Archived>(id.key(), record),
+            Op::put_encoded::<With>(with_key(with.as_str(), id), is_with),
+        ];
+        Entry { id, ops, underway, retracts }
     }
 
+    /// About the bytes that it takes while it waits.
     pub fn size(&self) -> usize {
-        self.record.len() + 128
-    }
-
-    /// Adds what it writes.
-    pub fn put(&self, batch: &mut Batch) {
-        batch.put_encoded::<Archived>(self.id.key(), self.record.clone());
-        batch.put_encoded::<With>(self.with_key.clone(), record::encode_as::<With>(&self.with, 24));
-    }
-
-    pub fn batch(&self) -> Batch {
-        Batch::new(partition(&self.account))
+        let Op::Put { value, .. } = &self.ops[0] else { return 0 };
+        value.len() + 128
     }
 }
 
@@ -268,11 +253,12 @@ mod tests {
         ] {
             let message = parse(text);
             let with = message.head.from.clone().unwrap();
-            let me = BareJid::new("b@h").unwrap();
-            let entry = Entry::new(me, Id::first_of(1), &message, true, &with, None);
+            let entry = Entry::new(Id::first_of(1), &message, true, &with, None);
             let archived = Archived { stanza: Kept::of(&message), incoming: true };
-            assert_eq!(entry.record, record::encode(&archived));
-            assert_eq!(record::decode::<Archived>(&entry.record), Ok(archived));
+            let [Op::Put { value, .. }, Op::Put { key, .. }] = &entry.ops else { panic!("{entry:?}") };
+            assert_eq!(*value, record::encode(&archived));
+            assert_eq!(record::decode::<Archived>(value), Ok(archived));
+            assert_eq!(*key, with_key(with.as_str(), entry.id));
         }
         // As earlier versions wrote it.
         let old = [1, 0, 1, 1, b'a', 0, 0, 0, 0, 0, 3, b'<', b'b', b'>', 1];

@@ -13,7 +13,7 @@ use stanza::Stanza;
 use store::{Batch, Expect, Range, StoreError, Versioned};
 
 use super::NAME;
-use super::entries::{Archived, Entry, Id, With, bare, id_of_with_key, mark, with_key};
+use super::entries::{Archived, Id, With, bare, id_of_with_key, mark, with_key};
 use super::sweep::SETTLED;
 use crate::kept::Kept;
 use crate::rosters::partition;
@@ -49,10 +49,10 @@ fn retracted(message: &Stanza) -> Option<String> {
 
 /// A retraction that is in an archive.
 #[derive(Debug, Clone)]
-struct Retraction {
+pub struct Retraction {
     /// Its own id there.
-    id: Id,
-    message: Archived,
+    pub id: Id,
+    pub message: Archived,
 }
 
 /// What became of one.
@@ -83,22 +83,20 @@ struct Waiting {
 }
 
 impl Retractions {
-    /// Has the retractions among what was just written carried out.
-    pub fn note<'a>(&self, written: impl Iterator<Item = &'a Entry>) {
-        for entry in written {
-            let Some(message) = &entry.retracts else { continue };
+    /// Has retractions that were just written carried out.
+    pub fn note(&self, account: &BareJid, written: Vec<Retraction>) {
+        for retraction in written {
             let mut waiting = self.waiting.lock();
             if waiting.count >= WAITING_MAX {
                 tracing::warn!(module = NAME, max = WAITING_MAX, "too many retractions wait");
                 return;
             }
             waiting.count += 1;
-            let retraction = Retraction { id: entry.id, message: message.clone() };
-            match waiting.accounts.get_mut(&entry.account) {
+            match waiting.accounts.get_mut(account) {
                 Some(of_account) => of_account.push(retraction),
                 None => {
-                    waiting.accounts.insert(entry.account.clone(), vec![retraction]);
-                    waiting.order.push_back(entry.account.clone());
+                    waiting.accounts.insert(account.clone(), vec![retraction]);
+                    waiting.order.push_back(account.clone());
                 }
             }
         }

@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
-use hooks::Services;
+use hooks::{Services, Underway};
 use jid::BareJid;
 use parking_lot::Mutex;
 use store::{Batch, StoreError};
 
 use super::NAME;
 use super::entries::{Entry, Id};
-use super::retraction::Retractions;
+use super::retraction::{Retraction, Retractions};
 use super::sweep;
+use crate::rosters::partition;
 
 /// The most messages that are written at a time.
 const BATCH: usize = 2048;
@@ -34,19 +35,103 @@ const CHANCE: usize = 512;
 /// an archive may hold.
 const SWEEP_EVERY: (u64, u64, u64) = (1024, 16, 64);
 
+/// What waits to be written to one archive, in the order of the messages.
+struct Group {
+    account: BareJid,
+    batch: Batch,
+    messages: usize,
+    bytes: usize,
+    /// The senders' clients hear that their messages are handled once this is gone (XEP-0198, 4).
+    underway: Vec<Underway>,
+    retractions: Vec<Retraction>,
+    /// The archive is to be looked at for what is to go.
+    is_swept: bool,
+}
+
+impl Group {
+    fn new(account: &BareJid) -> Group {
+        Group {
+            account: account.clone(),
+            batch: Batch::new(partition(account)),
+            messages: 0,
+            bytes: 0,
+            underway: Vec::new(),
+            retractions: Vec::new(),
+            is_swept: false,
+        }
+    }
+
+    fn push(&mut self, entry: Entry) {
+        self.messages += 1;
+        self.bytes += entry.size();
+        let message = entry.retracts;
+        self.retractions.extend(message.map(|message| Retraction { id: entry.id, message }));
+        self.underway.extend(entry.underway);
+        entry.ops.into_iter().for_each(|op| self.batch.push(op));
+    }
+}
+
 /// What waits to be written.
 #[derive(Default)]
 struct Pending {
-    entries: VecDeque<Entry>,
+    /// Of each account one, or several that become full one after the other.
+    groups: VecDeque<Group>,
+    /// The last one of each account.
+    last: HashMap<BareJid, usize>,
+    messages: usize,
     bytes: usize,
+    /// What somebody writes just now, and would wait again.
+    being_written: usize,
     /// Somebody is about to write it.
     runs: bool,
 }
 
 impl Pending {
+    fn push(&mut self, account: &BareJid, entry: Entry, is_swept: bool) {
+        self.messages += 1;
+        self.bytes += entry.size();
+        let last = self.last.get(account).and_then(|at| self.groups.get_mut(*at));
+        let group = match last.filter(|group| group.bytes + entry.size() <= BATCH_BYTES) {
+            Some(group) => group,
+            None => {
+                self.last.insert(account.clone(), self.groups.len());
+                self.groups.push_back(Group::new(account));
+                let last = self.groups.len() - 1;
+                &mut self.groups[last]
+            }
+        };
+        group.is_swept |= is_swept;
+        group.push(entry);
+    }
+
+    /// Takes all that waits.
+    fn take(&mut self) -> VecDeque<Group> {
+        self.last.clear();
+        self.messages = 0;
+        self.being_written += std::mem::take(&mut self.bytes);
+        std::mem::take(&mut self.groups)
+    }
+
+    /// Has what was taken wait again, before all that has come since.
+    fn put_back(&mut self, mut taken: VecDeque<Group>) {
+        let bytes = taken.iter().map(|group| group.bytes).sum();
+        self.messages += taken.iter().map(|group| group.messages).sum::<usize>();
+        self.bytes += bytes;
+        self.being_written = self.being_written.saturating_sub(bytes);
+        taken.append(&mut self.groups);
+        self.groups = taken;
+        let numbered = self.groups.iter().enumerate();
+        self.last = numbered.map(|(at, group)| (group.account.clone(), at)).collect();
+    }
+
+    /// Bytes that the store does not have yet.
+    fn unwritten(&self) -> usize {
+        self.bytes + self.being_written
+    }
+
     /// Whether there is no need to wait for more.
     fn fills_a_write(&self) -> bool {
-        self.entries.len() >= BATCH || self.bytes >= BATCH_BYTES
+        self.messages >= BATCH || self.bytes >= BATCH_BYTES
     }
 }
 
@@ -115,17 +200,17 @@ impl Writer {
         self.next.lock().id(micros(services), services)
     }
 
-    /// Has a message written soon; `false`: too many wait, since the store is slow or fails.
-    pub fn append(self: &Arc<Self>, services: &Arc<dyn Services>, entry: Entry) -> bool {
+    /// Has a message of an account written soon; `false`: too many wait, since the store is slow or fails.
+    pub fn append(self: &Arc<Self>, services: &Arc<dyn Services>, account: &BareJid, entry: Entry) -> bool {
+        let is_swept = u64::from(entry.id.chance()).is_multiple_of(self.sweep_every());
         let begins = {
             let mut pending = self.pending.lock();
-            if pending.bytes + entry.size() > PENDING_BYTES_MAX {
+            if pending.unwritten() + entry.size() > PENDING_BYTES_MAX {
                 drop(pending);
                 self.lose(1, "too much waits for the store");
                 return false;
             }
-            pending.bytes += entry.size();
-            pending.entries.push_back(entry);
+            pending.push(account, entry, is_swept);
             !std::mem::replace(&mut pending.runs, true)
         };
         if begins {
@@ -136,7 +221,7 @@ impl Writer {
 
     /// Whether so much waits for a store that works that who sends is to wait for it too.
     pub fn is_crowded(&self) -> bool {
-        self.pending.lock().bytes >= CROWDED && !self.fails.load(Ordering::Relaxed)
+        self.pending.lock().unwritten() >= CROWDED && !self.fails.load(Ordering::Relaxed)
     }
 
     /// As [`Writer::flush`], and what an account has been told to take back is taken back: its archive as this node
@@ -156,15 +241,7 @@ impl Writer {
     /// The store's; what waits is tried again later.
     pub async fn flush(&self, services: &dyn Services) -> Result<(), StoreError> {
         let _writing = self.writing.lock().await;
-        let mut left = self.pending.lock().entries.len();
-        while left > 0 {
-            let written = self.write(services).await?;
-            if written == 0 {
-                break;
-            }
-            left = left.saturating_sub(written);
-        }
-        Ok(())
+        self.write(services).await.map(drop)
     }
 
     fn drain(self: Arc<Self>, services: Arc<dyn Services>, tried: u32) -> BoxFuture<'static, ()> {
@@ -178,14 +255,14 @@ impl Writer {
                 match written {
                     Ok(0) => {
                         let mut pending = self.pending.lock();
-                        pending.runs = !pending.entries.is_empty();
+                        pending.runs = pending.messages > 0;
                         if !pending.runs {
                             return;
                         }
                     }
                     Ok(_) => gathers = !self.pending.lock().fills_a_write(),
                     Err(error) => {
-                        let waits = self.pending.lock().entries.len();
+                        let waits = self.pending.lock().messages;
                         tracing::warn!(module = NAME, %error, waits, "failed to write to archives");
                         let Some(pause) = crate::offline::again(tried) else {
                             return self.give_up();
@@ -224,8 +301,10 @@ impl Writer {
         let lost = {
             let mut pending = self.pending.lock();
             pending.runs = false;
-            pending.bytes = 0;
-            std::mem::take(&mut pending.entries).len()
+            let being_written = pending.being_written;
+            let lost: usize = pending.take().iter().map(|group| group.messages).sum();
+            pending.being_written = being_written;
+            lost
         };
         self.lose(lost, "the store failed for too long");
     }
@@ -239,40 +318,20 @@ impl Writer {
         }
     }
 
-    /// Writes some of what waits; how many.
+    /// Writes what waits now, some of it at a time; how many messages. One at a time does so.
     async fn write(&self, services: &dyn Services) -> Result<usize, StoreError> {
-        let mut taken = Taken { writer: self, entries: Vec::new() };
-        {
-            let mut pending = self.pending.lock();
-            let mut bytes = 0;
-            while let Some(size) = pending.entries.front().map(Entry::size) {
-                let is_full = taken.entries.len() == BATCH || bytes + size > BATCH_BYTES;
-                if is_full && !taken.entries.is_empty() {
-                    break;
-                }
-                bytes += size;
-                taken.entries.extend(pending.entries.pop_front());
-            }
-            pending.bytes = pending.bytes.saturating_sub(bytes);
-        }
-        let count = taken.entries.len();
-        while !taken.entries.is_empty() {
-            let written = services.store().commit(batches(&taken.entries)).await;
+        let mut taken = Taken { writer: self, groups: self.pending.lock().take() };
+        let mut count = 0;
+        while !taken.groups.is_empty() {
+            let piece = taken.piece();
+            let batches = taken.groups.range(..piece).map(|group| group.batch.clone()).collect();
+            let written = services.store().commit(batches).await;
             self.fails.store(written.is_err(), Ordering::Relaxed);
             match written {
-                Ok(_) => {
-                    self.retractions.note(taken.entries.iter());
-                    let every = self.sweep_every();
-                    let is_swept = |entry: &Entry| u64::from(entry.id.chance()).is_multiple_of(every);
-                    self.swept
-                        .lock()
-                        .extend(taken.entries.drain(..).filter(is_swept).map(|entry| entry.account));
-                }
+                Ok(_) => count += taken.is_written(piece),
                 // Nobody asks for it any more; the others are put once more, which changes nothing.
                 Err(StoreError::Gone { partition }) => {
-                    let before = taken.entries.len();
-                    taken.entries.retain(|entry| entry.account.as_str() != partition.name());
-                    if taken.entries.len() == before {
+                    if !taken.forget(partition.name()) {
                         return Err(StoreError::Gone { partition });
                     }
                 }
@@ -281,31 +340,6 @@ impl Writer {
         }
         Ok(count)
     }
-}
-
-fn batches(entries: &[Entry]) -> Vec<Batch> {
-    let mut at: HashMap<&BareJid, usize> = HashMap::new();
-    let mut batches: Vec<Batch> = Vec::new();
-    let mut counts: Vec<usize> = Vec::new();
-    let numbers: Vec<usize> = entries
-        .iter()
-        .map(|entry| {
-            let at = *at.entry(&entry.account).or_insert_with(|| {
-                batches.push(entry.batch());
-                counts.push(0);
-                counts.len() - 1
-            });
-            counts[at] += 1;
-            at
-        })
-        .collect();
-    for (batch, count) in batches.iter_mut().zip(counts) {
-        batch.ops.reserve_exact(2 * count);
-    }
-    for (entry, at) in entries.iter().zip(numbers) {
-        entry.put(&mut batches[at]);
-    }
-    batches
 }
 
 /// Microseconds since 1970.
@@ -317,24 +351,59 @@ pub fn micros(services: &dyn Services) -> u64 {
 /// What is being written: it waits again where that comes to nothing.
 struct Taken<'a> {
     writer: &'a Writer,
-    entries: Vec<Entry>,
+    groups: VecDeque<Group>,
 }
 
 impl Taken<'_> {
-    fn bytes(&self) -> usize {
-        self.entries.iter().map(Entry::size).sum()
+    /// How many groups are written next.
+    fn piece(&self) -> usize {
+        let (mut messages, mut bytes) = (0, 0);
+        let fits = self.groups.iter().take_while(|group| {
+            messages += group.messages;
+            bytes += group.bytes;
+            messages <= BATCH && bytes <= BATCH_BYTES
+        });
+        fits.count().max(1)
+    }
+
+    /// Lets go of the first groups, which are in their archives now; how many messages that are.
+    fn is_written(&mut self, groups: usize) -> usize {
+        let (mut messages, mut bytes) = (0, 0);
+        for group in self.groups.drain(..groups) {
+            messages += group.messages;
+            bytes += group.bytes;
+            self.writer.retractions.note(&group.account, group.retractions);
+            if group.is_swept {
+                self.writer.swept.lock().push(group.account);
+            }
+        }
+        self.end(bytes);
+        messages
+    }
+
+    /// Lets go of what is for an account that is no more; whether there was something.
+    fn forget(&mut self, account: &str) -> bool {
+        let mut bytes = 0;
+        let before = self.groups.len();
+        self.groups.retain(|group| {
+            let stays = group.account.as_str() != account;
+            bytes += if stays { 0 } else { group.bytes };
+            stays
+        });
+        self.end(bytes);
+        self.groups.len() < before
+    }
+
+    fn end(&self, bytes: usize) {
+        let mut pending = self.writer.pending.lock();
+        pending.being_written = pending.being_written.saturating_sub(bytes);
     }
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        if self.entries.is_empty() {
-            return;
-        }
-        let mut pending = self.writer.pending.lock();
-        pending.bytes += self.bytes();
-        for entry in self.entries.drain(..).rev() {
-            pending.entries.push_front(entry);
+        if !self.groups.is_empty() {
+            self.writer.pending.lock().put_back(std::mem::take(&mut self.groups));
         }
     }
 }

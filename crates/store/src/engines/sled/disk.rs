@@ -73,7 +73,8 @@ impl Space {
     /// # Errors
     /// [`StoreError::Full`] if the batches need more room than there is.
     pub fn check(self, batches: &[Batch]) -> Result<(), StoreError> {
-        let only_deletes = || batches.iter().flat_map(|b| &b.ops).all(|op| !matches!(op, Op::Put { .. }));
+        let only_deletes =
+            || batches.iter().flat_map(|b| b.ops.iter()).all(|op| !matches!(op, Op::Put { .. }));
         match self {
             Space::Enough => Ok(()),
             Space::Deletes if only_deletes() => Ok(()),

@@ -28,7 +28,7 @@ fn bench() -> Bench {
 impl Bench {
     fn apply(&self, partition: &Partition, ops: Vec<Op>) {
         let mut writing = self.disk.write().unwrap();
-        writing.batch(&Batch { partition: partition.clone(), expect: vec![], ops }).unwrap();
+        writing.batch(&Batch { partition: partition.clone(), expect: vec![], ops: Arc::new(ops) }).unwrap();
         writing.finish().unwrap();
     }
 

@@ -101,7 +101,8 @@ impl Run {
     /// As [`Run::item`], with the table.
     pub(super) fn record(&self, number: usize) -> (Rest, &[u8]) {
         let (key, sealed) = self.item(number);
-        let mut rest = self.table.clone();
+        // A clone would go byte by byte.
+        let mut rest = Rest::from_slice(&self.table);
         rest.extend_from_slice(key);
         (rest, sealed)
     }

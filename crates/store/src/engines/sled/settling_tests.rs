@@ -54,7 +54,7 @@ fn batch(chance: &mut Chance, last: &mut usize) -> Batch {
     for _ in 0..1 + chance.below(12) {
         let table = [LOG, INDEX, OTHER][chance.below(6) / 2];
         let size = [20, 300, 300, 9_000][chance.below(40).saturating_sub(36)];
-        batch.ops.push(match chance.below(20) {
+        batch.push(match chance.below(20) {
             0..3 => Op::Delete { table, key: chance.key() },
             3..8 => Op::Put { table, key: chance.key(), value: vec![chance.below(256) as u8; size] },
             _ => {
@@ -65,13 +65,14 @@ fn batch(chance: &mut Chance, last: &mut usize) -> Batch {
         });
     }
     if chance.below(400) == 0 {
-        batch.ops.insert(chance.below(batch.ops.len()), Op::DeletePartition);
+        let at = chance.below(batch.ops.len());
+        Arc::make_mut(&mut batch.ops).insert(at, Op::DeletePartition);
     }
     batch
 }
 
 fn apply_to_model(model: &mut Model, batch: &Batch) {
-    for op in &batch.ops {
+    for op in &*batch.ops {
         match op {
             Op::Put { table, key, value } => {
                 let record = model.entry((batch.partition.clone(), *table, key.clone())).or_default();
@@ -178,7 +179,7 @@ fn random_changes_read_the_same_wherever_they_are_on_their_way() {
                 apply(
                     &other,
                     &Batch {
-                        ops: vec![Op::Put { table: LOG, key: "0".into(), value: vec![] }],
+                        ops: Arc::new(vec![Op::Put { table: LOG, key: "0".into(), value: vec![] }]),
                         ..Batch::new(account(0))
                     },
                 );
@@ -209,7 +210,7 @@ fn numbers(path: &Path) -> Vec<usize> {
 
 fn put(table: Table, key: usize, value: &str) -> Batch {
     let op = Op::Put { table, key: format!("{key:06}").into(), value: value.into() };
-    Batch { ops: vec![op], ..Batch::new(account(0)) }
+    Batch { ops: Arc::new(vec![op]), ..Batch::new(account(0)) }
 }
 
 #[test]
@@ -225,7 +226,7 @@ fn many_records_of_a_log_share_one_of_sled() {
     // What is taken out in the midst leaves the others.
     for n in (0..1_000).filter(|n| n % 3 > 0) {
         let op = Op::Delete { table: LOG, key: format!("{n:06}").into() };
-        apply(&disk, &Batch { ops: vec![op], ..Batch::new(account(0)) });
+        apply(&disk, &Batch { ops: Arc::new(vec![op]), ..Batch::new(account(0)) });
     }
     disk.settle_all().unwrap();
     assert_eq!(disk.scan(&account(0), LOG, &Range::all()).unwrap().len(), 334);
@@ -475,7 +476,7 @@ fn a_damaged_segment_takes_no_other_records_along_and_stays() {
     // Much of it dies; what is looked through ends where it is damaged, and it is not removed.
     for n in (0..400).filter(|n| !damaged.contains(n)) {
         let op = Op::Delete { table: LOG, key: format!("{n:06}").into() };
-        apply(&disk, &Batch { ops: vec![op], ..Batch::new(account(0)) });
+        apply(&disk, &Batch { ops: Arc::new(vec![op]), ..Batch::new(account(0)) });
     }
     disk.settle_all().unwrap();
     (0..200).for_each(|n| drop(apply(&disk, &put(OTHER, n, "x"))));

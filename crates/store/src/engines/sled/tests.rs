@@ -28,7 +28,7 @@ fn account(name: &str) -> Partition {
 
 fn put(partition: &Partition, key: &str, value: impl Into<Vec<u8>>) -> Batch {
     let op = Op::Put { table: T, key: key.into(), value: value.into() };
-    Batch { partition: partition.clone(), expect: vec![], ops: vec![op] }
+    Batch { partition: partition.clone(), expect: vec![], ops: Arc::new(vec![op]) }
 }
 
 fn open(path: &Path) -> Sled {
@@ -247,7 +247,7 @@ impl std::io::Write for Restless {
             let mut writing = self.disk.write().unwrap();
             writing.batch(&put(&p, &format!("{:05}", (n * 377) % 1500), "after")).unwrap();
             writing.batch(&put(&p, &format!("{:05} new", (n * 173) % 1500), "after")).unwrap();
-            writing.batch(&Batch { partition: p, expect: vec![], ops: vec![deleted] }).unwrap();
+            writing.batch(&Batch { partition: p, expect: vec![], ops: Arc::new(vec![deleted]) }).unwrap();
             writing.finish().unwrap();
         }
         Ok(bytes.len())
@@ -319,7 +319,7 @@ fn child_that_is_killed() {
                     let p = account(&format!("{writer}@h"));
                     let value = key.repeat(1 + (n % 40) as usize).into_bytes();
                     let op = Op::Put { table: TABLES[writer % 2], key: key.into(), value };
-                    let batch = Batch { partition: p, expect: vec![], ops: vec![op] };
+                    let batch = Batch { partition: p, expect: vec![], ops: Arc::new(vec![op]) };
                     assert_eq!(sled.commit(vec![batch], soon()).await, Ok(vec![Committed::Done]));
                     let mut out = std::io::stdout().lock();
                     writeln!(out, "ack {writer} {n}").unwrap();

@@ -126,7 +126,7 @@ impl Writing<'_> {
             }
         }
         own.expect_ops(&batch.ops);
-        for op in &batch.ops {
+        for op in &*batch.ops {
             match op {
                 Op::Put { table, key, value } => {
                     let rest = layout::rest(*table, key);
