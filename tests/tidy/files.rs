@@ -11,7 +11,6 @@ const TOP: &[&str] = &[
     "Cargo.toml",
     "LICENSE",
     "README.md",
-    "benches",
     "clippy.toml",
     "config",
     "crates",

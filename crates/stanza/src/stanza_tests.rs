@@ -1,3 +1,5 @@
+//! Stanzas are read, changed and written as the RFCs say.
+
 use super::*;
 
 fn stanza(xml: &str) -> Stanza {

@@ -1,8 +1,8 @@
 //! What the server does most, one operation at a time: nanoseconds by criterion, and figures that do not shake.
 //!
 //! ```text
-//! cargo bench -p benches -p node --bench operations              nanoseconds of all of them
-//! cargo bench -p benches -p node --bench operations -- archive   of those with that in their names
+//! cargo bench -p operations -p node --bench operations              nanoseconds of all of them
+//! cargo bench -p operations -p node --bench operations -- archive   of those with that in their names
 //! tests/bench/instructions/run                                   instructions and allocations, compared with what they were
 //! ```
 //! With `node`, what they are made of is built as the server has it, once. The last one runs this binary with `names`, and
