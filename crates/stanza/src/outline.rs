@@ -5,8 +5,8 @@ use memchr::{memchr, memchr2, memchr3, memmem};
 /// A child element by its opening tag.
 #[derive(Debug, Clone, Copy)]
 pub struct Child<'a> {
-    /// Its local name.
-    pub name: &'a str,
+    /// Its local name, in UTF-8.
+    pub name: &'a [u8],
     has_prefix: bool,
     attributes: &'a [u8],
     default: &'a str,
@@ -19,8 +19,23 @@ impl<'a> Child<'a> {
     }
 }
 
-/// One bit of 64 for a name: what says of many names at once that none of them is there.
-pub(crate) const fn bit(name: &[u8]) -> u64 {
+/// What children are called, as one bit of 64 for each: says of many names at once that none of them is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Names(u64);
+
+impl Names {
+    /// Adds the local name of a child.
+    pub fn add(&mut self, name: &[u8]) {
+        self.0 |= bit(name);
+    }
+
+    /// Whether one of these may have been added; `false` is certain.
+    pub fn may_have(self, names: &[&str]) -> bool {
+        names.iter().any(|name| self.0 & bit(name.as_bytes()) != 0)
+    }
+}
+
+const fn bit(name: &[u8]) -> u64 {
     let [first, .., last] = name else { return 1 };
     1 << ((*first as usize + 5 * *last as usize + 11 * name.len()) & 63)
 }
@@ -80,7 +95,9 @@ impl<'a> Iterator for Outline<'a> {
                     let is_child = self.depth == 0;
                     self.depth += usize::from(has_content);
                     if is_child {
-                        return child(name, attributes, self.default);
+                        let colon = name.iter().position(|byte| *byte == b':');
+                        let (name, default) = (colon.map_or(name, |colon| &name[colon + 1..]), self.default);
+                        return Some(Child { name, has_prefix: colon.is_some(), attributes, default });
                     }
                 }
             }
@@ -90,12 +107,6 @@ impl<'a> Iterator for Outline<'a> {
 
 fn is_space(byte: &u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
-}
-
-fn child<'a>(name: &'a [u8], attributes: &'a [u8], default: &'a str) -> Option<Child<'a>> {
-    let colon = name.iter().position(|byte| *byte == b':');
-    let name = std::str::from_utf8(colon.map_or(name, |colon| &name[colon + 1..])).ok()?;
-    Some(Child { name, has_prefix: colon.is_some(), attributes, default })
 }
 
 /// The default namespace that a tag declares, if it does; `Some(None)`: in a way that has to be read with care.
@@ -124,7 +135,9 @@ mod tests {
     use crate::{dom, ns};
 
     fn outline(body: &str) -> Vec<(&str, Option<&str>)> {
-        Outline::new(body.as_bytes(), ns::CLIENT).map(|child| (child.name, child.ns())).collect()
+        Outline::new(body.as_bytes(), ns::CLIENT)
+            .map(|child| (std::str::from_utf8(child.name).unwrap(), child.ns()))
+            .collect()
     }
 
     #[test]

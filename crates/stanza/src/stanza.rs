@@ -11,7 +11,7 @@ use crate::address;
 use crate::dom;
 use crate::error::{Condition, StanzaError};
 use crate::ns;
-use crate::outline::{Child, Outline, bit};
+use crate::outline::{Child, Names, Outline};
 
 /// The three stanzas (RFC 6120, 8.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,8 +90,8 @@ pub struct Stanza {
     pub head: Head,
     body: Bytes,
     dom: OnceLock<Arc<Element>>,
-    /// The bits of the names of all children.
-    named: OnceLock<u64>,
+    /// What all children are called.
+    named: OnceLock<Names>,
 }
 
 /// Why an element is no stanza.
@@ -272,15 +272,26 @@ impl Stanza {
     /// Whether a child has one of these local names, in whatever namespace. Where none has, no tree has to be made to
     /// look for one.
     pub fn has_named(&self, names: &[&str]) -> bool {
-        self.may_have(names) && self.outline().any(|child| names.contains(&child.name))
+        self.may_have(names)
+            && self.outline().any(|child| names.iter().any(|name| name.as_bytes() == child.name))
     }
 
     /// As [`Stanza::has_named`], and now and then `true` where it is not so. Many rules ask the same of a stanza: what
     /// its children are called is looked at once.
     fn may_have(&self, names: &[&str]) -> bool {
-        let named =
-            self.named.get_or_init(|| self.outline().fold(0, |all, child| all | bit(child.name.as_bytes())));
-        names.iter().any(|name| named & bit(name.as_bytes()) != 0)
+        self.named.get_or_init(|| self.names()).may_have(names)
+    }
+
+    fn names(&self) -> Names {
+        let mut names = Names::default();
+        self.outline().for_each(|child| names.add(child.name));
+        names
+    }
+
+    /// The same stanza, by a reader that has seen what all of its children are called.
+    pub fn with_names(self, names: Names) -> Stanza {
+        debug_assert_eq!(names, self.names());
+        Stanza { named: names.into(), ..self }
     }
 
     /// Whether there is a child of that name and namespace. A tree is made only where nothing else can say.
@@ -288,14 +299,15 @@ impl Stanza {
         if !self.may_have(&[name]) {
             return false;
         }
-        let named = || self.outline().filter(|child| child.name == name);
+        let named = || self.outline().filter(|child| child.name == name.as_bytes());
         named().any(|child| child.ns() == Some(ns))
             || (named().any(|child| child.ns().is_none()) && self.dom().has_child(name, ns))
     }
 
     /// The first child of that name and namespace.
     pub fn child(&self, name: &str, ns: &str) -> Option<&Element> {
-        let might_be = |child: Child<'_>| child.name == name && child.ns().is_none_or(|its| its == ns);
+        let might_be =
+            |child: Child<'_>| child.name == name.as_bytes() && child.ns().is_none_or(|its| its == ns);
         if !self.may_have(&[name]) || !self.outline().any(might_be) {
             return None;
         }

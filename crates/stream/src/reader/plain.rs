@@ -1,6 +1,7 @@
 //! The children of a stream that are plain, read without the parser.
 
 use bytes::{Bytes, BytesMut};
+use stanza::outline::Names;
 use stanza::scanner::{self, Attribute, Hearer};
 use stanza::{Kind, dom, ns};
 
@@ -21,6 +22,7 @@ struct Heard<'a> {
     body_end: usize,
     elements: usize,
     children: usize,
+    names: Names,
     meant: usize,
 }
 
@@ -58,7 +60,10 @@ impl<'a> Hearer<'a> for Heard<'a> {
                     *place = Some(*attribute);
                 }
             }
-            2 => self.children += 1,
+            2 => {
+                self.children += 1;
+                self.names.add(name.as_bytes());
+            }
             _ => {}
         }
         true
@@ -111,6 +116,7 @@ impl Reader {
             body_end: 0,
             elements: 0,
             children: 0,
+            names: Names::default(),
             meant: 0,
         };
         let end = scanner::element(input, &mut heard).filter(|end| *end <= limits.stanza_bytes)?;
@@ -122,7 +128,10 @@ impl Reader {
         let event = match what {
             What::Stanza(head) => {
                 let body = &input[heard.head_end.min(heard.body_end)..heard.body_end];
-                what_came(head, heard.children, limits, || Ok(Bytes::copy_from_slice(body))).ok()?
+                match what_came(head, heard.children, limits, || Ok(Bytes::copy_from_slice(body))).ok()? {
+                    StreamEvent::Stanza(stanza) => StreamEvent::Stanza(stanza.with_names(heard.names)),
+                    refused => refused,
+                }
             }
             What::Refused(reply) => StreamEvent::BadStanza { reply },
             What::Other if heard.name == "stream" && uri == ns::STREAM => return None,
