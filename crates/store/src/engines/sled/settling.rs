@@ -59,10 +59,11 @@ pub(super) struct Gaps {
 }
 
 impl Gaps {
-    pub(super) fn covers(&self, prefix: &[u8], rest: &[u8]) -> bool {
-        let Some(known) = self.known.get(prefix) else { return false };
+    /// The one that a key is in.
+    pub(super) fn around(&self, prefix: &[u8], rest: &[u8]) -> Option<(&Key, &Key)> {
         let before = (Bound::Unbounded, Bound::Included(rest));
-        known.range::<[u8], _>(before).next_back().is_some_and(|(_, to)| rest < to.as_slice())
+        let last = self.known.get(prefix)?.range::<[u8], _>(before).next_back();
+        last.filter(|(_, to)| rest < to.as_slice())
     }
 
     pub(super) fn note(&mut self, prefix: &[u8], (from, to): (Key, Key)) {

@@ -11,7 +11,7 @@ use super::{
     records::Records,
     settling::{Gaps, Writer},
 };
-use crate::engine::{Batch, Committed, Op, StoreError, Table, Version};
+use crate::engine::{Batch, Committed, Key, Op, StoreError, Table, Version};
 
 /// Changes that become visible together; dropped without [`Writing::finish`] they never were.
 ///
@@ -113,6 +113,7 @@ impl Writing<'_> {
             records: &records,
             kept: &self.disk.kept,
             gaps: &mut self.writer.gaps,
+            gap: None,
             prefix: &prefix,
         };
         before.parts.splice(0..0, self.changes.parts.get(&prefix));
@@ -190,6 +191,8 @@ struct Before<'a> {
     records: &'a Records,
     kept: &'a Kept,
     gaps: &'a mut Gaps,
+    /// The last one of them that was of use: what a batch puts into a log is mostly in one.
+    gap: Option<(Key, Key)>,
     prefix: &'a [u8],
 }
 
@@ -207,12 +210,17 @@ impl Before<'_> {
             return Ok(open(change));
         }
         if table.is_log() {
-            if self.gaps.covers(prefix, rest) {
+            if self.gap.as_ref().is_some_and(|(from, to)| from[..] <= *rest && *rest < to[..]) {
+                return Ok(Ok(None));
+            }
+            if let Some((from, to)) = self.gaps.around(prefix, rest) {
+                self.gap = Some((from.clone(), to.clone()));
                 return Ok(Ok(None));
             }
             return match blocks::find(&self.records.ground, prefix, rest) {
                 Ok((None, gap)) => {
-                    self.gaps.note(prefix, gap);
+                    self.gaps.note(prefix, gap.clone());
+                    self.gap = Some(gap);
                     Ok(Ok(None))
                 }
                 Ok((found, _)) => Ok(open(found.as_deref())),
