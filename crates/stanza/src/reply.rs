@@ -76,16 +76,7 @@ impl Head {
 mod tests {
     use super::*;
     use crate::error::Condition;
-
-    fn stanza(xml: &str) -> Stanza {
-        Stanza::from_element(&dom::parse(xml.as_bytes()).unwrap()).unwrap()
-    }
-
-    fn text(stanza: &Stanza) -> String {
-        let mut out = BytesMut::new();
-        stanza.write(&mut out);
-        String::from_utf8(out.to_vec()).unwrap()
-    }
+    use crate::stanza::tests::{stanza, text};
 
     #[test]
     fn a_result_goes_back_with_the_same_id() {

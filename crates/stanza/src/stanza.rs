@@ -569,4 +569,4 @@ impl Parts<'_> {
 
 #[cfg(test)]
 #[path = "stanza_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -2,11 +2,11 @@
 
 use super::*;
 
-fn stanza(xml: &str) -> Stanza {
+pub(crate) fn stanza(xml: &str) -> Stanza {
     Stanza::from_element(&dom::parse(xml.as_bytes()).unwrap()).unwrap()
 }
 
-fn text(stanza: &Stanza) -> String {
+pub(crate) fn text(stanza: &Stanza) -> String {
     let mut out = BytesMut::new();
     stanza.write(&mut out);
     String::from_utf8(out.to_vec()).unwrap()

@@ -20,11 +20,10 @@ pub struct Hints {
 impl Hints {
     /// What a message says of itself; nothing, where it is an error (section 5): that one repeats what it answers.
     pub fn of(message: &Stanza) -> Hints {
-        // Nearly every message ends here.
-        let names = ["no-store", "no-permanent-store", "store", "no-copy"];
-        if !message.has_named(&names) || message.message_type() == MessageType::Error {
+        if message.message_type() == MessageType::Error {
             return Hints::default();
         }
+        let names = ["no-store", "no-permanent-store", "store", "no-copy"];
         let [no_store, no_permanent_store, store, no_copy] = names.map(|name| message.has_child(name, NS));
         Hints { no_store, no_permanent_store, store, no_copy }
     }

@@ -183,6 +183,8 @@ pub struct Entry {
     pub id: Id,
     /// What it writes: the bytes of its [`Archived`], and that it is with somebody.
     pub ops: [Op; 2],
+    /// About the bytes that it takes while it waits.
+    pub size: usize,
     /// The sender's client hears that the message is handled once it is written (XEP-0198, 4).
     pub underway: Option<Underway>,
     /// It takes back another one, which is looked for once this one is written.
@@ -197,17 +199,12 @@ impl Entry {
         let is_with = With { full: mark(with.as_str()), named: Some(mark(named)) };
         let is_with = record::encode_as::<With>(&is_with, WITH_BYTES);
         let retracts = retraction::is_one(message).then(|| Archived { stanza: Kept::of(message), incoming });
+        let size = record.len() + 128;
         let ops = [
             Op::put_encoded::<Archived>(id.key(), record),
             Op::put_encoded::<With>(with_key(with.as_str(), id), is_with),
         ];
-        Entry { id, ops, underway, retracts }
-    }
-
-    /// About the bytes that it takes while it waits.
-    pub fn size(&self) -> usize {
-        let Op::Put { value, .. } = &self.ops[0] else { return 0 };
-        value.len() + 128
+        Entry { id, ops, size, underway, retracts }
     }
 }
 

@@ -34,8 +34,7 @@ const AGAIN_MAX: usize = 1_000;
 
 /// Whether a message takes another one back.
 pub fn is_one(message: &Stanza) -> bool {
-    // Nearly every message ends here.
-    message.has_named(&["retract"]) && retracted(message).is_some()
+    retracted(message).is_some()
 }
 
 /// The id of the message that a message takes back.

@@ -63,7 +63,7 @@ impl Group {
 
     fn push(&mut self, entry: Entry) {
         self.messages += 1;
-        self.bytes += entry.size();
+        self.bytes += entry.size;
         let message = entry.retracts;
         self.retractions.extend(message.map(|message| Retraction { id: entry.id, message }));
         self.underway.extend(entry.underway);
@@ -89,9 +89,9 @@ struct Pending {
 impl Pending {
     fn push(&mut self, account: &BareJid, entry: Entry, is_swept: bool) {
         self.messages += 1;
-        self.bytes += entry.size();
+        self.bytes += entry.size;
         let last = self.last.get(account).and_then(|at| self.groups.get_mut(*at));
-        let group = match last.filter(|group| group.bytes + entry.size() <= BATCH_BYTES) {
+        let group = match last.filter(|group| group.bytes + entry.size <= BATCH_BYTES) {
             Some(group) => group,
             None => {
                 self.last.insert(account.clone(), self.groups.len());
@@ -205,7 +205,7 @@ impl Writer {
         let is_swept = u64::from(entry.id.chance()).is_multiple_of(self.sweep_every());
         let begins = {
             let mut pending = self.pending.lock();
-            if pending.unwritten() + entry.size() > PENDING_BYTES_MAX {
+            if pending.unwritten() + entry.size > PENDING_BYTES_MAX {
                 drop(pending);
                 self.lose(1, "too much waits for the store");
                 return false;
