@@ -4,7 +4,14 @@
 //! segment, or the block itself where it is small or of an earlier version. A record by itself is as good as a block:
 //! stores of the first versions have only those.
 
-use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, io, ops::Bound, sync::Arc};
+use std::{
+    borrow::Cow,
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    io,
+    ops::Bound,
+    sync::Arc,
+};
 
 use super::{
     disk::Fault,
@@ -134,7 +141,37 @@ impl Block {
 }
 
 /// Changes of sled that wait until the segments that they point into are synced; `None` removes.
-pub(super) type Pending = BTreeMap<Key, Option<Vec<u8>>>;
+#[derive(Default)]
+pub(super) struct Pending {
+    changes: BTreeMap<Key, Option<Vec<u8>>>,
+    /// Of these sled must have the change no later than the one before it: they hold records that were in that block.
+    joined: BTreeSet<Key>,
+}
+
+impl Pending {
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// The next change, in the order of the keys.
+    pub(super) fn pop_first(&mut self) -> Option<(Key, Option<Vec<u8>>)> {
+        let (key, value) = self.changes.pop_first()?;
+        self.joined.remove(&key);
+        Some((key, value))
+    }
+
+    /// Whether what stands under a key comes between two that sled must have together.
+    fn is_before_joined(&self, key: &[u8]) -> bool {
+        let behind = (Bound::Excluded(key), Bound::Unbounded);
+        let next = self.changes.range::<[u8], _>(behind).next();
+        next.is_some_and(|(next, _)| self.joined.contains(next))
+    }
+
+    /// Whether sled must have the next change together with the one that was taken last.
+    pub(super) fn goes_on(&self) -> bool {
+        self.changes.first_key_value().is_some_and(|(key, _)| self.joined.contains(key))
+    }
+}
 
 /// Where in sled a record of a log table is, if it is there.
 struct Place {
@@ -151,8 +188,9 @@ fn place(tree: &sled::Tree, pending: &Pending, prefix: &[u8], rest: &[u8]) -> Re
     // No table's start is all 0xff: it begins with a length.
     let end = prefix_end(table).unwrap_or_default();
     let until = [prefix, &end].concat();
+    let changes = &pending.changes;
     let stays = |found: &sled::Result<(sled::IVec, sled::IVec)>| {
-        found.as_ref().map_or(true, |(key, _)| !pending.contains_key(&key[..]))
+        found.as_ref().map_or(true, |(key, _)| !changes.contains_key(&key[..]))
     };
     let before = tree.range(start.clone()..=wanted.clone()).rev().find(stays).transpose()?;
     let mut at = before.map(|(key, bytes)| (key.to_vec(), bytes.to_vec()));
@@ -160,13 +198,13 @@ fn place(tree: &sled::Tree, pending: &Pending, prefix: &[u8], rest: &[u8]) -> Re
     let after = tree.range(behind).find(stays).transpose()?;
     let mut next = after.map(|(key, _)| key.to_vec());
     if !pending.is_empty() {
-        let mut earlier = pending.range(start..=wanted.clone()).rev();
+        let mut earlier = changes.range(start..=wanted.clone()).rev();
         if let Some((key, Some(bytes))) = earlier.find(|(_, bytes)| bytes.is_some())
             && at.as_ref().is_none_or(|(at, _)| at < key)
         {
             at = Some((key.clone(), bytes.clone()));
         }
-        let mut later = pending.range((Bound::Excluded(wanted), Bound::Excluded(until)));
+        let mut later = changes.range((Bound::Excluded(wanted), Bound::Excluded(until)));
         if let Some((key, _)) = later.find(|(_, bytes)| bytes.is_some())
             && next.as_ref().is_none_or(|next| next > key)
         {
@@ -185,7 +223,7 @@ pub(super) type Found = (Option<Vec<u8>>, (Key, Key));
 
 /// Looks for a record of a log table.
 pub(super) fn find(ground: &Ground, prefix: &[u8], rest: &[u8]) -> Result<Found, Fault> {
-    let place = place(&ground.tree, &Pending::new(), prefix, rest)?;
+    let place = place(&ground.tree, &Pending::default(), prefix, rest)?;
     let table = layout::table_end(rest).unwrap_or(0);
     let (mut from, mut to) = (rest[..table].to_vec(), place.next);
     let Some((key, bytes)) = place.at else { return Ok((None, (from, to))) };
@@ -217,14 +255,39 @@ pub(super) fn find(ground: &Ground, prefix: &[u8], rest: &[u8]) -> Result<Found,
 
 /// Puts changes of log tables into blocks.
 pub(super) struct Merging<'a> {
-    pub(super) ground: &'a Ground,
-    pub(super) prefix: &'a [u8],
-    pub(super) appender: &'a mut Appender,
-    pub(super) pending: &'a mut Pending,
-    pub(super) block: &'a mut Block,
+    ground: &'a Ground,
+    prefix: &'a [u8],
+    appender: &'a mut Appender,
+    pending: &'a mut Pending,
+    block: &'a mut Block,
+    /// The key of the block that others take the place of.
+    replaced: Option<Key>,
+    /// The keys of those others that come behind the last one with records of it.
+    unjoined: Vec<Key>,
+    /// The block that is filled has records of it.
+    has_moved: bool,
 }
 
-impl Merging<'_> {
+impl<'a> Merging<'a> {
+    pub(super) fn new(
+        ground: &'a Ground,
+        prefix: &'a [u8],
+        appender: &'a mut Appender,
+        pending: &'a mut Pending,
+        block: &'a mut Block,
+    ) -> Merging<'a> {
+        Merging {
+            ground,
+            prefix,
+            appender,
+            pending,
+            block,
+            replaced: None,
+            unjoined: Vec::new(),
+            has_moved: false,
+        }
+    }
+
     /// Puts changes of one log table into their blocks, in order; at most about `budget` bytes of them. Gives the key
     /// behind the last that was taken, unless all were.
     pub(super) fn merge<'c>(
@@ -255,36 +318,41 @@ impl Merging<'_> {
         run: Vec<(Rest, Option<&[u8]>)>,
     ) -> Result<(), Fault> {
         let mut there = Items::new();
+        (self.replaced, self.has_moved) = (None, false);
+        self.unjoined.clear();
         if let Some((key, bytes)) = at {
             let whole = self.ground.block(&key, Cow::Borrowed(&bytes));
             // One that is damaged is left for its readers to tell of.
             if let Some(items) = self.to_merge(&key, whole, &run)? {
                 there = items;
                 self.forget(&key, &bytes);
-                self.pending.insert([self.prefix, &key].concat(), None);
+                let key = [self.prefix, &key].concat();
+                self.replaced = Some(key.clone());
+                self.pending.changes.insert(key, None);
             }
         }
         let mut there = there.into_iter().peekable();
         for (key, change) in run {
             while let Some((rest, sealed)) = there.next_if(|(rest, _)| rest[..] < key[..]) {
-                self.push(&rest, &sealed)?;
+                self.push(&rest, &sealed, true)?;
             }
             drop(there.next_if(|(rest, _)| rest[..] == key[..]));
             if let Some(sealed) = change {
-                self.push(&key, sealed)?;
+                self.push(&key, sealed, false)?;
             }
         }
         for (rest, sealed) in there {
-            self.push(&rest, &sealed)?;
+            self.push(&rest, &sealed, true)?;
         }
         self.end_block()
     }
 
-    fn push(&mut self, rest: &[u8], sealed: &[u8]) -> Result<(), Fault> {
+    fn push(&mut self, rest: &[u8], sealed: &[u8], was_there: bool) -> Result<(), Fault> {
         if self.block.is_full_for(rest, sealed) {
             self.end_block()?;
         }
         self.block.push(rest, sealed);
+        self.has_moved |= was_there;
         Ok(())
     }
 
@@ -295,7 +363,19 @@ impl Merging<'_> {
             true => bytes.to_vec(),
             false => self.appender.append(&key, bytes).map_err(sled::Error::from)?.to_bytes(),
         };
-        self.pending.insert(key, Some(value));
+        let has_moved = std::mem::take(&mut self.has_moved);
+        if self.replaced.as_ref() != Some(&key) {
+            if self.pending.is_before_joined(&key) {
+                self.pending.joined.insert(key.clone());
+            }
+            if self.replaced.is_some() {
+                self.unjoined.push(key.clone());
+            }
+            if has_moved {
+                self.pending.joined.extend(self.unjoined.drain(..));
+            }
+        }
+        self.pending.changes.insert(key, Some(value));
         Ok(())
     }
 
@@ -358,7 +438,7 @@ impl<'a> Walk<'a> {
         let mut from = under(&bounds.0, Bound::Included(prefix.to_vec()));
         if in_log && let Bound::Included(first) | Bound::Excluded(first) = &bounds.0 {
             // The block that the first one may be in begins before it.
-            if let Some((key, _)) = place(&ground.tree, &Pending::new(), prefix, first)?.at {
+            if let Some((key, _)) = place(&ground.tree, &Pending::default(), prefix, first)?.at {
                 from = Bound::Included([prefix, &key].concat());
             }
         }

@@ -22,7 +22,7 @@ const REMOVED: usize = 512;
 /// Blocks to whose new places sled is pointed at a time.
 const MOVED: usize = if cfg!(test) { 3 } else { 256 };
 /// What it counts for to point sled at a block, in bytes.
-const POINTED: usize = 256;
+const POINTED: usize = if cfg!(test) { 16 * 1024 } else { 256 };
 /// Ranges without a record that are remembered.
 const GAPS_MAX: usize = 65_536;
 
@@ -154,7 +154,7 @@ impl Disk {
                 order,
                 wiped: false,
                 from: Key::new(),
-                pending: Pending::new(),
+                pending: Pending::default(),
                 block: Block::default(),
             }
         });
@@ -186,7 +186,7 @@ impl Disk {
             if !is_poured {
                 self.sync_segments(writer)?;
             }
-            while left > 0
+            while (left > 0 || settling.pending.goes_on())
                 && let Some((key, value)) = settling.pending.pop_first()
             {
                 left = left.saturating_sub(POINTED);
@@ -320,7 +320,7 @@ impl Disk {
     ) -> Result<Option<Key>, StoreError> {
         let ground = self.records.read().ground.clone();
         let Settling { pending, block, .. } = settling;
-        let mut merging = Merging { ground: &ground, prefix, appender, pending, block };
+        let mut merging = Merging::new(&ground, prefix, appender, pending, block);
         let mut changes = part.changes_from(&settling.from).peekable();
         while let Some((rest, change)) = changes.peek() {
             if *left == 0 {

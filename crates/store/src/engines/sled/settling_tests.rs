@@ -261,6 +261,38 @@ fn a_log_that_goes_to_sled_in_pieces_is_whole_there() {
     }
 }
 
+/// What comes between the records of a block, or takes its first one out, moves others to blocks of other keys.
+#[test]
+fn records_that_move_to_another_block_are_always_in_one() {
+    for (taken_out, put_between) in
+        [(vec![], (1..400).step_by(2).collect::<Vec<_>>()), (vec![0, 2, 4], vec![])]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(&Config::new(folder.path())).unwrap();
+        let mut all: std::collections::BTreeSet<usize> = (0..400).step_by(2).collect();
+        all.iter().for_each(|n| drop(apply(&disk, &put(LOG, *n, &"x".repeat(300)))));
+        disk.settle_all().unwrap();
+        for n in &taken_out {
+            let op = Op::Delete { table: LOG, key: format!("{n:06}").into() };
+            apply(&disk, &Batch { ops: Arc::new(vec![op]), ..Batch::new(account(0)) });
+            all.remove(n);
+        }
+        put_between.iter().for_each(|n| drop(apply(&disk, &put(LOG, *n, &"x".repeat(300)))));
+        all.extend(put_between);
+        let all: Vec<Key> = all.into_iter().map(|n| format!("{n:06}").into()).collect();
+        disk.freeze(&mut disk.writer.lock()).unwrap();
+        let mut pieces = 0;
+        while !disk.records.read().frozen.is_empty() {
+            disk.settle_some(1).unwrap();
+            pieces += 1;
+            let found = disk.scan(&account(0), LOG, &Range::all()).unwrap();
+            let keys: Vec<Key> = found.into_iter().map(|(key, _)| key).collect();
+            assert_eq!(keys, all, "behind {pieces} pieces");
+        }
+        assert!(pieces > 2, "{pieces}");
+    }
+}
+
 #[test]
 fn changes_wait_while_a_copy_runs_and_go_on_behind_it() {
     let folder = tempfile::tempdir().unwrap();
