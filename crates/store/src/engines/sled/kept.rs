@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
 };
 
 use parking_lot::Mutex;
@@ -17,7 +18,7 @@ use super::{
     layer::{Layer, Part},
     layout,
 };
-use crate::engine::{Key, LOGS, Partition, Range, Record, StoreError, Table, Version, prefix_end};
+use crate::engine::{Key, Partition, Range, Record, StoreError, Table, Version, prefix_end};
 
 /// A table of more bytes than this is not kept.
 const TABLE_BYTES: usize = 8 * 1024;
@@ -36,9 +37,9 @@ pub(super) struct Kept {
 
 #[derive(Default)]
 struct All {
-    partitions: HashMap<Vec<u8>, Whole>,
+    partitions: HashMap<Arc<[u8]>, Whole>,
     /// Who is next to go, by number.
-    order: BTreeMap<u64, Vec<u8>>,
+    order: BTreeMap<u64, Arc<[u8]>>,
     next: u64,
     bytes: usize,
 }
@@ -46,13 +47,72 @@ struct All {
 /// One partition; keys are physical ones without the start that all of its keys share.
 #[derive(Default)]
 struct Whole {
-    records: BTreeMap<Key, Record>,
-    /// The starts of the keys of tables that are left out.
+    records: Sorted,
+    /// The starts of the keys of tables that are left out, beside logs, of which most are large.
     left_out: Vec<Key>,
     bytes: usize,
     number: u64,
     /// Asked for since it was last spared.
     used: bool,
+}
+
+/// A few records in the order of their keys. One for each account: the smallest tree takes twelve times the room of a
+/// record.
+#[derive(Default)]
+struct Sorted(Vec<(Key, Record)>);
+
+impl Sorted {
+    /// Records up to which there is room for no more than there are.
+    const TIGHT: usize = 16;
+
+    fn find(&self, key: &[u8]) -> Result<usize, usize> {
+        self.0.binary_search_by(|(other, _)| other[..].cmp(key))
+    }
+
+    fn get(&self, key: &[u8]) -> Option<&Record> {
+        self.find(key).ok().map(|at| &self.0[at].1)
+    }
+
+    /// Gives the record that was there.
+    fn insert(&mut self, key: &[u8], record: Record) -> Option<Record> {
+        match self.find(key) {
+            Ok(at) => Some(std::mem::replace(&mut self.0[at].1, record)),
+            Err(at) => {
+                if self.0.len() < Self::TIGHT {
+                    self.0.reserve_exact(1);
+                }
+                self.0.insert(at, (key.to_vec(), record));
+                None
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &[u8]) -> Option<Record> {
+        let at = self.find(key).ok()?;
+        Some(self.0.remove(at).1)
+    }
+
+    /// The records between bounds.
+    fn range(&self, (from, to): (Bound<&[u8]>, Bound<&[u8]>)) -> &[(Key, Record)] {
+        let before = |is_before: &dyn Fn(&[u8]) -> bool| self.0.partition_point(|(key, _)| is_before(key));
+        let first = match from {
+            Bound::Unbounded => 0,
+            Bound::Included(from) => before(&|key| key < from),
+            Bound::Excluded(from) => before(&|key| key <= from),
+        };
+        let end = match to {
+            Bound::Unbounded => self.0.len(),
+            Bound::Included(to) => before(&|key| key <= to),
+            Bound::Excluded(to) => before(&|key| key < to),
+        };
+        &self.0[first..end.max(first)]
+    }
+
+    /// The records whose keys start with `prefix`.
+    fn under(&self, prefix: &[u8]) -> &[(Key, Record)] {
+        let behind = self.range((Bound::Included(prefix), Bound::Unbounded));
+        &behind[..behind.partition_point(|(key, _)| key.starts_with(prefix))]
+    }
 }
 
 impl Kept {
@@ -85,6 +145,7 @@ impl Kept {
         if whole.bytes > self.limit {
             return;
         }
+        let prefix: Arc<[u8]> = prefix.into();
         let mut all = self.all.lock();
         all.forget(&prefix);
         whole.number = all.next;
@@ -158,26 +219,23 @@ impl All {
 }
 
 impl Whole {
-    /// Empties it; log tables are read from the disk in any case, most of them are large.
+    /// Empties it.
     fn clear(&mut self) {
-        let gone: usize = self.records.iter().map(|(key, record)| cost(key, record)).sum();
+        let gone: usize = self.records.0.iter().map(|(key, record)| cost(key, record)).sum();
         self.bytes -= gone + self.left_out.iter().map(Vec::len).sum::<usize>();
-        self.records.clear();
+        self.records = Sorted::default();
         self.left_out.clear();
-        for table in LOGS {
-            self.leave_out(&layout::table_start(Table(table)));
-        }
     }
 
     fn leaves_out(&self, key: &[u8]) -> bool {
-        self.left_out.iter().any(|table| key.starts_with(table))
+        layout::is_in_log(&[], key) || self.left_out.iter().any(|table| key.starts_with(table))
     }
 
     fn put(&mut self, key: &[u8], record: Option<Record>) {
         let old = match record {
             Some(record) => {
                 self.bytes += cost(key, &record);
-                self.records.insert(key.to_vec(), record)
+                self.records.insert(key, record)
             }
             None => self.records.remove(key),
         };
@@ -187,16 +245,15 @@ impl Whole {
     /// The bytes of the table that a key belongs to.
     fn table_bytes(&self, key: &[u8]) -> usize {
         let table = layout::table_end(key).map_or(key, |end| &key[..end]);
-        let records = self.records.range(table.to_vec()..);
-        records.take_while(|(key, _)| key.starts_with(table)).map(|(key, record)| cost(key, record)).sum()
+        self.records.under(table).iter().map(|(key, record)| cost(key, record)).sum()
     }
 
     fn leave_out(&mut self, table: &[u8]) {
         if self.leaves_out(table) {
             return;
         }
-        let there: Vec<Key> = self.records.range(table.to_vec()..).map(|(key, _)| key.clone()).collect();
-        for key in there.into_iter().take_while(|key| key.starts_with(table)) {
+        let there: Vec<Key> = self.records.under(table).iter().map(|(key, _)| key.clone()).collect();
+        for key in there {
             self.put(&key, None);
         }
         self.left_out.push(table.to_vec());
@@ -232,8 +289,10 @@ impl Disk {
         let table = &layout::table_start(table)[..];
         let limit = range.limit.min(Range::LIMIT_MAX);
         self.kept.look(&prefix, table, |whole| {
-            let found = whole.records.range(layout::bounds(table, range));
-            let own = |(key, record): (&Key, &Record)| (key[table.len()..].to_vec(), record.clone());
+            let (from, to) = layout::bounds(table, range);
+            let bounds = (from.as_ref().map(Key::as_slice), to.as_ref().map(Key::as_slice));
+            let found = whole.records.range(bounds).iter();
+            let own = |(key, record): &(Key, Record)| (key[table.len()..].to_vec(), record.clone());
             if range.reverse {
                 found.rev().take(limit).map(own).collect()
             } else {
@@ -253,11 +312,10 @@ impl Disk {
 
     fn try_keep(&self, partition: &Partition) -> Result<(), StoreError> {
         let prefix = layout::partition_prefix(partition);
-        if self.kept.all.lock().partitions.contains_key(&prefix) {
+        if self.kept.all.lock().partitions.contains_key(&prefix[..]) {
             return Ok(());
         }
         let mut whole = Whole::default();
-        whole.clear();
         // Held until the partition is in its place: no writer comes between.
         let records = self.records.read();
         let mut from = Key::new();
