@@ -4,14 +4,7 @@
 //! segment, or the block itself where it is small or of an earlier version. A record by itself is as good as a block:
 //! stores of the first versions have only those.
 
-use std::{
-    borrow::Cow,
-    cmp::Ordering,
-    collections::{BTreeMap, BTreeSet},
-    io,
-    ops::Bound,
-    sync::Arc,
-};
+use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, io, ops::Bound, sync::Arc};
 
 use super::{
     disk::Fault,
@@ -144,8 +137,11 @@ impl Block {
 #[derive(Default)]
 pub(super) struct Pending {
     changes: BTreeMap<Key, Option<Vec<u8>>>,
-    /// Of these sled must have the change no later than the one before it: they hold records that were in that block.
-    joined: BTreeSet<Key>,
+    /// Keys of blocks that others take the place of, and the last keys of what was in them: between two writes that part
+    /// these changes, some of it would be in no block.
+    together: BTreeMap<Key, Key>,
+    /// Up to here sled must have all in the write of what was taken last.
+    until: Option<Key>,
 }
 
 impl Pending {
@@ -153,23 +149,23 @@ impl Pending {
         self.changes.is_empty()
     }
 
+    /// Has sled get all changes from `first` to `last` in one write.
+    fn join(&mut self, first: Key, last: Key) {
+        let there = self.together.entry(first).or_default();
+        *there = last.max(std::mem::take(there));
+    }
+
     /// The next change, in the order of the keys.
     pub(super) fn pop_first(&mut self) -> Option<(Key, Option<Vec<u8>>)> {
         let (key, value) = self.changes.pop_first()?;
-        self.joined.remove(&key);
+        self.until = self.together.remove(&key).max(self.until.take());
         Some((key, value))
-    }
-
-    /// Whether what stands under a key comes between two that sled must have together.
-    fn is_before_joined(&self, key: &[u8]) -> bool {
-        let behind = (Bound::Excluded(key), Bound::Unbounded);
-        let next = self.changes.range::<[u8], _>(behind).next();
-        next.is_some_and(|(next, _)| self.joined.contains(next))
     }
 
     /// Whether sled must have the next change together with the one that was taken last.
     pub(super) fn goes_on(&self) -> bool {
-        self.changes.first_key_value().is_some_and(|(key, _)| self.joined.contains(key))
+        let next = self.changes.first_key_value();
+        next.is_some_and(|(key, _)| self.until.as_ref().is_some_and(|until| key <= until))
     }
 }
 
@@ -255,39 +251,14 @@ pub(super) fn find(ground: &Ground, prefix: &[u8], rest: &[u8]) -> Result<Found,
 
 /// Puts changes of log tables into blocks.
 pub(super) struct Merging<'a> {
-    ground: &'a Ground,
-    prefix: &'a [u8],
-    appender: &'a mut Appender,
-    pending: &'a mut Pending,
-    block: &'a mut Block,
-    /// The key of the block that others take the place of.
-    replaced: Option<Key>,
-    /// The keys of those others that come behind the last one with records of it.
-    unjoined: Vec<Key>,
-    /// The block that is filled has records of it.
-    has_moved: bool,
+    pub(super) ground: &'a Ground,
+    pub(super) prefix: &'a [u8],
+    pub(super) appender: &'a mut Appender,
+    pub(super) pending: &'a mut Pending,
+    pub(super) block: &'a mut Block,
 }
 
-impl<'a> Merging<'a> {
-    pub(super) fn new(
-        ground: &'a Ground,
-        prefix: &'a [u8],
-        appender: &'a mut Appender,
-        pending: &'a mut Pending,
-        block: &'a mut Block,
-    ) -> Merging<'a> {
-        Merging {
-            ground,
-            prefix,
-            appender,
-            pending,
-            block,
-            replaced: None,
-            unjoined: Vec::new(),
-            has_moved: false,
-        }
-    }
-
+impl Merging<'_> {
     /// Puts changes of one log table into their blocks, in order; at most about `budget` bytes of them. Gives the key
     /// behind the last that was taken, unless all were.
     pub(super) fn merge<'c>(
@@ -318,41 +289,40 @@ impl<'a> Merging<'a> {
         run: Vec<(Rest, Option<&[u8]>)>,
     ) -> Result<(), Fault> {
         let mut there = Items::new();
-        (self.replaced, self.has_moved) = (None, false);
-        self.unjoined.clear();
         if let Some((key, bytes)) = at {
             let whole = self.ground.block(&key, Cow::Borrowed(&bytes));
             // One that is damaged is left for its readers to tell of.
             if let Some(items) = self.to_merge(&key, whole, &run)? {
                 there = items;
                 self.forget(&key, &bytes);
-                let key = [self.prefix, &key].concat();
-                self.replaced = Some(key.clone());
-                self.pending.changes.insert(key, None);
+                let under = |rest: &Key| [self.prefix, rest].concat();
+                if let Some((last, _)) = there.last() {
+                    self.pending.join(under(&key), under(last));
+                }
+                self.pending.changes.insert(under(&key), None);
             }
         }
         let mut there = there.into_iter().peekable();
         for (key, change) in run {
             while let Some((rest, sealed)) = there.next_if(|(rest, _)| rest[..] < key[..]) {
-                self.push(&rest, &sealed, true)?;
+                self.push(&rest, &sealed)?;
             }
             drop(there.next_if(|(rest, _)| rest[..] == key[..]));
             if let Some(sealed) = change {
-                self.push(&key, sealed, false)?;
+                self.push(&key, sealed)?;
             }
         }
         for (rest, sealed) in there {
-            self.push(&rest, &sealed, true)?;
+            self.push(&rest, &sealed)?;
         }
         self.end_block()
     }
 
-    fn push(&mut self, rest: &[u8], sealed: &[u8], was_there: bool) -> Result<(), Fault> {
+    fn push(&mut self, rest: &[u8], sealed: &[u8]) -> Result<(), Fault> {
         if self.block.is_full_for(rest, sealed) {
             self.end_block()?;
         }
         self.block.push(rest, sealed);
-        self.has_moved |= was_there;
         Ok(())
     }
 
@@ -363,18 +333,6 @@ impl<'a> Merging<'a> {
             true => bytes.to_vec(),
             false => self.appender.append(&key, bytes).map_err(sled::Error::from)?.to_bytes(),
         };
-        let has_moved = std::mem::take(&mut self.has_moved);
-        if self.replaced.as_ref() != Some(&key) {
-            if self.pending.is_before_joined(&key) {
-                self.pending.joined.insert(key.clone());
-            }
-            if self.replaced.is_some() {
-                self.unjoined.push(key.clone());
-            }
-            if has_moved {
-                self.pending.joined.extend(self.unjoined.drain(..));
-            }
-        }
         self.pending.changes.insert(key, Some(value));
         Ok(())
     }

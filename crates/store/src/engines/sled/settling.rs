@@ -320,7 +320,7 @@ impl Disk {
     ) -> Result<Option<Key>, StoreError> {
         let ground = self.records.read().ground.clone();
         let Settling { pending, block, .. } = settling;
-        let mut merging = Merging::new(&ground, prefix, appender, pending, block);
+        let mut merging = Merging { ground: &ground, prefix, appender, pending, block };
         let mut changes = part.changes_from(&settling.from).peekable();
         while let Some((rest, change)) = changes.peek() {
             if *left == 0 {

@@ -213,6 +213,12 @@ fn put(table: Table, key: usize, value: &str) -> Batch {
     Batch { ops: Arc::new(vec![op]), ..Batch::new(account(0)) }
 }
 
+/// Takes a record out of the log.
+fn delete(key: usize) -> Batch {
+    let op = Op::Delete { table: LOG, key: format!("{key:06}").into() };
+    Batch { ops: Arc::new(vec![op]), ..Batch::new(account(0)) }
+}
+
 #[test]
 fn many_records_of_a_log_share_one_of_sled() {
     let folder = tempfile::tempdir().unwrap();
@@ -225,8 +231,7 @@ fn many_records_of_a_log_share_one_of_sled() {
     assert!((15..50).contains(&count), "{count}");
     // What is taken out in the midst leaves the others.
     for n in (0..1_000).filter(|n| n % 3 > 0) {
-        let op = Op::Delete { table: LOG, key: format!("{n:06}").into() };
-        apply(&disk, &Batch { ops: Arc::new(vec![op]), ..Batch::new(account(0)) });
+        apply(&disk, &delete(n));
     }
     disk.settle_all().unwrap();
     assert_eq!(disk.scan(&account(0), LOG, &Range::all()).unwrap().len(), 334);
@@ -272,10 +277,9 @@ fn records_that_move_to_another_block_are_always_in_one() {
         let mut all: std::collections::BTreeSet<usize> = (0..400).step_by(2).collect();
         all.iter().for_each(|n| drop(apply(&disk, &put(LOG, *n, &"x".repeat(300)))));
         disk.settle_all().unwrap();
-        for n in &taken_out {
-            let op = Op::Delete { table: LOG, key: format!("{n:06}").into() };
-            apply(&disk, &Batch { ops: Arc::new(vec![op]), ..Batch::new(account(0)) });
-            all.remove(n);
+        for n in taken_out {
+            apply(&disk, &delete(n));
+            all.remove(&n);
         }
         put_between.iter().for_each(|n| drop(apply(&disk, &put(LOG, *n, &"x".repeat(300)))));
         all.extend(put_between);
@@ -507,8 +511,7 @@ fn a_damaged_segment_takes_no_other_records_along_and_stays() {
     }
     // Much of it dies; what is looked through ends where it is damaged, and it is not removed.
     for n in (0..400).filter(|n| !damaged.contains(n)) {
-        let op = Op::Delete { table: LOG, key: format!("{n:06}").into() };
-        apply(&disk, &Batch { ops: Arc::new(vec![op]), ..Batch::new(account(0)) });
+        apply(&disk, &delete(n));
     }
     disk.settle_all().unwrap();
     (0..200).for_each(|n| drop(apply(&disk, &put(OTHER, n, "x"))));
